@@ -1,0 +1,40 @@
+"""What an answer of the sink means. Pure: status and body in, an error out, or nothing."""
+
+from typing import Final
+
+from forwarder.errors import MisconfiguredError, RejectedError, RetryableError
+
+_REJECTING: Final = {400, 413, 415, 422}
+_BUSY: Final = {408, 425, 429, *range(500, 600)}
+_CREDENTIALS: Final = "see WebSinkTokenFile, WebSinkHeaders, or a user and password in WebSinkURL"
+_REMEDIES: Final = {
+    401: f"it wants credentials: {_CREDENTIALS}",
+    403: f"it forbids this client: {_CREDENTIALS}",
+    404: "there is nothing at this path: see WebSinkURL",
+    405: "this path takes no POST: see WebSinkURL",
+    410: "this path is gone: see WebSinkURL",
+    **dict.fromkeys(
+        range(300, 400), "redirects are never followed: give the final address as WebSinkURL"
+    ),
+}
+_UNKNOWN: Final = "an audit webhook does not answer so: see WebSinkURL"
+_MOST_PATIENCE: Final = 300.0
+_SHOWN_CHARACTERS: Final = 200
+
+
+def judge(status: int, body: bytes, retry_after: str | None) -> None:
+    """Return if the events are accepted, by any 2xx as kube-apiserver takes it, or else raise.
+
+    RejectedError: never again. RetryableError: later, after so many seconds as Retry-After says
+    (300 at most). MisconfiguredError: later, and somebody has to do what it says.
+    """
+    if status in range(200, 300):
+        return
+    told = f"{status} {' '.join(body.decode(errors='replace').split())[:_SHOWN_CHARACTERS]}".strip()
+    if status in _REJECTING:
+        raise RejectedError(told)
+    if status in _BUSY:
+        wait = retry_after or ""
+        after = min(float(wait), _MOST_PATIENCE) if wait.isdecimal() else None
+        raise RetryableError(told, reason=str(status), after=after)
+    raise MisconfiguredError(f"{told}: {_REMEDIES.get(status, _UNKNOWN)}", reason=str(status))

@@ -1,0 +1,111 @@
+"""The composition root: wires hub, delivery and sink together and takes them down in order."""
+
+import asyncio
+from contextlib import AsyncExitStack, closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import stamina
+from azure.eventhub.aio import CheckpointStore
+
+from forwarder import __version__, log
+from forwarder.buffer import ReceiveBuffer
+from forwarder.checkpoints import Checkpoints
+from forwarder.deadletters import DeadLetters
+from forwarder.delivery import Outlets
+from forwarder.embedded import EmbeddedCheckpointStore
+from forwarder.health import Health
+from forwarder.hub import HubMonitor
+from forwarder.metrics import Metrics
+from forwarder.settings import Settings
+from forwarder.sink import Sink, shown_url
+from forwarder.source import Source
+from forwarder.state import state_directory
+from forwarder.web import serve
+
+_LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Forward until `stop` is set, then drain for ShutdownGrace at most and return."""
+    stamina.instrumentation.set_on_retry_hooks([])  # our own entries and metrics say it
+    async with AsyncExitStack() as stack:
+        state = stack.enter_context(state_directory(settings.state_directory))
+        _say_start(settings)
+        credential = await _credential(settings, stack)
+        store = await _store(settings, credential, state, stack)
+        metrics = Metrics(__version__)
+        sink = await stack.enter_async_context(Sink(settings, metrics))
+        outlets = Outlets(
+            settings,
+            sink,
+            DeadLetters(state / "deadletters", settings.dead_letter_max_bytes),
+            ReceiveBuffer(settings.receive_buffer_bytes),
+            metrics,
+        )
+        checkpoints = Checkpoints(store, settings.checkpoint_interval)
+        source = Source(settings, store, checkpoints, outlets, credential)
+        hub = HubMonitor(settings, credential)
+        stack.push_async_callback(hub.close)
+        health = Health(settings, hub, sink, source.partitions, checkpoints)
+        await stack.enter_async_context(serve(settings.http_port, metrics, health))
+        async with asyncio.TaskGroup() as group:
+            work = (source.run(), checkpoints.run(), health.run())
+            tasks = [group.create_task(one) for one in work]
+            await stop.wait()
+            await _wind_down(settings, source, checkpoints)
+            for task in tasks:
+                task.cancel()
+    log.info("stopped")
+
+
+async def _wind_down(settings: Settings, source: Source, checkpoints: Checkpoints) -> None:
+    """Drain, checkpoint, give up ownership: in this order, each for a bounded time."""
+    log.info("stopping", graceSeconds=settings.shutdown_grace)
+    source.stop()
+    try:
+        async with asyncio.timeout(settings.shutdown_grace):
+            await source.drain()
+    except TimeoutError:
+        log.error("stopping with messages undelivered, they are read again at the next start")
+        source.cancel()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_CHECKPOINT):
+            await checkpoints.flush()
+    await source.close()
+
+
+async def _credential(settings: Settings, stack: AsyncExitStack) -> Any:
+    """Return the login by Microsoft Entra ID, if a connection string is missing for something."""
+    if not settings.event_hub_namespace and not settings.blob_account_url:
+        return None
+    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 - costs half a second
+
+    return await stack.enter_async_context(DefaultAzureCredential())
+
+
+async def _store(
+    settings: Settings, credential: Any, state: Path, stack: AsyncExitStack
+) -> CheckpointStore:
+    """Open the storage account's container, or without one a file in the state directory."""
+    if not settings.blob_connection and not settings.blob_account_url:
+        embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
+        return stack.enter_context(closing(embedded))
+    from forwarder.blob import open_blob_store  # noqa: PLC0415 - costs 24 MB
+
+    return await stack.enter_async_context(open_blob_store(settings, credential))
+
+
+def _say_start(settings: Settings) -> None:
+    log.info("start", version=__version__, url=str(shown_url(settings.web_sink_url)))
+    hub, blob = settings.hub_connection, settings.blob_connection
+    log.write(
+        log.POST,
+        "settings",
+        EventHubName=settings.event_hub_name,
+        BlobContainerName=settings.blob_container_name,
+        WebSinkURL=str(shown_url(settings.web_sink_url)),
+        VerboseLevel=settings.verbose_level,
+        EhubNamespaceConnectionString=len(hub.text) if hub else 0,
+        BlobStorageConnectionString=len(blob.text) if blob else 0,
+    )

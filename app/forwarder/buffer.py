@@ -1,0 +1,28 @@
+"""The receive buffer: bytes received and not yet delivered, bounded for the whole process."""
+
+import asyncio
+
+
+class ReceiveBuffer:
+    """Counts bytes; a message that is larger than the limit passes when nothing else is held."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._room = asyncio.Event()
+        self.used = 0
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether `size` bytes fit now."""
+        return not self.used or self.used + size <= self._limit
+
+    async def take(self, size: int) -> None:
+        """Wait until the bytes fit, which holds the partition back, and take them."""
+        while not self.has_room(size):
+            self._room.clear()
+            await self._room.wait()
+        self.used += size
+
+    def release(self, size: int) -> None:
+        """Give bytes back."""
+        self.used -= size
+        self._room.set()

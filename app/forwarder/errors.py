@@ -1,0 +1,41 @@
+"""The errors of this package: what may be tried again and what may not are different types."""
+
+
+class ForwarderError(Exception):
+    """Base of all errors raised here; its text is one line and holds no secret."""
+
+
+class SettingsError(ForwarderError):
+    """Settings that cannot be used. `problems`: one line each, begun by the variable's name."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class StateError(ForwarderError):
+    """The state directory cannot be used: not writable, or in use by another process."""
+
+
+class UnusableError(ForwarderError):
+    """Bytes that are no audit event and cannot be made one: a dead letter."""
+
+
+class RejectedError(ForwarderError):
+    """The sink refused these events for good: 400, 413, 415 or 422."""
+
+
+class RetryableError(ForwarderError):
+    """The sink did not take the events this time.
+
+    `reason` labels the metric; `after` is the wait in seconds that the sink asked for, if it did.
+    """
+
+    def __init__(self, message: str, *, reason: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.after = after
+
+
+class MisconfiguredError(RetryableError):
+    """The sink will not take anything until somebody changes a setting, here or there."""

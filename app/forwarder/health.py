@@ -1,0 +1,105 @@
+"""The state of things: how far behind delivery is, whether it is stuck, whether it is held off."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from forwarder.checkpoints import Checkpoints
+from forwarder.delivery import Partition
+from forwarder.hub import HubMonitor
+from forwarder.metrics import Metrics
+from forwarder.settings import Settings
+from forwarder.sink import Sink
+
+_INTERVAL: Final = 10.0  # seconds between two looks at the hub
+
+
+class Health:
+    """Judges progress by the hub's sequence numbers, for the client swallows its errors."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hub: HubMonitor,
+        sink: Sink,
+        partitions: Mapping[str, Partition],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._sink = sink
+        self._partitions = partitions
+        self._checkpoints = checkpoints
+        self._latest: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Look at the hub for ever; a partition with nothing to do is never late."""
+        while True:
+            await self._hub.look()
+            for number, partition in self._partitions.items():
+                if not self._waits(number, partition):
+                    partition.progress = time.monotonic()
+            await asyncio.sleep(_INTERVAL)
+
+    def not_live(self) -> list[str]:
+        """Return why the process should be restarted; a sink or hub that is down is no reason."""
+        if self._sink.down_since is not None:
+            return []
+        now = time.monotonic()
+        return [
+            f"partition {number}: no progress for {idle:.0f} s while messages wait"
+            for number, partition in self._partitions.items()
+            if self._waits(number, partition)
+            and (idle := now - max(partition.progress, self._sink.up_since))
+            > self._settings.stall_timeout
+        ]
+
+    def not_ready(self) -> list[str]:
+        """Return why nothing can be delivered at the moment."""
+        reasons = [f"hub: {self._hub.trouble}"] if self._hub.trouble else []
+        if self._sink.down_since is not None:
+            reasons.append(f"sink: {self._sink.trouble}")
+        return reasons
+
+    def observe(self, metrics: Metrics) -> None:
+        """Set the gauges that show how far behind delivery is."""
+        metrics.lag.clear()
+        metrics.oldest.clear()
+        for number, partition in self._partitions.items():
+            metrics.lag.labels(number).set(max(0, self._last(number) - self._stored(number)))
+            metrics.oldest.labels(number).set(max(0.0, self._oldest(number, partition)))
+
+    def _oldest(self, number: str, partition: Partition) -> float:
+        """Return the age in seconds of the oldest message that is not delivered.
+
+        Of messages that are still in the hub just a bound is known: they are younger than the
+        last one taken.
+        """
+        if partition.window.oldest:
+            return time.time() - partition.window.oldest.enqueued
+        if not self._waits(number, partition):
+            return 0.0
+        if partition.newest:
+            return time.time() - partition.newest.enqueued
+        return time.monotonic() - partition.progress
+
+    def _waits(self, number: str, partition: Partition) -> bool:
+        taken = partition.newest.sequence_number if partition.newest else self._stored(number)
+        return partition.window.oldest is not None or self._last(number) > taken
+
+    def _last(self, number: str) -> int:
+        """Return the last sequence number in the partition, as far as is known."""
+        newest = self._partitions[number].newest
+        return max(self._hub.last.get(number, -1), newest.sequence_number if newest else -1)
+
+    def _stored(self, number: str) -> int:
+        """Return the sequence number of the checkpoint, or the one before the first to be read."""
+        owned = self._checkpoints.owned.get(number)
+        if owned and owned.stored is not None:
+            return owned.stored
+        if (before := self._partitions[number].before) is not None:
+            return before
+        if self._settings.start_position == "latest":
+            return self._latest.setdefault(number, self._last(number))
+        return self._hub.first.get(number, 0) - 1

@@ -1,0 +1,127 @@
+"""One line an entry, to standard output, as JSON or as text."""
+
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pythonjsonlogger.msgspec import MsgspecFormatter
+
+from forwarder.settings import Settings
+
+# VerboseLevel 1 to 4, each with all before it.
+ERROR: Final = logging.ERROR
+INFO: Final = logging.INFO
+EVENT: Final = logging.INFO - 5
+POST: Final = logging.DEBUG
+_THRESHOLDS: Final = {1: ERROR, 2: INFO, 3: EVENT, 4: POST}
+_NAMES: Final = {ERROR: "error", INFO: "info", EVENT: "info", POST: "debug"}
+_REPEAT_AFTER: Final = 60.0
+
+_logger: Final = logging.getLogger("forwarder")
+
+
+def configure(settings: Settings) -> None:
+    """Send this package's entries to standard output; libraries stay silent, their errors reach us.
+
+    The texts in `settings.secrets` are blotted out wherever they might turn up.
+    """
+    formatter = _Text() if settings.log_format == "text" else _Json()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Redacting(formatter, settings.secrets))
+    _logger.handlers = [handler]
+    _logger.propagate = False
+    _logger.setLevel(_THRESHOLDS[settings.verbose_level])
+    logging.getLogger().handlers = [logging.NullHandler()]
+
+
+def enabled(level: int) -> bool:
+    """Tell whether entries of this level are written, to save the work of making them."""
+    return _logger.isEnabledFor(level)
+
+
+def write(level: int, message: str, **fields: Any) -> None:
+    """Write an entry: the message's first words are stable, what varies goes into the fields."""
+    if _logger.isEnabledFor(level):
+        _logger.log(level, message, extra={"fields": fields})
+
+
+def error(message: str, **fields: Any) -> None:
+    """Write an error, which every VerboseLevel shows."""
+    write(ERROR, message, **fields)
+
+
+def info(message: str, **fields: Any) -> None:
+    """Write an entry of VerboseLevel 2."""
+    write(INFO, message, **fields)
+
+
+def describe(problem: BaseException) -> str:
+    """Return an exception as one line of bounded length."""
+    text = " ".join(str(problem).split())[:300]
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+class Repeated:
+    """Says a lasting error once a minute, with the number of times that it came meanwhile."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
+
+    def error(self, message: str, **fields: Any) -> None:
+        """Write the error unless the same message was written within the last minute."""
+        now = time.monotonic()
+        if now - self._said.get(message, -_REPEAT_AFTER) < _REPEAT_AFTER:
+            self._unsaid[message] = self._unsaid.get(message, 0) + 1
+            return
+        self._said[message] = now
+        if repeated := self._unsaid.pop(message, 0):
+            fields["repeated"] = repeated
+        error(message, **fields)
+
+    def forget(self) -> None:
+        """Start anew: the error is over, the next one is said at once."""
+        self._said.clear()
+        self._unsaid.clear()
+
+
+class _Json(MsgspecFormatter):
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        log_data.update(timestamp=_timestamp(record), level=_NAMES[record.levelno])
+        log_data.update(message=record.message, **message_dict, **vars(record)["fields"])
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = (f"{name}={_quoted(value)}" for name, value in vars(record)["fields"].items())
+        line = f"{_timestamp(record)} {_NAMES[record.levelno]:5} {record.getMessage():18}"
+        return f"{line} {' '.join(fields)}".rstrip()
+
+
+class _Redacting(logging.Formatter):
+    """Blots out secrets in a finished line, the last net under every entry."""
+
+    def __init__(self, inner: logging.Formatter, secrets: tuple[str, ...]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._inner.format(record)
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return repr(text) if not text or any(mark in text for mark in ' "\n') else text
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    instant = datetime.fromtimestamp(record.created, UTC)
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,98 @@
+"""The Prometheus metrics; their names and labels are the public interface."""
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+Outcome = Literal["delivered", "dead_lettered", "skipped", "filtered", "dropped"]
+_OUTCOMES: Final[tuple[Outcome, ...]] = (
+    "delivered",
+    "dead_lettered",
+    "skipped",
+    "filtered",
+    "dropped",
+)
+_POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionMetrics:
+    """The counters of one partition, their labels resolved once."""
+
+    messages: Counter
+    received_bytes: Counter
+    records: Counter
+    salvaged: Counter
+    lost: Counter
+    outcomes: dict[Outcome, Counter]
+    checkpoints: dict[str, Counter]
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"aks_audit_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"aks_audit_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"aks_audit_{name}", text, buckets=buckets, registry=registry)
+
+        self._messages = counter("hub_messages", "Messages received from Event Hubs", "partition")
+        self._bytes = counter("hub_bytes", "Bytes received from Event Hubs", "partition")
+        self._records = counter("records", "Records unpacked from messages", "partition")
+        self._events = counter("events", "Records by what became of them", "partition", "outcome")
+        self._salvaged = counter("events_salvaged", "Events whose JSON was cut", "partition")
+        self._lost = counter("lost_messages", "Messages expired before being read", "partition")
+        self._checkpoints = counter("checkpoints", "Checkpoints written", "partition", "result")
+        self.posts = counter("posts", "Responses of the sink by status", "status")
+        self.retries = counter("post_retries", "Posts tried again by reason", "reason")
+        self.post_seconds = histogram("post_seconds", "Duration of a post", _POST_BUCKETS)
+        self._delay = histogram(
+            "event_delay_seconds", "From stageTimestamp to the sink's acceptance", _DELAY_BUCKETS
+        )
+        self.lag = gauge("lag_messages", "Messages behind the last checkpoint", "partition")
+        self.oldest = gauge(
+            "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
+        )
+        self.owned = gauge("partitions_owned", "Partitions that this process reads")
+        self.sink_up = gauge("sink_up", "1 if the sink took, or could judge, the last post")
+        gauge("build_info", "1, with the version", "version").labels(version).set(1)
+
+    def partition(self, partition: str) -> PartitionMetrics:
+        """Return the counters of one partition; they keep their values when it comes back."""
+        return PartitionMetrics(
+            messages=self._messages.labels(partition),
+            received_bytes=self._bytes.labels(partition),
+            records=self._records.labels(partition),
+            outcomes={outcome: self._events.labels(partition, outcome) for outcome in _OUTCOMES},
+            salvaged=self._salvaged.labels(partition),
+            lost=self._lost.labels(partition),
+            checkpoints={
+                result: self._checkpoints.labels(partition, result) for result in ("ok", "error")
+            },
+        )
+
+    def delayed(self, stage_timestamps: Iterable[str]) -> None:
+        """Observe how long ago these events (RFC 3339, "" if unknown) happened."""
+        now = time.time()
+        for stamp in filter(None, stage_timestamps):
+            with suppress(ValueError):
+                self._delay.observe(max(0.0, now - datetime.fromisoformat(stamp).timestamp()))
+
+    def exposition(self) -> bytes:
+        """Return everything in the Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,198 @@
+"""The sink: the webhook of a security sensor, which takes what kube-apiserver posts."""
+
+import ssl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+import stamina
+from yarl import URL
+
+from forwarder import log
+from forwarder.answer import judge
+from forwarder.errors import MisconfiguredError, RejectedError, RetryableError
+from forwarder.metrics import Metrics
+from forwarder.settings import Settings
+
+_OPEN: Final = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":['
+_CLOSE: Final = b"]}"
+LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
+_MOST_BACKOFF: Final = 30.0
+_ANSWER_BYTES: Final = 65_536  # of an answer are read; more closes the connection
+_FAILURES_TO_BE_DOWN: Final = 3  # in a row: one is ordinary, and no news for the operator
+
+
+class Sink:
+    """Posts lists of events and says what became of them. An async context manager."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._url = settings.web_sink_url
+        self._shown_url = str(shown_url(self._url))
+        self._refused_in_a_row = 0
+        self._failures = 0
+        self._token = _TokenFile(settings.web_sink_token_file)
+        self._repeated = log.Repeated()
+        self.down_since: float | None = None
+        """When posts began to fail, by the monotonic clock; None while they succeed."""
+        self.trouble = ""
+        """Why they fail, in a line."""
+        self.up_since = time.monotonic()
+        metrics.sink_up.set(1)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_tls(self._settings) or True),
+            timeout=aiohttp.ClientTimeout(total=self._settings.web_sink_timeout),
+            headers={"User-Agent": "aks-audit", **dict(self._settings.web_sink_headers)},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def post(self, events: Sequence[bytes]) -> None:
+        """Post these events, again and again until the sink takes them or refuses them for good.
+
+        Raises RejectedError if it refuses: 400, 413, 415, 422.
+        """
+        body = encode(events, single=self._settings.web_sink_max_events == 1)
+        async for attempt in stamina.retry_context(
+            on=self._retry_after,
+            attempts=None,
+            timeout=None,
+            wait_max=_MOST_BACKOFF,
+        ):
+            with attempt:
+                await self._attempt(body, len(events))
+
+    def _retry_after(self, error: Exception) -> bool | float:
+        """Tell whether, or after how many seconds, to try again (a hook of stamina)."""
+        if not isinstance(error, RetryableError):
+            return False
+        self._metrics.retries.labels(error.reason).inc()
+        return True if error.after is None else error.after
+
+    async def _attempt(self, body: bytes, events: int) -> None:
+        """Post once; RetryableError or RejectedError if the sink did not take it."""
+        try:
+            await self._request(body, events)
+        except RetryableError as error:
+            self._failed(error)
+            raise
+        except RejectedError:
+            if self._refused_in_a_row >= self._settings.web_sink_max_rejects:
+                hold = MisconfiguredError(
+                    f"{self._refused_in_a_row} events refused in a row and none taken: is this the "
+                    "address of a Kubernetes audit webhook? see WebSinkURL, WebSinkMaxRejects",
+                    reason="rejects",
+                )
+                self._failed(hold)
+                raise hold from None
+            self._refused_in_a_row += events == 1
+            self._answered()
+            raise
+        self._refused_in_a_row = 0
+        self._answered()
+
+    async def _request(self, body: bytes, events: int) -> None:
+        """Send one POST and judge the answer."""
+        if log.enabled(log.POST):
+            log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
+        started = time.perf_counter()
+        headers = {"Content-Type": "application/json", **self._token.header()}
+        try:
+            async with self._session.post(
+                self._url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                answer = await response.content.read(_ANSWER_BYTES)
+                if not response.content.at_eof():
+                    response.close()  # what is left unread must not be read by the next request
+        except TimeoutError:
+            self._metrics.posts.labels("error").inc()
+            seconds = f"{self._settings.web_sink_timeout:g}"
+            raise RetryableError(
+                f"no answer in {seconds} s (WebSinkTimeout)", reason="timeout"
+            ) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self._metrics.posts.labels("error").inc()
+            raise RetryableError(log.describe(error), reason="connection") from None
+        taken = time.perf_counter() - started
+        status = response.status
+        self._metrics.posts.labels(str(status)).inc()
+        self._metrics.post_seconds.observe(taken)
+        if log.enabled(log.POST):
+            log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
+        judge(status, answer, response.headers.get("Retry-After"))
+
+    def _failed(self, error: RetryableError) -> None:
+        self._failures += 1
+        misconfigured = isinstance(error, MisconfiguredError)
+        if misconfigured or self._failures >= _FAILURES_TO_BE_DOWN:
+            self.trouble = str(error)
+            self.down_since = self.down_since or time.monotonic()
+            self._metrics.sink_up.set(0)
+            self._repeated.error("sink down", url=self._shown_url, reason=self.trouble)
+
+    def _answered(self) -> None:
+        self._failures = 0
+        if self.down_since is not None:
+            now = time.monotonic()
+            log.info("sink up", url=self._shown_url, downSeconds=round(now - self.down_since, 1))
+            self.down_since, self.up_since, self.trouble = None, now, ""
+            self._metrics.sink_up.set(1)
+            self._repeated.forget()
+
+
+def encode(events: Sequence[bytes], *, single: bool) -> bytes:
+    """Return a request's body: an EventList, or with `single` the bare event."""
+    return events[0] if single else _OPEN + b",".join(events) + _CLOSE
+
+
+def shown_url(url: URL) -> URL:
+    """Return the URL without what may be secret: user, password and query."""
+    return url.with_user(None).with_query(None).with_fragment(None)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS settings that were asked for."""
+    if settings.web_sink_url.scheme != "https":
+        return None
+    context = ssl.create_default_context(cafile=settings.web_sink_ca_file)
+    if settings.web_sink_cert_file:
+        context.load_cert_chain(settings.web_sink_cert_file, settings.web_sink_key_file)
+    return context
+
+
+class _TokenFile:
+    """A bearer token in a file, read again when the file changes."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+        self._header: dict[str, str] = {}
+
+    def header(self) -> dict[str, str]:
+        """Return the Authorization header; the last token stays while the file cannot be read."""
+        if self._path:
+            try:
+                stat = self._path.stat()
+                version = (stat.st_mtime_ns, stat.st_ino)
+                if version != self._version:
+                    token = self._path.read_text(encoding="ascii").strip()
+                    self._header = {"Authorization": f"Bearer {token}"} if token else {}
+                    self._version = version
+            except (OSError, ValueError) as error:
+                log.error("token file cannot be read", reason=log.describe(error))
+        return self._header
