@@ -24,10 +24,9 @@ class Owned:
 
 
 class Checkpoints:
-    """Writes watermarks to the store, each only over the checkpoint that this process knows.
+    """Writes watermarks to the store, but never moves another process's checkpoint back.
 
-    Whoever finds another one there has lost the partition meanwhile (it was frozen, or the store
-    was away) and must not move the new owner's checkpoint back.
+    A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
     """
 
     def __init__(self, store: CheckpointStore, interval: float) -> None:
@@ -89,13 +88,9 @@ class Checkpoints:
 
     async def _write(self, owned: Owned, mark: Message, stored: dict[str, int]) -> None:
         number = owned.context.partition_id
-        if stored.get(number) != owned.stored:
-            self._repeated.error(
-                "checkpoint left alone, another process moved it",
-                partition=number,
-                sequenceNumber=mark.sequence_number,
-                found=stored.get(number),
-            )
+        found = stored.get(number, -1)
+        if found != owned.stored and found > mark.sequence_number:
+            log.error("checkpoint left alone, another process is ahead", partition=number)
             return
         await self._store.update_checkpoint(
             {

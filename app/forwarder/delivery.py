@@ -44,7 +44,7 @@ class Partition:
         self.newest: Message | None = None
         """The last message taken."""
         self.before: int | None = None
-        """The sequence number before the first one taken."""
+        """The sequence number before the first one to take: the checkpoint's if there is one."""
         self.progress = time.monotonic()
         """When a message was last taken or settled, by the monotonic clock."""
         self._outlets = outlets
@@ -53,8 +53,15 @@ class Partition:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def is_new(self, message: Message) -> bool:
-        """Tell a message from one that the client reads again after a reconnect."""
-        return self.newest is None or message.sequence_number > self.newest.sequence_number
+        """Tell a message from one that the client reads again after a reconnect.
+
+        Numbers start again in a hub that is made anew, but its messages are younger.
+        """
+        return (
+            self.newest is None
+            or message.sequence_number > self.newest.sequence_number
+            or message.enqueued > self.newest.enqueued
+        )
 
     def take(self, message: Message, unpacked: Unpacked) -> None:
         """Accept a message, whose bytes the buffer holds already; `pump` sets it moving."""
@@ -140,8 +147,8 @@ class Partition:
         if self.before is None:
             self.before = message.sequence_number - 1
         previous = self.newest.sequence_number if self.newest else self.before
-        if lost := message.sequence_number - previous - 1:
-            self.metrics.lost.inc(lost)
+        if message.sequence_number > previous + 1:
+            self.metrics.lost.inc(message.sequence_number - previous - 1)
             log.error(
                 "messages lost",
                 partition=self.number,

@@ -68,10 +68,8 @@ class HubMonitor:
         """Ask once; a hub that does not answer is said, and never raised."""
         try:
             async with asyncio.timeout(_TIMEOUT):
-                for partition in await self._client.get_partition_ids():
-                    found = await self._client.get_partition_properties(partition)
-                    self.first[partition] = found["beginning_sequence_number"]
-                    self.last[partition] = found["last_enqueued_sequence_number"]
+                partitions = await self._client.get_partition_ids()
+                await asyncio.gather(*(self._look_at(partition) for partition in partitions))
         except Exception as error:  # noqa: BLE001 - whatever the client raises, and time-outs
             self.trouble = log.describe(error)
             self._repeated.error("hub does not answer", reason=self.trouble)
@@ -84,3 +82,8 @@ class HubMonitor:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
+
+    async def _look_at(self, partition: str) -> None:
+        found = await self._client.get_partition_properties(partition)
+        self.first[partition] = found["beginning_sequence_number"]
+        self.last[partition] = found["last_enqueued_sequence_number"]

@@ -58,7 +58,9 @@ def info(message: str, **fields: Any) -> None:
 
 
 def describe(problem: BaseException) -> str:
-    """Return an exception as one line of bounded length."""
+    """Return an exception, of a group the first, as one line of bounded length."""
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
     text = " ".join(str(problem).split())[:300]
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 

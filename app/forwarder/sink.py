@@ -1,5 +1,8 @@
 """The sink: the webhook of a security sensor, which takes what kube-apiserver posts."""
 
+import asyncio
+import itertools
+import random
 import ssl
 import time
 from collections.abc import Sequence
@@ -8,7 +11,6 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-import stamina
 from yarl import URL
 
 from forwarder import log
@@ -20,6 +22,7 @@ from forwarder.settings import Settings
 _OPEN: Final = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":['
 _CLOSE: Final = b"]}"
 LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
+_FIRST_BACKOFF: Final = 0.2  # seconds, doubled each time
 _MOST_BACKOFF: Final = 30.0
 _ANSWER_BYTES: Final = 65_536  # of an answer are read; more closes the connection
 _FAILURES_TO_BE_DOWN: Final = 3  # in a row: one is ordinary, and no news for the operator
@@ -68,21 +71,16 @@ class Sink:
         Raises RejectedError if it refuses: 400, 413, 415, 422.
         """
         body = encode(events, single=self._settings.web_sink_max_events == 1)
-        async for attempt in stamina.retry_context(
-            on=self._retry_after,
-            attempts=None,
-            timeout=None,
-            wait_max=_MOST_BACKOFF,
-        ):
-            with attempt:
+        for attempt in itertools.count():
+            try:
                 await self._attempt(body, len(events))
-
-    def _retry_after(self, error: Exception) -> bool | float:
-        """Tell whether, or after how many seconds, to try again (a hook of stamina)."""
-        if not isinstance(error, RetryableError):
-            return False
-        self._metrics.retries.labels(error.reason).inc()
-        return True if error.after is None else error.after
+            except RetryableError as error:
+                self._metrics.retries.labels(error.reason).inc()
+                backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _MOST_BACKOFF)
+                jittered = random.uniform(backoff / 2, backoff)  # noqa: S311 - not a secret
+                await asyncio.sleep(jittered if error.after is None else error.after)
+            else:
+                return
 
     async def _attempt(self, body: bytes, events: int) -> None:
         """Post once; RetryableError or RejectedError if the sink did not take it."""

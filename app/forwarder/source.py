@@ -92,6 +92,7 @@ class Source:
         number = context.partition_id
         partition = Partition(number, self._outlets)
         owned = await self._checkpoints.claim(context, partition)
+        partition.before = owned.stored
         self.partitions[number] = partition
         self._outlets.metrics.owned.set(len(self.partitions))
         log.info("partition claimed", partition=number, checkpoint=owned.stored)
