@@ -1,0 +1,103 @@
+"""A real hub, read from now on: one line an audit event, nothing written to Azure."""
+
+import asyncio
+import sys
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+from azure.eventhub import EventData
+from azure.eventhub.aio import EventHubConsumerClient
+
+from forwarder import log
+from forwarder.envelope import Event, unpack
+from forwarder.errors import SettingsError
+from forwarder.hub import connect
+from forwarder.settings import Settings
+from forwarder.summary import summary
+
+# https://learn.microsoft.com/azure/event-hubs/event-hubs-features#consumer-groups
+STOLEN = (
+    "Consumer group {group} belongs to another reader, most likely a forwarder that already runs; "
+    "it is not disturbed. Make a consumer group for this demo (az eventhubs eventhub "
+    "consumer-group create) and give its name: ConsumerGroup=NAME make demo"
+)
+
+
+async def show() -> int:
+    """Print a line an event until cancelled; the exit status if it comes to an end before."""
+    try:
+        settings = Settings.from_env()
+    except SettingsError as error:
+        _say(*error.problems)
+        return 2
+    where = f"{settings.event_hub_name}, consumer group {settings.consumer_group}"
+    try:
+        async with connect(settings, None, retry_total=0) as client:
+            partitions = await client.get_partition_ids()
+    except Exception as error:  # noqa: BLE001 - whatever the client raises, a user gets it in a line
+        _say(f"The hub {where} does not answer: {log.describe(error)}")
+        return 1
+    _say(f"Reading {where}, {len(partitions)} partitions, from now on, until Ctrl-C.")
+    _say("Nothing is written to Azure. Any use of the cluster makes events: kubectl get pods")
+    # No owner level and no checkpoint store: a reader with an owner level is not disturbed by this.
+    return await _Reader(settings, connect(settings, None, load_balancing_interval=5)).run(where)
+
+
+class _Reader:
+    def __init__(self, settings: Settings, client: EventHubConsumerClient) -> None:
+        self._settings = settings
+        self._client = client
+        self._stolen = asyncio.Event()
+        self._counts: Counter[str] = Counter()
+
+    async def run(self, where: str) -> int:
+        reading = asyncio.create_task(
+            self._client.receive_batch(
+                self._take, on_error=self._on_error, starting_position="@latest"
+            )
+        )
+        try:
+            await self._stolen.wait()
+            _say(STOLEN.format(group=self._settings.consumer_group))
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+            await self._client.close()
+            counts = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
+            _say(f"Read from {where}: {counts or 'nothing'}.")
+        return 1
+
+    async def _take(self, _: Any, messages: list[EventData]) -> None:
+        for message in messages:
+            body: Any = message.body  # its type covers bodies that only senders make
+            unpacked = unpack(b"".join(body), self._settings.categories)
+            self._counts["messages"] += 1
+            self._counts["events"] += len(unpacked.events)
+            self._counts["records of other categories"] += unpacked.skipped
+            self._counts["dead letters"] += len(unpacked.refused)
+            _say(*map(line, unpacked.events))
+
+    async def _on_error(self, partition: Any, error: Exception) -> None:
+        if "amqp:link:stolen" in str(error):
+            self._stolen.set()
+        else:
+            what = f"partition {partition.partition_id}" if partition else "the hub"
+            _say(f"{what}: {log.describe(error)}; trying again")
+
+
+def line(event: Event) -> str:
+    """Return an event's summary on one line that is harmless to a terminal."""
+    found = summary(event.body)
+    target = "/".join(filter(None, (found["namespace"], found["name"]))) or "-"
+    texts = (found["verb"], found["user"] or "-", found["resource"] or "-", target, found["code"])
+    text = " ".join([event.stage_timestamp or "-", *map(str, texts)])
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.writelines(f"{one}\n" for one in lines)
+    sys.stdout.flush()
