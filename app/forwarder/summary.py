@@ -4,19 +4,28 @@ from typing import Any
 
 import msgspec
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 
 def summary(event: bytes) -> dict[str, Any]:
     """Return the fields of a level 3 log entry; what an odd event lacks is empty."""
-    found = msgspec.json.decode(event)
+    fields = _fields.decode(event)
+
+    def value(name: str) -> Any:
+        try:
+            return msgspec.json.decode(fields.get(name, b"null"))
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
     user, target, status = (
-        value if isinstance(value := found.get(name), dict) else {}
+        found if isinstance(found := value(name), dict) else {}
         for name in ("user", "objectRef", "responseStatus")
     )
     resource, subresource = target.get("resource", ""), target.get("subresource")
     return {
-        "auditID": found["auditID"],
-        "stage": found["stage"],
-        "verb": found["verb"],
+        "auditID": value("auditID"),
+        "stage": value("stage"),
+        "verb": value("verb"),
         "user": user.get("username", ""),
         "resource": f"{resource}/{subresource}" if subresource else resource,
         "namespace": target.get("namespace", ""),
