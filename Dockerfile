@@ -1,0 +1,17 @@
+FROM python:3.13-slim AS build
+COPY app/requirements.txt /tmp/
+RUN python -m venv --without-pip /venv \
+ && pip --python /venv/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r /tmp/requirements.txt
+COPY app/forwarder /tmp/forwarder
+RUN cp -r /tmp/forwarder "$(/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+ && /venv/bin/python -m compileall -q /venv
+
+FROM python:3.13-slim
+LABEL org.opencontainers.image.title="aks-audit" \
+      org.opencontainers.image.description="Delivers the Kubernetes audit log of AKS from Azure Event Hubs to a security sensor's webhook" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /venv /venv
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 5000
+ENTRYPOINT ["/venv/bin/python", "-m", "forwarder"]
