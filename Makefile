@@ -1,0 +1,105 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := .bin
+
+##@ Start here
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.stamp ## Forward real events from a local hub, or show those of EhubNamespaceConnectionString
+	@PYTHONPATH=app:tests $(VENV)/bin/python -m demo
+
+.PHONY: test
+test: tools lint test-chart ## Lint and run all tests, of the chart too
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest
+
+##@ Installation (done by the targets that need it)
+
+$(VENV)/.stamp: tests/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --require-hashes -r tests/requirements.txt
+	touch $@
+
+# The machine's Go and Node.js where they are recent enough, else those of a virtual environment of their own.
+WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(BIN)/py/bin:$$PATH"
+
+$(BIN)/py/.stamp: tests/tools/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+# Pinned by tests/tools/go.mod; the rules that ct lints by come with its module.
+$(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum
+	(cd $(<D) && GOTOOLCHAIN=local go list -m) >/dev/null 2>&1 || $(MAKE) --no-print-directory $(BIN)/py/.stamp
+	@echo "building helm and the tools that test the chart, once: some minutes"
+	cd $(<D) && $(WITH_TOOLS) go build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
+	install -m 644 "$$(cd $(<D) && $(WITH_TOOLS) go list -m -f '{{.Dir}}' github.com/helm/chart-testing/v3)"/etc/*.yaml $(BIN)
+	touch $@
+
+$(BIN)/js/.stamp: tests/tools/js/package.json tests/tools/js/package-lock.json
+	npm --version >/dev/null 2>&1 && node -e 'process.exit(parseInt(process.versions.node) < 20)' || $(MAKE) --no-print-directory $(BIN)/py/.stamp
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	cd $(@D) && $(WITH_TOOLS) npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+.PHONY: tools
+tools: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/js/.stamp ## Install everything that demo and tests need
+
+##@ Python
+
+.PHONY: lint
+lint: $(VENV)/.stamp ## Lint and type-check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: $(VENV)/.stamp ## Measure events a second, CPU and memory on this machine
+	@PYTHONPATH=app:tests $(VENV)/bin/python -m bench
+
+.PHONY: lock
+lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
+	for name in app/requirements tests/requirements tests/tools/requirements; do \
+		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
+	done
+
+##@ Chart
+
+CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order file --log-level warning
+KUBERNETES := 1.29 1.30 1.31 1.32 1.33 1.34
+SCHEMAS := $(BIN)/schemas/{{.NormalizedKubernetesVersion}}/{{.ResourceKind}}{{.KindSuffix}}.json
+
+# The schemas that kubernetes-validate brings; kubeconform resolves relative references only.
+$(BIN)/schemas/.stamp: $(VENV)/.stamp
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	brought=$$($(VENV)/bin/python -c 'import kubernetes_validate; print(kubernetes_validate.__path__[0])'); \
+	for version in $(KUBERNETES); do \
+		cp -r "$$brought/kubernetes-json-schema/v$$version.0-local-strict" "$(@D)/v$$version.0"; \
+	done
+	find $(@D) -name '*.json' -exec sed -i 's|"/api/_definitions|"_definitions|; s|"$$id"|"$$comment"|' {} +
+	touch $@
+
+.PHONY: docs
+docs: $(BIN)/.stamp ## Write chart/README.md anew
+	$(CHART_DOCS)
+
+.PHONY: test-chart
+test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test the chart, its README and the workflows
+	$(BIN)/helm-unittest --strict chart
+	$(WITH_TOOLS) ct lint --config ct.yaml
+	rendered=$$(for values in chart/ci/*-values.yaml; do $(BIN)/helm template aks-audit chart --values "$$values" || exit; done); \
+	for version in $(KUBERNETES); do \
+		echo "Kubernetes $$version"; \
+		$(BIN)/kubeconform -strict -summary -kubernetes-version "$$version.0" -schema-location '$(SCHEMAS)' <<<"$$rendered"; \
+	done
+	$(CHART_DOCS) --dry-run | diff --unified chart/README.md - || { echo "chart/README.md is out of date: make docs"; exit 1; }
+	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yaml
