@@ -8,21 +8,26 @@ class ReceiveBuffer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._turn = asyncio.Lock()
         self._room = asyncio.Event()
         self.used = 0
 
     def has_room(self, size: int) -> bool:
-        """Tell whether `size` bytes fit now."""
-        return not self.used or self.used + size <= self._limit
+        """Tell whether `size` bytes fit now and nobody waits for room."""
+        return not self._turn.locked() and self._fits(size)
 
     async def take(self, size: int) -> None:
         """Wait until the bytes fit, which holds the partition back, and take them."""
-        while not self.has_room(size):
-            self._room.clear()
-            await self._room.wait()
-        self.used += size
+        async with self._turn:  # in turn, or a large message would starve behind small ones
+            while not self._fits(size):
+                self._room.clear()
+                await self._room.wait()
+            self.used += size
 
     def release(self, size: int) -> None:
         """Give bytes back."""
         self.used -= size
         self._room.set()
+
+    def _fits(self, size: int) -> bool:
+        return not self.used or self.used + size <= self._limit

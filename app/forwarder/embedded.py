@@ -13,8 +13,20 @@ from typing import Any, Final
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
+from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
+# A full disk or a lock of somebody else's says nothing about the file.
+_UNDAMAGED: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 class EmbeddedCheckpointStore(CheckpointStore):
@@ -28,7 +40,9 @@ class EmbeddedCheckpointStore(CheckpointStore):
         self._lock = Lock()  # statements come from several threads, the connection is one
         try:
             self._database = _open(path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNDAMAGED:
+                raise StateError(f"'{path}' cannot be opened: {log.describe(error)}") from None
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.rename(aside)
             log.error(
@@ -42,9 +56,11 @@ class EmbeddedCheckpointStore(CheckpointStore):
         """Close the file."""
         self._database.close()
 
-    async def list_ownership(self, *where: str, **_: Any) -> Iterable[dict[str, Any]]:
-        """Return this process's claims on partitions of `where`: namespace, hub, group."""
-        prefix = _key(*where)
+    async def list_ownership(
+        self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
+    ) -> Iterable[dict[str, Any]]:
+        """Return this process's claims on partitions."""
+        prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
         return [dict(one) for key, one in self._ownership.items() if key.startswith(prefix)]
 
     async def claim_ownership(
@@ -58,10 +74,13 @@ class EmbeddedCheckpointStore(CheckpointStore):
         self._ownership |= {_key_of(one): dict(one) for one in claimed}
         return claimed
 
-    async def list_checkpoints(self, *where: str, **_: Any) -> Iterable[dict[str, Any]]:
-        """Return the checkpoints in `where`: namespace, hub, group."""
+    async def list_checkpoints(
+        self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
+    ) -> Iterable[dict[str, Any]]:
+        """Return the checkpoints of a consumer group."""
         statement = "SELECT value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
-        rows = await asyncio.to_thread(self._execute, statement, _key(*where))
+        prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
+        rows = await asyncio.to_thread(self._execute, statement, prefix)
         return [json.loads(value) for (value,) in rows]
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
@@ -94,6 +113,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         database.execute(_TABLE)
+        for (value,) in database.execute("SELECT value FROM checkpoint"):
+            json.loads(value)
     except BaseException:
         database.close()
         raise

@@ -1,8 +1,9 @@
 """The envelope of Azure Monitor: bytes of a hub's message in, audit events out. Pure, no I/O."""
 
+import json
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -45,7 +46,7 @@ class _Audit(msgspec.Struct, gc=False):
     stage: str
     verb: str
     user: msgspec.Raw
-    stageTimestamp: str = ""  # noqa: N815 - the same
+    stageTimestamp: str | None = None  # noqa: N815 - the same; Go writes its zero time as null
 
 
 class _Properties(msgspec.Struct, gc=False):
@@ -64,7 +65,7 @@ class _Envelope(msgspec.Struct, gc=False):
 
 class _LooseRecord(msgspec.Struct, gc=False):
     category: str
-    properties: msgspec.Raw
+    properties: msgspec.Raw = msgspec.Raw(b"null")
     time: str | None = None
 
 
@@ -82,9 +83,13 @@ _text = msgspec.json.Decoder(str)
 
 # Deep nesting is a RecursionError and a lone surrogate a UnicodeError, not errors of msgspec.
 _UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
-_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
-_HEAD: Final = re.compile(rb'\s*(?:\{\s*"records"\s*:\s*)?\[')
-_TAIL: Final = re.compile(rb"\s*(?:\]\s*\}?\s*)?")
+# Where an object may begin: within a string every quote has a backslash before it.
+_OBJECT: Final = re.compile(r'\{[ \t\r\n]*"')
+_BLANKS: Final = b" \t\r\n"
+_BETWEEN: Final = _BLANKS + b","
+_GLUE: Final = {b"", b"[", b"]", b"]}", b'{"records":[', b'\xef\xbb\xbf{"records":['}
+_SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
+_scan: Final = json.JSONDecoder(parse_int=str).raw_decode  # int() refuses 4,301 digits
 
 
 def unpack(message: bytes, categories: frozenset[str]) -> Unpacked:
@@ -100,7 +105,6 @@ def unpack(message: bytes, categories: frozenset[str]) -> Unpacked:
             else:
                 unpacked.skipped += 1
     except _UNREADABLE:
-        unpacked = Unpacked([], [])
         _unpack_loosely(unpacked, message, categories)
     return unpacked
 
@@ -109,16 +113,18 @@ def _add(unpacked: Unpacked, log: str, time: str | None) -> None:
     """Add an event, salvaged if it was cut off, or the log itself as refused."""
     try:
         body = log.encode().strip()
-        unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp))
+        unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp or ""))
     except msgspec.ValidationError as error:
         unpacked.refused.append(Refused(log.encode(), f"not an audit event: {error}"))
     except _UNREADABLE as error:
         try:
             body = salvage(log, time).encode()
-            unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp, salvaged=True))
+            unpacked.events.append(
+                Event(body, _audit.decode(body).stageTimestamp or "", salvaged=True)
+            )
         except (UnusableError, *_UNREADABLE) as hopeless:
             reason = str(hopeless if isinstance(hopeless, UnusableError) else error)
-            unpacked.refused.append(Refused(log.encode(errors="surrogatepass"), reason))
+            unpacked.refused.append(Refused(log.encode(), reason))
 
 
 def _unpack_loosely(unpacked: Unpacked, message: bytes, categories: frozenset[str]) -> None:
@@ -126,7 +132,7 @@ def _unpack_loosely(unpacked: Unpacked, message: bytes, categories: frozenset[st
     for body, whole in _records(message):
         try:
             if not whole:
-                raise UnusableError("not JSON, or cut off in the middle of a record")
+                raise UnusableError("not JSON of Azure Monitor, or cut off")
             record = _loose_record.decode(body)
             if record.category in categories:
                 _add(unpacked, _log(bytes(record.properties)), record.time)
@@ -147,33 +153,47 @@ def _log(properties: bytes) -> str:
 def _records(message: bytes) -> Iterator[tuple[bytes, bool]]:
     """Yield each record's bytes, and whether it is whole."""
     try:
-        if message.lstrip()[:1] == b"[":
-            found = _raw_list.decode(message)
-        else:
-            records = _raw_object.decode(message).get("records")
-            found = _raw_list.decode(records) if records else [msgspec.Raw(message)]
-    except _UNREADABLE:
+        array = message.lstrip(_BLANKS).startswith(b"[")
+        found = _raw_list.decode(message if array else _raw_object.decode(message)["records"])
+    except (KeyError, *_UNREADABLE):
         yield from _split(message)
     else:
-        yield from ((bytes(record), True) for record in found)
+        if len(found) * _SMALLEST > len(message) + _SMALLEST:
+            yield message, False  # or half a million zeros were as many dead letters
+        else:
+            yield from ((bytes(record), True) for record in found)
 
 
 def _split(message: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Find the records of broken JSON by their brackets; what is left over is one piece."""
-    head = _HEAD.match(message)
-    start = end = head.end() if head else 0
-    depth = 0
-    for token in _TOKEN.finditer(message, start) if head else ():
-        if token[0] in (b"{", b"["):
-            start = token.start() if depth == 0 else start
-            depth += 1
-        elif token[0] in (b"}", b"]"):
-            depth -= 1
-            if depth < 0:
-                break
-            if depth == 0:
-                end = token.end()
-                yield message[start:end], True
-    rest = message[end:] if head and end > head.end() else message
-    if not _TAIL.fullmatch(rest):
+    """Find the records in anything else; what lies between them is kept in pieces.
+
+    Each object is tried as a record, then looked into, until eight times the message was read.
+    """
+    text = message.decode("latin-1")  # one character a byte
+    at = end = 0
+    left = 8 * len(text) + 100_000
+    while left > 0 and (found := _OBJECT.search(text, at)):
+        start = found.start()
+        fields, stop = _object(text, start)
+        if "category" in fields:
+            between = message[end:start].strip(_BETWEEN)
+            if between.translate(None, _BLANKS) not in _GLUE:
+                yield between, False
+            yield message[start:stop], True
+            at = end = stop
+        else:
+            at = start + 1
+            left -= stop - start + 1000
+    rest = message[end:].strip(_BETWEEN) if end else message
+    if not end or rest.translate(None, _BLANKS) not in _GLUE:
         yield rest, False
+
+
+def _object(text: str, start: int) -> tuple[dict[str, Any], int]:
+    """Return the object that begins here and where it ends; {} and how far it could be read."""
+    try:
+        return _scan(text, start)
+    except json.JSONDecodeError as error:
+        return {}, error.pos
+    except RecursionError:
+        return {}, start + len(text) // 2  # it does not say how far

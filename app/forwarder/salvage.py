@@ -2,8 +2,11 @@
 
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
+
+import msgspec
 
 from forwarder.errors import UnusableError
 
@@ -12,7 +15,8 @@ ANNOTATION: Final = '"audit.aks/truncated":"true"'
 _REQUIRED = ("auditID", "stage", "verb", "user")
 _TIMESTAMPS = ("requestReceivedTimestamp", "stageTimestamp")
 _SPACE = re.compile(r"[ \t\n\r]*")
-_decode = json.JSONDecoder().raw_decode
+_decode = json.JSONDecoder(parse_int=str).raw_decode  # int() takes no more than 4,300 digits
+_raw = msgspec.json.Decoder(msgspec.Raw)
 
 
 def salvage(text: str, time: str | None) -> str:
@@ -30,16 +34,15 @@ def salvage(text: str, time: str | None) -> str:
         if name not in fields:
             fields[name] = f'"{_micro_time(time)}"'
     annotations = fields.get("annotations", "{}")
-    others = annotations[1:].lstrip()
-    comma = "" if others.startswith("}") else ","
-    fields["annotations"] = "{" + ANNOTATION + comma + others
+    others = annotations[1:-1].strip() if annotations.startswith("{") else ""
+    fields["annotations"] = "{" + others + ("," if others else "") + ANNOTATION + "}"
     return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in fields.items()) + "}"
 
 
 def _whole_fields(text: str) -> tuple[dict[str, str], str]:
     """Return the fields that end before the cut, their values as written, and text after the end.
 
-    A number at the very end is not whole: its next digit may be lost.
+    A number before the cut is not whole: its next digit may be lost.
     """
     fields: dict[str, str] = {}
     at = _skip(text, 0)
@@ -53,9 +56,11 @@ def _whole_fields(text: str) -> tuple[dict[str, str], str]:
                 break
             _, at = _decode(text, start)
             end, at = at, _skip(text, at)
-            if at == len(text) and text[end - 1].isdigit():
+            if text[end - 1].isdigit() and text[at : at + 1] not in (",", "}"):
                 break
-            fields[name] = text[start:end]
+            with suppress(msgspec.DecodeError):  # NaN or half a surrogate, no JSON to a sink
+                _raw.decode(text[start:end])
+                fields[name] = text[start:end]
     except (ValueError, RecursionError):
         return fields, ""
     return fields, text[at + 1 :].strip() if text[at : at + 1] == "}" else ""
@@ -71,6 +76,7 @@ def _micro_time(time: str | None) -> str:
     """Return the time as Kubernetes' MicroTime, which takes exactly six digits of a second."""
     try:
         instant = datetime.fromisoformat(time or "")
-    except ValueError:
+        instant = instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise UnusableError("cut off: timestamps lost, and the record has no time") from None
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
