@@ -106,6 +106,6 @@ def _say_start(settings: Settings) -> None:
         BlobContainerName=settings.blob_container_name,
         WebSinkURL=str(shown_url(settings.web_sink_url)),
         VerboseLevel=settings.verbose_level,
-        EhubNamespaceConnectionString=len(hub.text) if hub else 0,
-        BlobStorageConnectionString=len(blob.text) if blob else 0,
+        EhubNamespaceConnectionString=hub.length if hub else 0,
+        BlobStorageConnectionString=blob.length if blob else 0,
     )

@@ -104,7 +104,11 @@ class Checkpoints:
 
     async def _list(self, context: PartitionContext) -> dict[str, int]:
         found = await self._store.list_checkpoints(**_where(context))
-        return {entry["partition_id"]: int(entry["sequence_number"]) for entry in found}
+        return {
+            entry["partition_id"]: entry["sequence_number"]
+            for entry in found
+            if entry["sequence_number"] is not None
+        }
 
 
 def _where(context: PartitionContext) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class HubConnection:
     """A namespace's or hub's connection string: `text` for the client, EntityPath taken out."""
 
     text: str = field(repr=False)
+    length: int  # of what was given
     entity_path: str | None
     secrets: tuple[str, ...] = field(repr=False)
 
@@ -29,6 +30,7 @@ class BlobConnection:
     """A storage account's connection string."""
 
     text: str = field(repr=False)
+    length: int  # of what was given
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -58,11 +60,10 @@ def hub_connection(text: str) -> HubConnection:
             )
     if parts.get("usedevelopmentemulator", "").lower() == "true":
         parts["usedevelopmentemulator"] = "true"  # the client takes lower case only
-    entity_path = parts.pop("entitypath", None) or None
+    entity_path = parts.pop("entitypath", None)
     joined = ";".join(f"{_HUB_KEYS.get(key, key)}={value}" for key, value in parts.items())
-    return HubConnection(
-        joined, entity_path, _present(parts, "sharedaccesskey", "sharedaccesssignature")
-    )
+    secrets = _present(parts, "sharedaccesskey", "sharedaccesssignature")
+    return HubConnection(joined, len(text), entity_path, secrets)
 
 
 def blob_connection(text: str) -> BlobConnection:
@@ -79,7 +80,8 @@ def blob_connection(text: str) -> BlobConnection:
             "lacks AccountName and AccountKey (or BlobEndpoint and SharedAccessSignature): copy it "
             "whole, az storage account show-connection-string shows it"
         )
-    return BlobConnection(_unquoted(text), _present(parts, "accountkey", "sharedaccesssignature"))
+    secrets = _present(parts, "accountkey", "sharedaccesssignature")
+    return BlobConnection(_unquoted(text), len(text), secrets)
 
 
 def _parts(text: str) -> dict[str, str]:

@@ -31,7 +31,6 @@ class Health:
         self._sink = sink
         self._partitions = partitions
         self._checkpoints = checkpoints
-        self._latest: dict[str, int] = {}
 
     async def run(self) -> None:
         """Look at the hub for ever; a partition with nothing to do is never late."""
@@ -100,6 +99,4 @@ class Health:
             return owned.stored
         if (before := self._partitions[number].before) is not None:
             return before
-        if self._settings.start_position == "latest":
-            return self._latest.setdefault(number, self._last(number))
         return self._hub.first.get(number, 0) - 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import certifi
@@ -13,6 +13,7 @@ from forwarder import log
 from forwarder.settings import Settings
 
 _TIMEOUT: Final = 20.0  # seconds for one look
+_ENDS: Final = {"-1": datetime.min.replace(tzinfo=UTC), "@latest": datetime.max.replace(tzinfo=UTC)}
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
@@ -41,13 +42,12 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
 
 
 def starting_position(settings: Settings) -> str | datetime:
-    """Return where a partition without a checkpoint starts, in the client's terms."""
+    """Return what a partition without a checkpoint is read after, in the client's terms."""
     start = settings.start_position
-    if isinstance(start, datetime):
-        return start
     if isinstance(start, str):
         return {"earliest": "-1", "latest": "@latest"}[start]
-    return datetime.now(UTC) - start
+    instant = start if isinstance(start, datetime) else datetime.now(UTC) - start
+    return instant - timedelta(milliseconds=1)  # the hub's clock ticks so; the instant is included
 
 
 class HubMonitor:
@@ -57,10 +57,15 @@ class HubMonitor:
         # Without retries of its own: its errors are what the operator is told.
         self._client = connect(settings, credential, retry_total=0)
         self._repeated = log.Repeated()
+        start = starting_position(settings)
+        self._start = _ENDS[start] if isinstance(start, str) else start
         self.trouble: str | None = "it has not answered yet"
         """Why the hub does not answer, in a line; None while it does."""
         self.first: dict[str, int] = {}
-        """The first sequence number that each partition still holds."""
+        """The first sequence number that is read of each partition if it has no checkpoint.
+
+        With `latest` only a message that has come tells: until then, the next one.
+        """
         self.last: dict[str, int] = {}
         """The last sequence number in each partition, -1 if there was none."""
 
@@ -85,5 +90,6 @@ class HubMonitor:
 
     async def _look_at(self, partition: str) -> None:
         found = await self._client.get_partition_properties(partition)
-        self.first[partition] = found["beginning_sequence_number"]
-        self.last[partition] = found["last_enqueued_sequence_number"]
+        last = self.last[partition] = found["last_enqueued_sequence_number"]
+        behind = found["last_enqueued_time_utc"] > self._start
+        self.first[partition] = found["beginning_sequence_number"] if behind else last + 1

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -25,11 +26,11 @@ _logger: Final = logging.getLogger("forwarder")
 def configure(settings: Settings) -> None:
     """Send this package's entries to standard output; libraries stay silent, their errors reach us.
 
-    The texts in `settings.secrets` are blotted out wherever they might turn up.
+    The texts in `settings.secrets` are blotted out of errors, whose reasons others have worded.
     """
-    formatter = _Text() if settings.log_format == "text" else _Json()
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Redacting(formatter, settings.secrets))
+    handler.setFormatter(_Text() if settings.log_format == "text" else _Json())
+    handler.addFilter(_redaction(settings.secrets))
     _logger.handlers = [handler]
     _logger.propagate = False
     _logger.setLevel(_THRESHOLDS[settings.verbose_level])
@@ -66,16 +67,17 @@ def describe(problem: BaseException) -> str:
 
 
 class Repeated:
-    """Says a lasting error once a minute, with the number of times that it came meanwhile."""
+    """Says a lasting error once in `interval` seconds, with how often it came meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = _REPEAT_AFTER) -> None:
+        self._interval = interval
         self._said: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
     def error(self, message: str, **fields: Any) -> None:
-        """Write the error unless the same message was written within the last minute."""
+        """Write the error unless the same message was written within the interval."""
         now = time.monotonic()
-        if now - self._said.get(message, -_REPEAT_AFTER) < _REPEAT_AFTER:
+        if now - self._said.get(message, -self._interval) < self._interval:
             self._unsaid[message] = self._unsaid.get(message, 0) + 1
             return
         self._said[message] = now
@@ -104,24 +106,28 @@ class _Text(logging.Formatter):
         return f"{line} {' '.join(fields)}".rstrip()
 
 
-class _Redacting(logging.Formatter):
-    """Blots out secrets in a finished line, the last net under every entry."""
+def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that blots out secrets, the last net under every error."""
 
-    def __init__(self, inner: logging.Formatter, secrets: tuple[str, ...]) -> None:
-        super().__init__()
-        self._inner = inner
-        self._secrets = secrets
+    def redacted(value: object) -> object:
+        for secret in secrets if isinstance(value, str) else ():
+            value = str(value).replace(secret, "***")
+        return value
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = self._inner.format(record)
-        for secret in self._secrets:
-            line = line.replace(secret, "***")
-        return line
+    def redact(record: logging.LogRecord) -> bool:
+        if record.levelno >= ERROR:
+            fields = vars(record)["fields"]
+            vars(record)["fields"] = {name: redacted(value) for name, value in fields.items()}
+        return True
+
+    return redact
 
 
 def _quoted(value: object) -> str:
+    """Return a field's text, on one line and harmless to a terminal whatever is in it."""
     text = str(value)
-    return repr(text) if not text or any(mark in text for mark in ' "\n') else text
+    plain = text and text.isprintable() and not any(mark in text for mark in " \"'=")
+    return text if plain else repr(text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from yarl import URL
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DAY = 86_400
+_OLDEST = timedelta(days=3650)  # no hub keeps messages for longer than 90 days
 # The sender's own: a second value would make the request ambiguous.
 _OWN_HEADERS = {"content-type", "content-length", "host", "transfer-encoding"}
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -96,8 +98,11 @@ def start_position(text: str) -> str | datetime | timedelta:
     """Parse `earliest`, `latest`, an ISO 8601 instant (UTC if it says none) or an age like 6h."""
     if text in ("earliest", "latest"):
         return text
-    if age := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return timedelta(**{_UNITS[age[2]]: int(age[1])})
+    if match := re.fullmatch(r"([0-9]{1,8})([smhdw])", text):
+        age = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        if age > _OLDEST:
+            raise ValueError(f"'{text}' is more than {_OLDEST.days} days; earliest is everything")
+        return age
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
@@ -130,7 +135,18 @@ def readable(text: str) -> Path:
     try:
         path.read_bytes()
     except OSError as error:
-        raise ValueError(f"'{text}' cannot be read: {error.strerror}") from None
+        shown = f"'{text}'" if path.is_absolute() else "this path"  # it may be the secret itself
+        raise ValueError(f"{shown} cannot be read: {error.strerror}") from None
+    return path
+
+
+def certificates(text: str) -> Path:
+    """Parse the path of a file of certificates to trust."""
+    path = readable(text)
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"'{text}' holds no certificate in PEM form") from None
     return path
 
 

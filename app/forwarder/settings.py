@@ -1,6 +1,8 @@
 """Settings of the process, read from the environment once."""
 
 import os
+import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -14,6 +16,8 @@ from forwarder.connection import BlobConnection, HubConnection, blob_connection,
 from forwarder.errors import SettingsError
 
 _DEFAULT_HUB = "insights-logs-kube-audit"
+_KEY = re.compile(r"\b(\w*(?:key|sig|signature)=)[^;&'\s]{8,}", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # characters; shorter header values, such as a tenant's number, are words
 
 
 def _variable(
@@ -60,7 +64,7 @@ class Settings:
         "WebSinkHeaders", (), parse.headers, secret=True
     )
     web_sink_token_file: Path | None = _variable("WebSinkTokenFile", None, parse.readable)
-    web_sink_ca_file: Path | None = _variable("WebSinkCAFile", None, parse.readable)
+    web_sink_ca_file: Path | None = _variable("WebSinkCAFile", None, parse.certificates)
     web_sink_cert_file: Path | None = _variable("WebSinkCertFile", None, parse.readable)
     web_sink_key_file: Path | None = _variable("WebSinkKeyFile", None, parse.readable)
     web_sink_max_rejects: int = _variable("WebSinkMaxRejects", 100, parse.whole(1))
@@ -96,9 +100,12 @@ class Settings:
                 )
         settings = cls(**values)
         named = {problem.split(":")[0] for problem in problems}
-        problems += [line for line in settings._contradictions() if line.split(":")[0] not in named]
+        if "EventHubNamespace" in named:
+            named.add("EhubNamespaceConnectionString")  # a login was given, none is missing
+        rules = (*settings._contradictions(), *settings._sink_contradictions())
+        problems += [line for line in rules if line.split(":")[0] not in named]
         if problems:
-            raise SettingsError(problems)
+            raise SettingsError([_shown(problem) for problem in problems])
         return settings
 
     @classmethod
@@ -113,9 +120,9 @@ class Settings:
         found = [
             secret for connection in connections if connection for secret in connection.secrets
         ]
-        found += [value for _, value in self.web_sink_headers]
-        found += [self.web_sink_url.password or ""]
-        return tuple(filter(None, found))
+        sent = [value for _, value in self.web_sink_headers] + [*self.web_sink_url.query.values()]
+        found += [value for value in sent if len(value) >= _SHORTEST_SECRET]
+        return (*found, self.web_sink_url.password) if self.web_sink_url.password else tuple(found)
 
     def _contradictions(self) -> Iterator[str]:
         """Yield a line for each rule across variables that these settings break."""
@@ -129,19 +136,44 @@ class Settings:
             yield "EventHubNamespace: " + two_ways.format("EhubNamespaceConnectionString")
         if self.blob_connection and self.blob_account_url:
             yield "BlobAccountUrl: " + two_ways.format("BlobStorageConnectionString")
-        if self.web_sink_cert_file and not self.web_sink_key_file:
-            yield "WebSinkKeyFile: missing, WebSinkCertFile needs it"
-        if self.web_sink_key_file and not self.web_sink_cert_file:
-            yield "WebSinkCertFile: missing, WebSinkKeyFile needs it"
-        if self.web_sink_url.scheme == "http" and (
-            self.web_sink_ca_file or self.web_sink_cert_file or self.web_sink_key_file
-        ):
-            yield "WebSinkURL: is http, so WebSinkCAFile, -CertFile and -KeyFile have no effect"
         if self.ownership_expiry <= self.load_balancing_interval:
             yield (
                 f"OwnershipExpiry: {self.ownership_expiry:g} must exceed LoadBalancingInterval, "
                 f"{self.load_balancing_interval:g}, or partitions are lost between two renewals"
             )
+
+    def _sink_contradictions(self) -> Iterator[str]:
+        if self.web_sink_cert_file and not self.web_sink_key_file:
+            yield "WebSinkKeyFile: missing, WebSinkCertFile needs it"
+        if self.web_sink_key_file and not self.web_sink_cert_file:
+            yield "WebSinkCertFile: missing, WebSinkKeyFile needs it"
+        if self.web_sink_cert_file and self.web_sink_key_file:
+            try:  # with a pass phrase, or a key that has one would be asked for on the terminal
+                ssl.create_default_context().load_cert_chain(
+                    self.web_sink_cert_file, self.web_sink_key_file, password=""
+                )
+            except ssl.SSLError as error:
+                yield (
+                    "WebSinkCertFile: with WebSinkKeyFile it is not a certificate and its "
+                    f"unencrypted key in PEM form: {error.reason or error}"
+                )
+        logins = {
+            "a user in WebSinkURL": self.web_sink_url.user,
+            "Authorization in WebSinkHeaders": "authorization"
+            in {name.lower() for name, _ in self.web_sink_headers},
+            "WebSinkTokenFile": self.web_sink_token_file,
+        }
+        if len(given := [way for way, value in logins.items() if value]) > 1:
+            yield f"WebSinkURL: {' and '.join(given)}: these are two ways of logging in, keep one"
+        if self.web_sink_url.scheme == "http" and (
+            self.web_sink_ca_file or self.web_sink_cert_file or self.web_sink_key_file
+        ):
+            yield "WebSinkURL: is http, so WebSinkCAFile, -CertFile and -KeyFile have no effect"
+
+
+def _shown(problem: str) -> str:
+    """Return it as one line, without the key of a connection string in the wrong variable."""
+    return _KEY.sub(r"\1***", " ".join(problem.split()))
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
@@ -152,6 +184,6 @@ def _read(environ: Mapping[str, str], name: str) -> str:
     if not path:
         return text
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}_FILE, '{path}', cannot be read: {error}") from None

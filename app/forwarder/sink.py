@@ -36,8 +36,7 @@ class Sink:
         self._metrics = metrics
         self._url = settings.web_sink_url
         self._shown_url = str(shown_url(self._url))
-        self._refused_in_a_row = 0
-        self._failures = 0
+        self._refused_in_a_row = self._failures = 0
         self._token = _TokenFile(settings.web_sink_token_file)
         self._repeated = log.Repeated()
         self.down_since: float | None = None
@@ -132,6 +131,10 @@ class Sink:
         self._metrics.post_seconds.observe(taken)
         if log.enabled(log.POST):
             log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
+        if status not in range(200, 300):  # some sinks repeat what they refuse
+            login = response.request_info.headers.get("Authorization", "").partition(" ")[2]
+            for secret in filter(None, (login, *self._settings.secrets)):
+                answer = answer.replace(secret.encode(), b"***")
         judge(status, answer, response.headers.get("Retry-After"))
 
     def _failed(self, error: RetryableError) -> None:
@@ -180,6 +183,7 @@ class _TokenFile:
         self._path = path
         self._version: tuple[int, int] | None = None
         self._header: dict[str, str] = {}
+        self._repeated = log.Repeated()
 
     def header(self) -> dict[str, str]:
         """Return the Authorization header; the last token stays while the file cannot be read."""
@@ -192,5 +196,5 @@ class _TokenFile:
                     self._header = {"Authorization": f"Bearer {token}"} if token else {}
                     self._version = version
             except (OSError, ValueError) as error:
-                log.error("token file cannot be read", reason=log.describe(error))
+                self._repeated.error("token file cannot be read", reason=log.describe(error))
         return self._header

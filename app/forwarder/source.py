@@ -63,7 +63,6 @@ class Source:
             max_batch_size=_BATCH,
             prefetch=_PREFETCH,
             starting_position=starting_position(self._settings),
-            starting_position_inclusive=True,
             on_error=self._on_error,
             on_partition_initialize=self._on_claim,
             on_partition_close=self._on_close,

@@ -1,0 +1,43 @@
+"""What every test gets: a net under the whole suite that no output shows a key."""
+
+import re
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from azurite import Azurite
+from eventhubs import Server
+from process import Forwarder
+
+_KEY = re.compile(r"(?:SharedAccessKey|AccountKey|sig)=([^;&\s]{8,})|://[^/\s]*:([^/\s@]{8,})@")
+
+
+def _keys(text: str) -> set[str]:
+    """Return the keys of connection strings, and the passwords of URLs."""
+    return {key for found in _KEY.findall(text) for key in found if key}
+
+
+_LOCAL_KEYS = _keys(f"{Server({}).connection_string()}\n{Azurite(0, 0).connection_string}")
+
+
+@pytest.fixture(autouse=True)
+def no_forwarder_shows_a_key() -> Iterator[None]:
+    """Fail a test when a forwarder that it ran has printed one of the keys it was given."""
+    yield
+    while Forwarder.started:
+        forwarder = Forwarder.started.pop()
+        output = "\n".join([*forwarder.lines, forwarder.stderr])
+        assert not [
+            key for key in _keys("\n".join(forwarder.environment.values())) if key in output
+        ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test when what was captured of it shows a key of the local servers."""
+    report = yield
+    captured = report.capstdout + report.capstderr + report.caplog
+    if report.passed and any(key in captured for key in _LOCAL_KEYS):
+        report.outcome = "failed"
+        report.longrepr = "its output shows a key"
+    return report

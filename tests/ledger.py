@@ -1,0 +1,143 @@
+"""What was published and what became of it: the oracle of every fault test."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import events
+from eventhubs import Hub
+from events import Key, key
+from process import Samples
+from stores import Stored
+from webhook import Post, Webhook
+
+OUTCOMES = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
+
+
+class Entry(NamedTuple):
+    """A published event, byte for byte, and its message's place in the hub."""
+
+    partition: str
+    sequence_number: int
+    event: bytes
+
+
+class Ledger:
+    """Publishes real events, keeps their accounts, and judges by auditID and stage."""
+
+    def __init__(self, hub: Hub, webhook: Webhook) -> None:
+        self.published: dict[Key, Entry] = {}
+        self.refused: set[Key] = set()
+        """Events that the sink answers with 400."""
+        self.states: set[Path] = set()
+        """State directories, where dead letters are kept."""
+        self._hub = hub
+        self._webhook = webhook
+        self._audit_ids: set[bytes] = set()
+        self._restarts: list[tuple[Stored, Stored]] = []
+        self._stored: Stored = {}
+        webhook.rule = self.answer
+
+    def publish(
+        self, count: int, partition: int | None = None, *, per_message: int = 10, refuse: int = 0
+    ) -> None:
+        """Publish events, a message to each partition in turn or all to one.
+
+        Every `refuse`-th of them is one that the sink refuses.
+        """
+        for message in events.messages(count, per_message=per_message):
+            log = (
+                self._hub.partitions[partition] if partition is not None else self._hub.choose(None)
+            )
+            number = self._hub.publish(int(log.id), message.body)
+            for event in message.events:
+                name = key(event)
+                self.published[name] = Entry(log.id, number, event)
+                if refuse and len(self.published) % refuse == 0:
+                    self.refused.add(name)
+                    self._audit_ids.add(name[0].encode())
+
+    def answer(self, post: Post) -> int:
+        """Return the sink's status for a post: it refuses what it was published to refuse."""
+        return 400 if any(audit_id in post.body for audit_id in self._audit_ids) else 200
+
+    def dead(self) -> Counter[Key]:
+        """Return the events that were kept as dead letters."""
+        lines = (
+            line
+            for state in self.states
+            for file in (state / "deadletters").glob("*.jsonl")
+            for line in file.read_bytes().splitlines(keepends=True)
+            if line.endswith(b"\n")
+        )
+        return Counter(key(json.loads(line)["body"].encode()) for line in lines)
+
+    def unsettled(self) -> set[Key]:
+        """Return the events that are neither delivered nor dead letters."""
+        return self.published.keys() - self._webhook.taken.keys() - self.dead().keys()
+
+    async def settled(self, timeout: float = 30) -> None:  # noqa: ASYNC109 - tells what is missing
+        """Wait until every published event is accounted for."""
+        taken = self._webhook.taken
+        await self._webhook.until(
+            lambda: len(taken) + len(self.refused) >= len(self.published) and not self.unsettled(),
+            timeout,
+        )
+
+    def restarted(self, stored: Stored) -> None:
+        """Note that a reader started at these checkpoints: what lies behind them may come again."""
+        self._restarts.append((stored, {log.id: log.last for log in self._hub.partitions}))
+
+    def judge_checkpoints(self, stored: Stored) -> None:
+        """Assert that all before a checkpoint is settled, and that none has gone back or away."""
+        unsettled = self.unsettled()
+        early = {
+            name: self.published[name][:2]
+            for name in unsettled
+            if self.published[name].sequence_number
+            <= stored.get(self.published[name].partition, -1)
+        }
+        assert not early, f"checkpoints {stored} are past unsettled events {early}"
+        back = {
+            n: (was, stored.get(n)) for n, was in self._stored.items() if stored.get(n, -1) < was
+        }
+        assert not back, f"checkpoints went back: {back}"
+        self._stored = stored
+
+    def judge_stop(self, stored: Stored) -> None:
+        """Assert that at a graceful stop nothing that was delivered lies behind a checkpoint."""
+        self.judge_checkpoints(stored)
+        places = {self.published[name][:2] for name in self._webhook.taken}
+        again = sorted(place for place in places if place[1] > stored.get(place[0], -1))
+        assert not again, f"delivered, and not in the checkpoints {stored}: {again}"
+
+    def judge(self) -> None:
+        """Assert that published = delivered + dead letters, and duplicates are explained."""
+        taken, dead = self._webhook.taken, self.dead()
+        assert not self.unsettled(), f"{len(self.unsettled())} of {len(self.published)} missing"
+        assert taken.keys() <= self.published.keys(), "events nobody published"
+        assert dead.keys() == self.refused, "dead letters are not what the sink refuses"
+        assert not taken.keys() & dead.keys(), "both delivered and dead letters"
+        changed = [n for n in taken if self._webhook.bytes[n] != self.published[n].event]
+        assert not changed, f"events with changed bytes: {changed}"
+        unexplained = {
+            name: (count, self.published[name][:2])
+            for name, count in (*taken.items(), *dead.items())
+            if count > 1 + self._repeats(self.published[name])
+        }
+        assert not unexplained, f"duplicates that no restart explains: {unexplained}"
+
+    def _repeats(self, entry: Entry) -> int:
+        """Return at how many restarts an event lay behind the checkpoint."""
+        return sum(
+            stored.get(entry.partition, -1) < entry.sequence_number <= last.get(entry.partition, -1)
+            for stored, last in self._restarts
+        )
+
+
+def judge_sums(samples: Samples) -> None:
+    """Assert that a forwarder with nothing in flight has an outcome for each record."""
+    records = samples.total("aks_audit_records_total")
+    outcomes = {o: samples.total("aks_audit_events_total", outcome=o) for o in OUTCOMES}
+    assert records == sum(outcomes.values()), f"{records} records, {outcomes}"

@@ -1,0 +1,54 @@
+"""Looks into checkpoint stores from outside, as an operator would."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob.aio import ContainerClient
+
+from azurite import Azurite
+
+CONTAINER = "kubeauditlogcontainer"
+
+Stored = dict[str, int]
+"""A partition's checkpoint by its id: the sequence number up to which all is settled."""
+
+
+def embedded(state: Path) -> Stored:
+    """Return the checkpoints in a state directory, whether a forwarder runs on it or was killed."""
+    path = state / "checkpoints.db"
+    if not path.exists():
+        return {}
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+        try:
+            rows = database.execute("SELECT value FROM checkpoint").fetchall()
+        except sqlite3.OperationalError:  # killed before it made the table
+            return {}
+    found = [json.loads(value) for (value,) in rows]
+    return {entry["partition_id"]: int(entry["sequence_number"]) for entry in found}
+
+
+async def blobs(azurite: Azurite, kind: str = "checkpoint") -> dict[str, dict[str, str]]:
+    """Return the metadata of a storage account's checkpoint or ownership blobs by partition."""
+    async with container(azurite) as client:
+        try:
+            return {
+                blob.name.rpartition("/")[2]: dict(blob.metadata)
+                async for blob in client.list_blobs(include=["metadata"])
+                if blob.name.split("/")[-2] == kind
+            }
+        except ResourceNotFoundError:
+            return {}
+
+
+async def shared(azurite: Azurite) -> Stored:
+    """Return the checkpoints in a storage account."""
+    found = await blobs(azurite)
+    return {n: int(number) for n, one in found.items() if (number := one["sequencenumber"])}
+
+
+def container(azurite: Azurite) -> ContainerClient:
+    """Return a client of the checkpoint container."""
+    return ContainerClient.from_connection_string(azurite.connection_string, CONTAINER)

@@ -1,0 +1,197 @@
+"""Probes and gauges tell the truth about hub, sink and how far behind delivery is."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import events
+from eventhubs import Hub, Server
+from forwarder import __version__
+from forwarder.hub import HubMonitor
+from running import HUB, forwarding
+from webhook import Answer, Webhook
+
+
+def publish(hub: Hub, number: int = 1, partition: int = 0, *, age: float = 0) -> int:
+    """Publish a message of so many events, as if `age` seconds ago; its sequence number."""
+    message = next(events.messages(number, per_message=number, events=events.typical_events()))
+    enqueued = datetime.now(UTC) - timedelta(seconds=age)
+    return hub.publish(partition, message.body, enqueued=enqueued)
+
+
+@pytest.fixture
+async def webhook() -> AsyncIterator[Webhook]:
+    async with Webhook() as webhook:
+        yield webhook
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with Server({HUB: 2}) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: Server) -> Hub:
+    return server.hubs[HUB]
+
+
+async def test_a_hub_that_is_quiet_or_all_read_is_live_and_ready(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, 3)
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="0.2") as running:
+        await webhook.until(lambda: webhook.total == 3)
+        await asyncio.sleep(0.6)
+        assert await running.reasons("/livez") == []
+        assert await running.reasons("/readyz") == []
+        assert await running.total("partitions_owned") == 2
+        assert await running.total("build_info", version=__version__) == 1
+        assert await running.total("sink_up") == 1
+        assert await running.total("oldest_undelivered_seconds") == 0
+        assert await running.outcomes() == {"delivered": 3}
+
+
+async def test_a_sink_that_is_down_makes_it_unready_and_never_dead(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: Answer(401, body="who are you")
+    publish(hub, 3, age=1000)
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="0.5") as running:
+        await running.until(lambda: running.entries("sink down"))
+        for _ in range(6):
+            await asyncio.sleep(0.2)
+            (reason,) = await running.reasons("/readyz")
+            assert reason.startswith("sink: 401 who are you: ")
+            assert await running.reasons("/livez") == []
+        assert await running.total("sink_up") == 0
+        assert 1000 <= await running.total("oldest_undelivered_seconds", partition="0") < 1100
+        assert await running.total("oldest_undelivered_seconds", partition="1") == 0
+        webhook.rule = None
+        await webhook.until(lambda: webhook.total == 3)
+        await running.until(lambda: running.entries("sink up"))
+        assert await running.reasons("/readyz") == []
+        assert await running.reasons("/livez") == []
+        assert await running.total("sink_up") == 1
+        assert await running.total("oldest_undelivered_seconds") == 0
+
+
+async def test_a_hub_that_delivers_nothing_while_messages_wait_fails_liveness(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    server.faults.silence(1)
+    publish(hub, 3, partition=0)
+    publish(hub, 2, partition=1)
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="2") as running:
+        await webhook.until(lambda: webhook.total == 3)
+        assert await running.reasons("/livez") == []
+
+        async def dead() -> list[str]:
+            return await running.reasons("/livez")
+
+        await running.until(dead)
+        (reason,) = await dead()
+        assert reason.startswith("partition 1: no progress for ")
+        assert await running.reasons("/readyz") == []
+        assert await running.total("lag_messages", partition="1") == 1
+        server.faults.wake()
+        await webhook.until(lambda: webhook.total == 5)
+        await running.until(lambda: running.entries("hub message")[1:])
+        assert await running.reasons("/livez") == []
+
+
+async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, 3)
+    server.faults.refuse("management", 503)
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="0.2") as running:
+        await running.until(lambda: running.entries("hub does not answer"))
+        (reason,) = await running.reasons("/readyz")
+        assert reason.startswith("hub: ")
+        assert "503" in reason
+        assert running.entries("hub does not answer")[0]["level"] == "error"
+        assert await running.reasons("/livez") == []
+        monitor = HubMonitor(running.settings, None)
+        await monitor.look()
+        assert monitor.trouble
+        server.faults.accept()
+        await monitor.look()
+        assert monitor.trouble is None
+        assert monitor.last == {"0": 0, "1": -1}
+        assert running.entries("hub answers")[0]["partitions"] == 2
+        await monitor.close()
+
+
+async def test_it_is_unready_until_the_hub_has_answered(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    server.faults.silence()
+    async with forwarding(server, webhook.url, tmp_path) as running:
+        assert await running.reasons("/readyz") == ["hub: it has not answered yet"]
+        assert await running.reasons("/livez") == []
+        server.faults.wake()
+
+
+async def test_lag_and_age_are_those_of_what_is_not_delivered(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, 1, age=5000)
+    publish(hub, 2, age=3000)
+    publish(hub, 3, age=1000)
+    webhook.answers.append(200)
+    webhook.rule = lambda _: Answer(delay=math.inf)
+    variables = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "1", "CheckpointInterval": "0.2"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: running.checkpoint() == 0)
+        await running.until(lambda: len(running.entries("hub message")) == 3)
+        assert await running.total("lag_messages", partition="0") == 2
+        assert await running.total("lag_messages", partition="1") == 0
+        assert 3000 <= await running.total("oldest_undelivered_seconds", partition="0") < 3100
+        await webhook.stop()
+        webhook.rule = None
+        await webhook.start()
+        await running.until(lambda: running.checkpoint() == 2)
+        assert await running.total("lag_messages") == 0
+        assert await running.total("oldest_undelivered_seconds") == 0
+        assert await running.outcomes() == {"delivered": 6}
+
+
+@pytest.mark.parametrize("start", ["latest", "2026-11-23T00:00:00Z", "10m"])
+async def test_messages_from_before_the_start_position_do_not_wait_for_delivery(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, start: str
+) -> None:
+    if start.startswith("2026"):
+        start = datetime.now(UTC).isoformat()
+    for _ in range(3):
+        publish(hub, age=3000)
+    variables = {"StartPosition": start, "StallTimeout": "0.5"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        for _ in range(100):  # probes come before the hub has been asked, too
+            await running.reasons("/livez")
+            await running.metrics()
+            if len(server.receivers) == 2:
+                break
+            await asyncio.sleep(0.02)
+        await running.until(lambda: running.entries("hub answers"))
+        await asyncio.sleep(1)
+        assert await running.reasons("/livez") == []
+        assert await running.total("lag_messages") == 0
+        assert await running.total("oldest_undelivered_seconds") == 0
+        publish(hub, 2)
+        await webhook.until(lambda: webhook.total == 2)
+        assert await running.outcomes() == {"delivered": 2}
+
+
+async def test_probes_are_json_with_reasons_and_other_paths_are_not_found(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    async with forwarding(server, webhook.url, tmp_path) as running:
+        await running.until(lambda: running.entries("hub answers"))
+        assert await running.get("/livez") == (200, '{"reasons": []}')
+        assert await running.get("/readyz") == (200, '{"reasons": []}')
+        assert (await running.get("/"))[0] == 404
