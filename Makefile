@@ -17,7 +17,7 @@ demo: $(VENV)/.stamp ## Forward real events from a local hub, or show those of E
 
 .PHONY: test
 test: tools lint test-chart ## Lint and run all tests, of the chart too
-	$(WITH_TOOLS) $(VENV)/bin/python -m pytest
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet --numprocesses 4 --dist loadfile
 
 ##@ Installation (done by the targets that need it)
 

@@ -126,7 +126,7 @@ async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> 
         async with stage.replica("one", store, OwnershipExpiry="60") as forwarder:
             await until_stored(stage, store)
             store.pause()
-            for _ in range(5):
+            for _ in range(3):
                 stage.ledger.publish(200)
                 await stage.ledger.settled(5)
                 await asyncio.sleep(1)

@@ -29,7 +29,7 @@ async def test_killed_at_random_moments_loses_nothing(tmp_path: Path) -> None:
                     async with stage.forwarder() as forwarder:
                         if chance.random() < 0.6:  # else it may not have come to a message yet
                             await forwarder.wait_for("hub message")
-                        await asyncio.sleep(chance.uniform(0, 0.8))
+                        await asyncio.sleep(chance.uniform(0, 0.6))
                         forwarder.kill()
                         assert await forwarder.wait() == -9
                     stored = stores.embedded(tmp_path)

@@ -13,7 +13,7 @@ from process import Forwarder
 from scene import Scene, scene
 from webhook import Answer
 
-GRACE = 3.0
+GRACE = 2.5
 CLOSING = 10.0  # seconds at most for a last checkpoint, ownership and connections
 
 
