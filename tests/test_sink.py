@@ -298,6 +298,7 @@ async def test_a_sink_that_refuses_everything_costs_so_many_dead_letters_and_no_
         assert await delivery.total("sink_up") == 0
         held = len(webhook.posts)
         await webhook.until(lambda: len(webhook.posts) > held + 1)
+        await delivery.until(lambda: len(delivery.letters()) >= 6)
         assert len(delivery.letters()) == 6
         assert await delivery.total("post_retries_total", reason="rejects") > 0
         webhook.rule = None
