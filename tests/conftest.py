@@ -1,6 +1,7 @@
 """What every test gets: a net under the whole suite that no output shows a key."""
 
 import re
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from azurite import Azurite
 from eventhubs import Server
 from process import Forwarder
+
+# A shell that starts us in the background has SIGINT ignored, and so would our children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _KEY = re.compile(r"(?:SharedAccessKey|AccountKey|sig)=([^;&\s]{8,})|://[^/\s]*:([^/\s@]{8,})@")
 
