@@ -2,13 +2,14 @@
 
 import re
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 
 from azurite import Azurite
 from eventhubs import Server
 from process import Forwarder
+from webhook import Webhook
 
 # A shell that starts us in the background has SIGINT ignored, and so would our children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +23,12 @@ def _keys(text: str) -> set[str]:
 
 
 _LOCAL_KEYS = _keys(f"{Server({}).connection_string()}\n{Azurite(0, 0).connection_string}")
+
+
+@pytest.fixture
+async def webhook() -> AsyncIterator[Webhook]:
+    async with Webhook() as webhook:
+        yield webhook
 
 
 @pytest.fixture(autouse=True)

@@ -43,12 +43,6 @@ def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -
 
 
 @pytest.fixture
-async def webhook() -> AsyncIterator[Webhook]:
-    async with Webhook() as webhook:
-        yield webhook
-
-
-@pytest.fixture
 async def server() -> AsyncIterator[Server]:
     async with Server({HUB: 1}) as server:
         yield server

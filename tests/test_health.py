@@ -24,12 +24,6 @@ def publish(hub: Hub, number: int = 1, partition: int = 0, *, age: float = 0) ->
 
 
 @pytest.fixture
-async def webhook() -> AsyncIterator[Webhook]:
-    async with Webhook() as webhook:
-        yield webhook
-
-
-@pytest.fixture
 async def server() -> AsyncIterator[Server]:
     async with Server({HUB: 2}) as server:
         yield server

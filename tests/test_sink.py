@@ -35,12 +35,6 @@ def authorizations(webhook: Webhook) -> list[str | None]:
     return [post.headers.get("Authorization") for post in webhook.posts]
 
 
-@pytest.fixture
-async def webhook() -> AsyncIterator[Webhook]:
-    async with Webhook() as webhook:
-        yield webhook
-
-
 @asynccontextmanager
 async def raw_sink(speak: Speak) -> AsyncIterator[str]:
     """Accept connections, read one request of each and let `speak` answer it; yields the URL."""

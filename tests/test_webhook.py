@@ -23,12 +23,6 @@ def event_list(items: list[bytes]) -> bytes:
 
 
 @pytest.fixture
-async def webhook() -> AsyncIterator[Webhook]:
-    async with Webhook() as webhook:
-        yield webhook
-
-
-@pytest.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as client:
         yield client
