@@ -741,8 +741,8 @@ async def test_the_whole_client_checkpoints_into_azurite_and_goes_on_from_there(
 
     async def on_event(context: Any, event: EventData | None) -> None:
         if event:
-            seen.append(event.sequence_number)
             await context.update_checkpoint(event)
+            seen.append(event.sequence_number)
 
     async def read(storage: str, count: int) -> None:
         async with BlobCheckpointStore.from_connection_string(storage, "checkpoints") as store:
