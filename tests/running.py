@@ -23,6 +23,7 @@ from forwarder.buffer import ReceiveBuffer
 from forwarder.deadletters import DeadLetters
 from forwarder.delivery import Outlets, Partition
 from forwarder.envelope import unpack
+from forwarder.letterfiles import LetterFiles
 from forwarder.metrics import Metrics
 from forwarder.settings import Settings
 from forwarder.sink import Sink
@@ -107,7 +108,7 @@ class Delivery(Traces):
         self.sink = Sink(settings, self._metrics)
         self.buffer = ReceiveBuffer(settings.receive_buffer_bytes)
         directory = settings.state_directory / "deadletters"
-        letters = DeadLetters(directory, settings.dead_letter_max_bytes)
+        letters = DeadLetters(LetterFiles(directory, settings.dead_letter_max_bytes))
         self.outlets = Outlets(settings, self.sink, letters, self.buffer, self._metrics)
         self.partitions: dict[str, Partition] = {}
 

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def embedded(state: Path) -> Stored:
     path = state / "checkpoints.db"
     if not path.exists():
         return {}
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=10)) as database:
         try:
             rows = database.execute("SELECT value FROM checkpoint").fetchall()
         except sqlite3.OperationalError:  # killed before it made the table
@@ -47,6 +48,19 @@ async def shared(azurite: Azurite) -> Stored:
     """Return the checkpoints in a storage account."""
     found = await blobs(azurite)
     return {n: int(number) for n, one in found.items() if (number := one["sequencenumber"])}
+
+
+async def letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the blobs of dead letters; those that are known are not read again."""
+    async with container(azurite) as client:
+        try:
+            names = [blob.name async for blob in client.list_blobs("deadletters/")]
+            return {
+                name: known.get(name) or await (await client.download_blob(name)).readall()
+                for name in names
+            }
+        except ResourceNotFoundError:
+            return {}
 
 
 def container(azurite: Azurite) -> ContainerClient:

@@ -284,18 +284,23 @@ def test_a_damaged_file_is_set_aside_and_said_and_a_new_one_works(
     assert len(caplog.records) == 1
 
 
-def test_a_file_damaged_under_a_killed_process_does_not_come_back_from_its_log(
+def test_a_file_damaged_under_a_killed_process_does_not_come_back_from_its_journal(
     path: Path,
 ) -> None:
-    """SQLite keeps the last writes in a file of their own beside."""
-    write(path, checkpoint(5))
-    with closing(EmbeddedCheckpointStore(path)) as store:
-        asyncio.run(store.update_checkpoint(checkpoint(6)))
-        wal = path.with_name(path.name + "-wal")
-        left = wal.read_bytes()
+    """SQLite keeps what it is about to change in a file of its own beside."""
+    write(path, checkpoint(6))
+    journal = path.with_name(path.name + "-journal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA cache_size=1")  # or it would write nothing before the end
+        database.execute("BEGIN")
+        database.execute("DELETE FROM checkpoint")
+        rows = [(f"{n}", "x" * 4000) for n in range(100)]
+        database.executemany("INSERT INTO checkpoint VALUES (?, ?)", rows)
+        left = journal.read_bytes()
+    assert left.startswith(bytes.fromhex("d9d505f920a163d7"))
     assert b'"sequence_number": 6' in left
     path.write_bytes(b"damaged " * 1000)
-    wal.write_bytes(left)
+    journal.write_bytes(left)
     assert stored(path) == []
     write(path, checkpoint(77))
     assert stored(path) == [checkpoint(77)]

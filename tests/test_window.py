@@ -97,6 +97,62 @@ def test_the_watermark_waits_for_the_first_message_and_then_passes_all() -> None
     assert (window.watermark, window.oldest) == (empty, None)
 
 
+def test_thousands_settled_behind_one_that_waits_cost_no_memory() -> None:
+    """A dead letter may wait for a full disk for days; the checkpoint jumps when it is written."""
+    buffer = ReceiveBuffer(2**30)
+    window = Window(buffer)
+    waiting = {0, 1, 777, 778, 5000}
+    messages = [_message(number) for number in range(10_000)]
+    for message in messages:
+        buffer.used += message.size
+        window.add(message, 2)
+        if message.sequence_number not in waiting:
+            window.settle(message, 2)
+        assert buffer.used < 200 * ENTRY
+    for number in sorted(waiting):
+        assert window.watermark is (messages[number - 1] if number else None)
+        assert window.oldest is messages[number]
+        window.settle(messages[number], 2)
+    assert (window.watermark, window.oldest) == (messages[-1], None)
+    assert buffer.used == 0
+
+
+def test_records_that_wait_for_the_disk_hold_back_the_checkpoint_and_no_bytes() -> None:
+    buffer = ReceiveBuffer(1000)
+    window = Window(buffer)
+    message = _message(1)
+    buffer.used += message.size
+    window.add(message, 3)
+    window.let_out(message, 1)
+    window.settle(message, 1)
+    assert buffer.used == message.size + ENTRY
+    window.settle(message, 1)
+    assert (buffer.used, window.oldest) == (ENTRY, message)
+    window.settle(message, 1, held=False)
+    assert (buffer.used, window.watermark) == (0, message)
+
+
+def test_nothing_behind_a_message_that_never_settles_is_remembered_or_becomes_a_checkpoint() -> (
+    None
+):
+    buffer = ReceiveBuffer(2**30)
+    window = Window(buffer)
+    messages = [_message(number) for number in range(100)]
+    for message in messages[:50]:
+        buffer.used += message.size
+        window.add(message, 1)
+    window.let_out(messages[20], 1)
+    window.abandon(messages[20])
+    for message in messages[50:]:
+        buffer.used += message.size
+        window.add(message, 1)
+    for message in reversed(messages):
+        if message is not messages[20]:
+            window.settle(message, 1)
+    assert (window.watermark, window.oldest) == (messages[19], messages[20])
+    assert buffer.used == ENTRY
+
+
 async def _until_blocked() -> None:
     for _ in range(10):
         await asyncio.sleep(0)

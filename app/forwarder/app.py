@@ -16,6 +16,8 @@ from forwarder.delivery import Outlets
 from forwarder.embedded import EmbeddedCheckpointStore
 from forwarder.health import Health
 from forwarder.hub import HubMonitor
+from forwarder.letterblobs import letter_blobs
+from forwarder.letterfiles import LetterFiles
 from forwarder.metrics import Metrics
 from forwarder.settings import Settings
 from forwarder.sink import Sink, shown_url
@@ -32,14 +34,20 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         state = stack.enter_context(state_directory(settings.state_directory))
         _say_start(settings)
-        credential = await _credential(settings, stack)
+        credential = await login(settings, stack)
         store = await _store(settings, credential, state, stack)
         metrics = Metrics(__version__)
         sink = await stack.enter_async_context(Sink(settings, metrics))
+        dead_letters = DeadLetters(
+            LetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
+            await stack.enter_async_context(letter_blobs(settings, credential)),
+            max_waiting=settings.receive_buffer_bytes // 4,
+            retry=settings.checkpoint_interval,
+        )
         outlets = Outlets(
             settings,
             sink,
-            DeadLetters(state / "deadletters", settings.dead_letter_max_bytes),
+            dead_letters,
             ReceiveBuffer(settings.receive_buffer_bytes),
             metrics,
         )
@@ -47,10 +55,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         source = Source(settings, store, checkpoints, outlets, credential)
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)
-        health = Health(settings, hub, sink, source.partitions, checkpoints)
+        health = Health(outlets, hub, source.partitions, checkpoints)
         await stack.enter_async_context(serve(settings.http_port, metrics, health))
         async with asyncio.TaskGroup() as group:
-            work = (source.run(), checkpoints.run(), health.run())
+            work = (source.run(), checkpoints.run(), health.run(), dead_letters.run())
             tasks = [group.create_task(one) for one in work]
             await stop.wait()
             await _wind_down(settings, source, checkpoints)
@@ -75,7 +83,7 @@ async def _wind_down(settings: Settings, source: Source, checkpoints: Checkpoint
     await source.close()
 
 
-async def _credential(settings: Settings, stack: AsyncExitStack) -> Any:
+async def login(settings: Settings, stack: AsyncExitStack) -> Any:
     """Return the login by Microsoft Entra ID, if a connection string is missing for something."""
     if not settings.event_hub_namespace and not settings.blob_account_url:
         return None

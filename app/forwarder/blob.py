@@ -16,19 +16,24 @@ _CLIENT: Final[dict[str, Any]] = {"retry_total": 0, "connection_timeout": 5, "re
 _NO_OFFSET: Final = (None, "", "no offset")
 
 
+def open_container(settings: Settings, credential: Any) -> ContainerClient:
+    """Open the container, by connection string or by the account's URL and a credential."""
+    container: ContainerClient = _open(ContainerClient, settings, credential)
+    return container
+
+
+def _open(client: Any, settings: Settings, credential: Any) -> Any:
+    name, connection = settings.blob_container_name, settings.blob_connection
+    if connection:
+        return client.from_connection_string(connection.text, name, **_CLIENT)
+    return client(str(settings.blob_account_url), name, credential=credential, **_CLIENT)
+
+
 @asynccontextmanager
 async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
-    """Open the container, by connection string or by the account's URL and a credential."""
-    name, connection = settings.blob_container_name, settings.blob_connection
-    store: Any
-    if connection:
-        store = _BlobStore.from_connection_string(connection.text, name, **_CLIENT)
-        container = ContainerClient.from_connection_string(connection.text, name, **_CLIENT)
-    else:
-        account = str(settings.blob_account_url)
-        store = _BlobStore(account, name, credential=credential, **_CLIENT)
-        container = ContainerClient(account, name, credential=credential, **_CLIENT)
-    async with store, container:
+    """Open the store of checkpoints."""
+    store = _open(_BlobStore, settings, credential)
+    async with store, open_container(settings, credential) as container:
         store.container = container
         yield store
 

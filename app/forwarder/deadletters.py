@@ -1,125 +1,170 @@
-"""Dead letters: what cannot be delivered, kept as JSON lines in the state directory."""
+"""Dead letters: what cannot be delivered is kept in the storage account, or on disk."""
 
 import asyncio
-import base64
-import os
+import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
-import msgspec
 import stamina
 
 from forwarder import log
-from forwarder.envelope import Refused
+from forwarder.errors import StateError, UnwrittenError
+from forwarder.letter import Letter
+from forwarder.letterblobs import LetterBlobs
+from forwarder.letterfiles import LetterFiles
 
-_FILES: Final = 10  # so many share DeadLetterMaxBytes: dropping the oldest costs a tenth
-_REASON: Final = "DeadLetterMaxBytes"
+_OVERHEAD: Final = 2048  # bytes that a letter costs while it waits, beside its own
+_BATCH: Final = 1_048_576  # bytes written at a time, about
+_SLOW: Final = 5.0  # seconds after which the disk counts as one that does not answer
+_BLOB_PAUSE: Final = 1.0  # seconds between two small blobs: each is paid for, and read one by one
+_BLOB_TIMEOUT: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """An undeliverable event, record or message, and where in the hub it was."""
-
-    partition: str
-    sequence_number: int
-    refused: Refused
-
-    def line(self) -> bytes:
-        """Return it as a JSON line; `body` is text, or `bodyBase64` if it is not UTF-8."""
-        entry = {
-            "time": datetime.now(UTC).isoformat(),
-            "reason": self.refused.reason,
-            "partition": self.partition,
-            "sequenceNumber": self.sequence_number,
-        }
-        try:
-            entry["body"] = self.refused.body.decode()
-        except UnicodeDecodeError:
-            entry["bodyBase64"] = base64.b64encode(self.refused.body).decode()
-        return msgspec.json.encode(entry) + b"\n"
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    lines: list[bytes]
+    size: int
+    written: asyncio.Future[int]
 
 
 class DeadLetters:
-    """Rotated files `00000001.jsonl`, … of bounded size together; the oldest goes first."""
+    """Writes letters in batches; they wait in memory, in bounds, while nothing takes them."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        self._directory = directory
-        self._max_bytes = max_bytes
-        self._lock = asyncio.Lock()
-        self._debt = 0
+    def __init__(
+        self,
+        files: LetterFiles,
+        blobs: LetterBlobs | None = None,
+        *,
+        max_waiting: int = 8_388_608,
+        retry: float = 5.0,
+    ) -> None:
+        self._files = files
+        self._blobs = blobs
+        self._blobs_after = 0.0
+        self._retry = retry
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Waiting] = deque()
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
         self._repeated = log.Repeated()
-        directory.mkdir(exist_ok=True)
-        for file in self._files()[-1:]:
-            _mend(file)
+        self.waiting = 0
+        """Letters that are not written; those that were let go too."""
+        self.let_go = 0
+        """Letters not written and forgotten: their messages are read again at the next start."""
+        self.trouble = ""
+        """Why letters cannot be written, in a line."""
 
-    async def add(self, letters: Sequence[Letter]) -> int:
-        """Keep these letters and return how many others are to be counted `dropped` for them.
+    async def add(self, letters: Sequence[Letter]) -> asyncio.Future[int]:
+        """Take letters, and return what is done when they are durable.
 
-        A dropped letter was counted when it was kept; the count is made up for by counting a new
-        one as dropped in its place, so that records stay the sum of their outcomes.
+        Its result is how many others are to be counted `dropped` for them: a dropped letter was
+        counted when it was kept, so a new one is counted as dropped in its place, and records
+        stay the sum of their outcomes. UnwrittenError if they were let go: there was no room.
         """
-        async with self._lock:
-            await self._keep(deque(letter.line() for letter in letters))
-            dropped = min(self._debt, len(letters))
-            self._debt -= dropped
-            return dropped
+        lines = [letter.line() for letter in letters]
+        waiting = _Waiting(
+            lines, sum(map(len, lines)) + _OVERHEAD, asyncio.get_running_loop().create_future()
+        )
+        self.waiting += len(lines)
+        while self._bytes and self._bytes + waiting.size > self._max_waiting:
+            if self.trouble:
+                self.let_go += len(lines)
+                reason = self.trouble
+                self._repeated.error("dead letters let go", letGo=self.let_go, reason=reason)
+                waiting.written.set_exception(UnwrittenError(reason))
+                return waiting.written
+            self._room.clear()
+            await self._room.wait()
+        self._bytes += waiting.size
+        self._waiting.append(waiting)
+        if not self._writer or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        return waiting.written
+
+    async def run(self) -> None:
+        """Move what is on the disk to the storage account, if there is one, for ever."""
+        while self._blobs:
+            if time.monotonic() >= self._blobs_after:
+                await self._move(self._blobs)
+            await asyncio.sleep(self._retry)
+
+    async def _write(self) -> None:
+        """Write until nothing waits."""
+        while self._waiting:
+            batch: list[_Waiting] = []
+            while self._waiting and sum(one.size for one in batch) < _BATCH:
+                batch.append(self._waiting.popleft())
+            await self._keep(deque(line for one in batch for line in one.lines))
+            for one in batch:
+                dropped = min(self._files.debt, len(one.lines))
+                self._files.debt -= dropped
+                self.waiting -= len(one.lines)
+                self._bytes -= one.size
+                if not one.written.done():
+                    one.written.set_result(dropped)
+            self._room.set()
+            if self._blobs and self._bytes < _BATCH:
+                await asyncio.sleep(_BLOB_PAUSE)
 
     async def _keep(self, lines: deque[bytes]) -> None:
-        """Append lines, as long as it takes."""
-        async for attempt in stamina.retry_context(on=OSError, attempts=None, timeout=None):
+        """Write these lines to the storage account, else to the disk, as long as it takes."""
+        async for attempt in stamina.retry_context(on=Exception, attempts=None, timeout=None):
             with attempt:
+                blobs = self._blobs if time.monotonic() >= self._blobs_after else None
+                if blobs and await self._put(blobs, b"".join(lines)):
+                    break
+                writing = asyncio.ensure_future(asyncio.to_thread(self._files.append, lines))
+                done, _ = await asyncio.wait([writing], timeout=_SLOW)
                 try:
-                    await asyncio.to_thread(self._append, lines)
-                except OSError as error:
-                    reason = log.describe(error)
-                    self._repeated.error("dead letter cannot be written", reason=reason)
+                    if not done:
+                        self._troubled(f"the disk has not answered for {_SLOW:g} s")
+                    await writing
+                except Exception as error:
+                    self._troubled(log.describe(error))
                     raise
+        if self.trouble:
+            log.info("dead letters are written again")
+            self._repeated.forget()
+            self.trouble = ""
 
-    def _append(self, lines: deque[bytes]) -> None:
-        while lines:
-            self._append_line(lines[0])
-            lines.popleft()
-        for file in self._files()[-2:]:  # on the disk before a checkpoint passes them
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+    def _troubled(self, reason: str) -> None:
+        self.trouble = reason
+        self._repeated.error(
+            "dead letters cannot be written", waiting=self.waiting, reason=self.trouble
+        )
+        self._room.set()
 
-    def _append_line(self, line: bytes) -> None:
-        """Append a line, make room before; the letters that go for it are added to the debt."""
-        if len(line) > self._max_bytes:
-            self._debt += 1
-            log.error("dead letters dropped", letters=1, bytes=len(line), reason=_REASON)
-            return
-        files = self._files()
-        current = files[-1] if files else self._directory / "00000001.jsonl"
-        if files and current.stat().st_size + len(line) > self._max_bytes // _FILES:
-            current = self._directory / f"{int(current.stem) + 1:08}.jsonl"
-        while files and sum(file.stat().st_size for file in files) + len(line) > self._max_bytes:
-            self._debt += _drop(files.pop(0))
+    async def _put(self, blobs: LetterBlobs, lines: bytes) -> bool:
+        """Write a blob; False, and no other for a while, if the store does not take it."""
         try:
-            with current.open("ab") as file:
-                file.write(line)
-        except OSError:
-            with suppress(OSError):
-                _mend(current)
-            raise
+            async with asyncio.timeout(_BLOB_TIMEOUT):
+                await blobs.put(lines)
+        except Exception as error:  # noqa: BLE001 - whatever a store's client raises
+            self._blobs_after = time.monotonic() + self._retry
+            self._repeated.error(
+                "dead letters stay on the disk until the storage account takes them",
+                reason=log.describe(error),
+            )
+            return False
+        if self._blobs_after:
+            log.info("the storage account takes dead letters again")
+            self._repeated.forget()
+            self._blobs_after = 0.0
+        return True
 
-    def _files(self) -> list[Path]:
-        return sorted(self._directory.glob("[0-9]" * 8 + ".jsonl"))
-
-
-def _mend(file: Path) -> None:
-    """Cut off half a line, which would spoil the next one; its letter is written again."""
-    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-
-
-def _drop(oldest: Path) -> int:
-    with oldest.open("rb") as file:
-        letters = sum(1 for _ in file)
-    oldest.unlink()
-    log.error("dead letters dropped", letters=letters, file=oldest.name, reason=_REASON)
-    return letters
+    async def _move(self, blobs: LetterBlobs) -> None:
+        """Move the files to the storage account, unless a replay has them."""
+        try:
+            with self._files.taking():
+                for name in await self._files.sizes():
+                    lines = await self._files.take(name)
+                    moved = not lines or await self._put(blobs, lines)
+                    await self._files.put_back(name, b"" if moved else None)
+                    if not moved:
+                        return
+                    log.info("dead letters moved to the storage account", bytes=len(lines))
+        except (OSError, StateError) as error:
+            self._repeated.error("dead letters cannot be moved", reason=log.describe(error))

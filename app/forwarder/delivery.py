@@ -3,15 +3,15 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from forwarder import log
 from forwarder.buffer import ReceiveBuffer
-from forwarder.deadletters import DeadLetters, Letter
 from forwarder.envelope import Event, Refused, Unpacked
-from forwarder.errors import RejectedError
+from forwarder.errors import RejectedError, UnwrittenError
+from forwarder.letter import Letter
 from forwarder.metrics import Metrics
 from forwarder.settings import Settings
 from forwarder.sink import LIST_OVERHEAD, Sink
@@ -23,13 +23,24 @@ class _Waiting(NamedTuple):
     message: Message
 
 
+class Keeper(Protocol):
+    """Whoever keeps dead letters: see DeadLetters."""
+
+    waiting: int
+    let_go: int
+    trouble: str
+
+    async def add(self, letters: Sequence[Letter]) -> Awaitable[int]:
+        """Take letters; what is returned is done when they are safe."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outlets:
     """Where events go, shared by all partitions."""
 
     settings: Settings
     sink: Sink
-    dead_letters: DeadLetters
+    dead_letters: Keeper
     buffer: ReceiveBuffer
     metrics: Metrics
 
@@ -126,16 +137,25 @@ class Partition:
                 self._settle(message, count)
 
     async def _bury(self, message: Message, refused: Sequence[Refused]) -> None:
-        """Keep dead letters; the message waits for it, for they must not be lost either."""
-        letters = [Letter(self.number, message.sequence_number, no) for no in refused]
-        dropped = await self._outlets.dead_letters.add(letters)
-        self.metrics.outcomes["dead_lettered"].inc(len(letters) - dropped)
-        self.metrics.outcomes["dropped"].inc(dropped)
-        self._settle(message, len(letters))
+        """Hand dead letters over; just the message's checkpoint waits until they are safe."""
+        letters = [Letter.of(self.number, message.sequence_number, no) for no in refused]
+        written = await self._outlets.dead_letters.add(letters)
+        self.window.let_out(message, len(letters))
+        self._spawn(self._buried(message, len(letters), written))
 
-    def _settle(self, message: Message, count: int) -> None:
+    async def _buried(self, message: Message, count: int, written: Awaitable[int]) -> None:
+        try:
+            dropped = await written
+        except UnwrittenError:
+            self.window.abandon(message)
+            return
+        self.metrics.outcomes["dead_lettered"].inc(count - dropped)
+        self.metrics.outcomes["dropped"].inc(dropped)
+        self._settle(message, count, held=False)
+
+    def _settle(self, message: Message, count: int, *, held: bool = True) -> None:
         self.progress = time.monotonic()
-        self.window.settle(message, count)
+        self.window.settle(message, count, held=held)
 
     def _count(self, message: Message, unpacked: Unpacked) -> None:
         """Count what was received, and what the hub forgot before it could be."""

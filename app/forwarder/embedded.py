@@ -108,7 +108,8 @@ def _open(path: Path) -> sqlite3.Connection:
     """Open the file and read all of it once, so that damage shows now."""
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
-        database.execute("PRAGMA journal_mode=WAL")
+        # The journal stays as large as it is: a disk that is full takes checkpoints all the same.
+        database.execute("PRAGMA journal_mode=PERSIST")
         verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)

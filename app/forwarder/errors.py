@@ -17,6 +17,10 @@ class StateError(ForwarderError):
     """The state directory cannot be used: not writable, or in use by another process."""
 
 
+class UnwrittenError(ForwarderError):
+    """Dead letters that neither the disk nor the storage account took, and that were let go."""
+
+
 class UnusableError(ForwarderError):
     """Bytes that are no audit event and cannot be made one: a dead letter."""
 

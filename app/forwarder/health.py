@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from forwarder.checkpoints import Checkpoints
-from forwarder.delivery import Partition
+from forwarder.delivery import Outlets, Partition
 from forwarder.hub import HubMonitor
 from forwarder.metrics import Metrics
-from forwarder.settings import Settings
-from forwarder.sink import Sink
 
 _INTERVAL: Final = 10.0  # seconds between two looks at the hub
 
@@ -20,17 +18,17 @@ class Health:
 
     def __init__(
         self,
-        settings: Settings,
+        outlets: Outlets,
         hub: HubMonitor,
-        sink: Sink,
         partitions: Mapping[str, Partition],
         checkpoints: Checkpoints,
     ) -> None:
-        self._settings = settings
+        self._settings = outlets.settings
         self._hub = hub
-        self._sink = sink
+        self._sink = outlets.sink
         self._partitions = partitions
         self._checkpoints = checkpoints
+        self._dead_letters = outlets.dead_letters
 
     async def run(self) -> None:
         """Look at the hub for ever; a partition with nothing to do is never late."""
@@ -42,9 +40,11 @@ class Health:
             await asyncio.sleep(_INTERVAL)
 
     def not_live(self) -> list[str]:
-        """Return why the process should be restarted; a sink or hub that is down is no reason."""
-        if self._sink.down_since is not None:
+        """Return why the process should be restarted; what is down or full is no reason."""
+        if self._sink.down_since is not None or self._dead_letters.trouble:
             return []
+        if let_go := self._dead_letters.let_go:
+            return [f"{let_go} dead letters were let go and can be written now: to be read again"]
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
@@ -63,6 +63,7 @@ class Health:
 
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""
+        metrics.letters_waiting.set(self._dead_letters.waiting)
         metrics.lag.clear()
         metrics.oldest.clear()
         for number, partition in self._partitions.items():

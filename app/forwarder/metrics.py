@@ -68,6 +68,9 @@ class Metrics:
         self.oldest = gauge(
             "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
         )
+        self.letters_waiting = gauge(
+            "dead_letters_waiting", "Dead letters not written yet: they hold checkpoints back"
+        )
         self.owned = gauge("partitions_owned", "Partitions that this process reads")
         self.sink_up = gauge("sink_up", "1 if the sink took, or could judge, the last post")
         gauge("build_info", "1, with the version", "version").labels(version).set(1)
