@@ -1,17 +1,22 @@
-"""The command line: reads settings, runs the forwarder, turns errors into exit statuses."""
+"""The command line: reads settings, runs a command, turns errors into exit statuses."""
 
 import argparse
 import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from signal import Signals
+from typing import Any
 
 import uvloop
 
 from forwarder import __version__, log
 from forwarder.app import run
 from forwarder.errors import ForwarderError, SettingsError
+from forwarder.parse import start_position
+from forwarder.replay import replay
+from forwarder.repost import Selection
 from forwarder.settings import Settings
 
 
@@ -24,7 +29,8 @@ def main(
     """
     parser = argparse.ArgumentParser("forwarder", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    parser.parse_args(arguments)
+    _add_replay(parser.add_subparsers(dest="command", metavar="COMMAND"))
+    given = parser.parse_args(arguments)
     try:
         settings = Settings.from_env()
     except SettingsError as error:
@@ -32,24 +38,51 @@ def main(
         return 2
     log.configure(settings)
 
-    async def until_signal() -> None:
+    async def until_signal() -> int:
         stop = asyncio.Event()
         for number in signals:
             asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
         if stopped():
             stop.set()
+        if given.command == "replay":
+            selection = Selection(given.since, given.reason, given.dry_run)
+            return 0 if await replay(settings, selection, stop) else 1
         await run(settings, stop)
+        return 0
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(until_signal())
+            return runner.run(until_signal())
     except ForwarderError as error:
         log.error("cannot run", reason=str(error))
         return 1
     except Exception as error:  # noqa: BLE001 - the last word must be a log entry
         log.error("stopped by an error", reason=log.describe(error))
         return 1
-    return 0
+
+
+def _add_replay(commands: Any) -> None:
+    text = "post dead letters again; what is accepted is removed, what is not stays"
+    parser = commands.add_parser("replay", help=text, description=text)
+    parser.add_argument(
+        "--since",
+        type=_since,
+        metavar="WHEN",
+        help="only those since an ISO 8601 instant, or not older than an age such as 6h",
+    )
+    parser.add_argument(
+        "--reason", default="", metavar="TEXT", help="only those with this text in their reason"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="just count them")
+
+
+def _since(text: str) -> datetime | timedelta:
+    try:
+        if not isinstance(start := start_position(text), str):
+            return start
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is neither an ISO 8601 instant nor an age like 6h")
 
 
 def _stop(stop: asyncio.Event) -> None:
