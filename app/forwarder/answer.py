@@ -38,3 +38,8 @@ def judge(status: int, body: bytes, retry_after: str | None) -> None:
         after = min(float(wait), _MOST_PATIENCE) if wait.isdecimal() else None
         raise RetryableError(told, reason=str(status), after=after)
     raise MisconfiguredError(f"{told}: {_REMEDIES.get(status, _UNKNOWN)}", reason=str(status))
+
+
+def is_page(content_type: str, body: bytes) -> bool:
+    """Tell a page for people, such as a proxy's or a log-in's, from what a webhook answers."""
+    return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"

@@ -6,7 +6,6 @@ import random
 import ssl
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,7 +13,8 @@ import aiohttp
 from yarl import URL
 
 from forwarder import log
-from forwarder.answer import judge
+from forwarder.answer import is_page, judge
+from forwarder.bearer import Bearer
 from forwarder.errors import MisconfiguredError, RejectedError, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.settings import Settings
@@ -37,8 +37,9 @@ class Sink:
         self._url = settings.web_sink_url
         self._shown_url = str(shown_url(self._url))
         self._refused_in_a_row = self._failures = 0
-        self._token = _TokenFile(settings.web_sink_token_file)
+        self._token = Bearer(settings.web_sink_token_file)
         self._repeated = log.Repeated()
+        self._said_page = False
         self.down_since: float | None = None
         """When posts began to fail, by the monotonic clock; None while they succeed."""
         self.trouble = ""
@@ -136,6 +137,15 @@ class Sink:
             for secret in filter(None, (login, *self._settings.secrets)):
                 answer = answer.replace(secret.encode(), b"***")
         judge(status, answer, response.headers.get("Retry-After"))
+        if is_page(response.content_type, answer) and not self._said_page:
+            self._said_page = True
+            log.error(
+                "sink answers with a web page",
+                url=self._shown_url,
+                status=status,
+                reason="its answer counts as acceptance, but is this an audit webhook? see "
+                "WebSinkURL",
+            )
 
     def _failed(self, error: RetryableError) -> None:
         self._failures += 1
@@ -174,27 +184,3 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     if settings.web_sink_cert_file:
         context.load_cert_chain(settings.web_sink_cert_file, settings.web_sink_key_file)
     return context
-
-
-class _TokenFile:
-    """A bearer token in a file, read again when the file changes."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._version: tuple[int, int] | None = None
-        self._header: dict[str, str] = {}
-        self._repeated = log.Repeated()
-
-    def header(self) -> dict[str, str]:
-        """Return the Authorization header; the last token stays while the file cannot be read."""
-        if self._path:
-            try:
-                stat = self._path.stat()
-                version = (stat.st_mtime_ns, stat.st_ino)
-                if version != self._version:
-                    token = self._path.read_text(encoding="ascii").strip()
-                    self._header = {"Authorization": f"Bearer {token}"} if token else {}
-                    self._version = version
-            except (OSError, ValueError) as error:
-                self._repeated.error("token file cannot be read", reason=log.describe(error))
-        return self._header
