@@ -19,6 +19,10 @@ demo: $(VENV)/.stamp ## Forward real events from a local hub, or show those of E
 test: tools lint test-chart ## Lint and run all tests, of the chart too
 	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet --numprocesses 4 --dist loadfile
 
+.PHONY: faults
+faults: $(VENV)/.stamp $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
+	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 3 --durations 10 tests/faults $(if $(ONLY),-k '$(ONLY)'))
+
 ##@ Installation (done by the targets that need it)
 
 $(VENV)/.stamp: tests/requirements.txt

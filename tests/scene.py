@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import forwarder
 from azurite import Azurite
 from eventhubs import Hub, Server
 from ledger import Ledger
 from process import Forwarder
 from webhook import Webhook
 
+_APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
 HUB = "insights-logs-kube-audit"
 # Intervals are as short as keeps the behaviour, so that no test waits for a clock.
 _QUICK = {
@@ -30,7 +32,7 @@ class Scene:
         self.server = server
         self.webhook = webhook
         self.state = state
-        self.ledger = Ledger(self.hub, webhook)
+        self.ledger = Ledger(lambda: self.hub, webhook)
 
     @property
     def hub(self) -> Hub:
@@ -51,7 +53,7 @@ class Scene:
 
     def forwarder(self, state: Path | None = None, **settings: str) -> Forwarder:
         """Return a forwarder with the embedded store."""
-        return Forwarder(self.settings(state, **settings))
+        return Forwarder(self.settings(state, **settings), app=_APP)
 
     def replica(self, name: str, azurite: Azurite, **settings: str) -> Forwarder:
         """Return a forwarder with a store that it shares with others."""

@@ -43,3 +43,14 @@ def test_relative_links_lead_to_files() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_promises_name_tests_that_exist() -> None:
+    promised = re.findall(r"`(tests/[\w/]+\.py)::([^`]+)`", README)
+    assert len(promised) >= 10
+    missing = [
+        (file, name)
+        for file, name in promised
+        if not re.search(rf'def {name}\(|^    "{name}": ', (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert missing == []

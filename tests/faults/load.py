@@ -1,0 +1,34 @@
+"""Messages of every size, and masses of what cannot be delivered."""
+
+import asyncio
+import json
+import re
+
+import events
+from faults.play import Play
+
+SMALL = events.typical_events()
+
+
+async def many_records(play: Play, _: float) -> None:
+    """Messages of 5,000 records."""
+    play.ledger.publish(40_000, per_message=5000, templates=SMALL)
+    await play.settled(60)
+
+
+async def large_record(play: Play, size: float) -> None:
+    """Messages of one record that is so many bytes long, the last of them a refused one."""
+    event = json.loads(SMALL[0])
+    event["requestObject"] = {"data": {"large": "x" * int(size)}}
+    body = json.dumps(event, separators=(",", ":")).encode()
+    for _ in range(12):
+        play.ledger.publish(1, per_message=1, templates=[body])
+        await asyncio.sleep(0.05)
+    await play.settled(60)
+
+
+async def dead_letters(play: Play, number: float) -> None:
+    """So many events that lost their verb, which no sink is asked about."""
+    spoilt = [re.sub(rb'"verb":"[^"]*",', b"", event) for event in SMALL]
+    play.ledger.publish(int(number), per_message=400, refuse=1, templates=spoilt)
+    await play.settled(200)

@@ -1,0 +1,219 @@
+"""The lines that guard against loss, and for each the scenario that fails when it is changed.
+
+`make faults MUTATE=1` (`python -m faults.mutations [PART_OF_A_NAME …]`) changes one line at a time
+in a copy of the app, runs the scenario named for it there, and lists those that nobody noticed.
+"""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from process import APP
+
+ROOT = APP.parent
+AT_ONCE = 3
+SECONDS = 300.0
+"""A scenario that does not end by then has noticed."""
+
+
+class Mutation(NamedTuple):
+    """A text that stands once in a module, what it becomes, and the test that must fail."""
+
+    module: str
+    text: str
+    becomes: str
+    test: str
+
+
+def scenario(name: str) -> str:
+    """Return the test that runs a line of the table."""
+    return f"tests/faults/test_scenarios.py::test_nothing_is_lost[{name}]"
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "a checkpoint passes what is under way": Mutation(
+        "window.py",
+        "if message.pending:\n            return",
+        "if message.pending:\n            self.watermark = message\n            return",
+        scenario("sink away"),
+    ),
+    "the watermark ignores order": Mutation(
+        "window.py",
+        "self.watermark = self._messages.popleft()",
+        "self._messages.popleft(); self.watermark = message",
+        scenario("killed"),
+    ),
+    "a message read twice is taken twice": Mutation(
+        "delivery.py",
+        "or message.sequence_number > self.newest.sequence_number",
+        "or True",
+        scenario("hub drops"),
+    ),
+    "a receiver counts its errors": Mutation(
+        "source.py",
+        "_FOR_EVER: Final = 2**31",
+        "_FOR_EVER: Final = 0",
+        scenario("hub refuses"),
+    ),
+    "messages are taken while it stops": Mutation(
+        "source.py",
+        "or self._stopping:",
+        "or False:",
+        "tests/test_shutdown.py::test_stops_at_any_moment",
+    ),
+    "nothing is drained at a stop": Mutation(
+        "app.py",
+        "await source.drain()",
+        "source.cancel()",
+        scenario("stopped while the sink is slow"),
+    ),
+    "another process's checkpoint moves back": Mutation(
+        "checkpoints.py",
+        "if found != owned.stored and found > mark.sequence_number:",
+        "if False:",
+        scenario("replica frozen"),
+    ),
+    "a failing store ends the writing of checkpoints": Mutation(
+        "checkpoints.py",
+        'self._repeated.error("checkpoints cannot be written", reason=self.failing_since)',
+        "raise",
+        scenario("store away"),
+    ),
+    "a 500 is acceptance": Mutation(
+        "answer.py",
+        "if status in range(200, 300):",
+        "if status == 500 or status in range(200, 300):",
+        scenario("sink answers badly"),
+    ),
+    "a 429 is a refusal": Mutation(
+        "answer.py",
+        "_REJECTING: Final = {400, 413, 415, 422}",
+        "_REJECTING: Final = {400, 413, 415, 422, 429}",
+        scenario("sink answers badly"),
+    ),
+    "a 404 is a refusal": Mutation(
+        "answer.py",
+        "_REJECTING: Final = {400, 413, 415, 422}",
+        "_REJECTING: Final = {400, 404, 413, 415, 422}",
+        scenario("sink answers badly"),
+    ),
+    "no answer is acceptance": Mutation(
+        "sink.py",
+        'raise RetryableError(log.describe(error), reason="connection") from None',
+        "return",
+        scenario("sink away"),
+    ),
+    "a time-out is acceptance": Mutation(
+        "sink.py",
+        "        except TimeoutError:\n",
+        "        except TimeoutError:\n            return\n",
+        scenario("sink slow"),
+    ),
+    "a post may last for ever": Mutation(
+        "sink.py",
+        "total=self._settings.web_sink_timeout",
+        "total=None",
+        scenario("sink slow"),
+    ),
+    "a token is read once": Mutation(
+        "bearer.py",
+        "if version != self._version:",
+        "if self._version is None:",
+        scenario("token rotated"),
+    ),
+    "a refused list is refused as a whole": Mutation(
+        "delivery.py",
+        "if len(events) == 1:",
+        "if events:",
+        scenario("killed"),
+    ),
+    "half of a refused list is forgotten": Mutation(
+        "delivery.py",
+        "            await self._deliver(events[half:])\n",
+        "",
+        scenario("killed"),
+    ),
+    "a new forwarder starts at the end": Mutation(
+        "hub.py",
+        '"earliest": "-1"',
+        '"earliest": "@latest"',
+        scenario("killed"),
+    ),
+    "checkpoints are kept in memory": Mutation(
+        "embedded.py",
+        "database = sqlite3.connect(path,",
+        'database = sqlite3.connect(":memory:",',
+        scenario("killed"),
+    ),
+    "the buffer has no bound": Mutation(
+        "buffer.py",
+        "return not self.used or self.used + size <= self._limit",
+        "return True",
+        "tests/test_memory.py",
+    ),
+    "an answer is read to its end": Mutation(
+        "sink.py",
+        "answer = await response.content.read(_ANSWER_BYTES)",
+        "answer = await response.content.read()",
+        "tests/test_lying_sinks.py",
+    ),
+    "a page is not said": Mutation(
+        "answer.py",
+        'content_type == "text/html" or',
+        "False and",
+        "tests/test_lying_sinks.py",
+    ),
+}
+
+
+async def survives(mutation: Mutation) -> str:
+    """Return why a mutation was not noticed; empty if it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "app"
+        shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
+        module = app / "forwarder" / mutation.module
+        if module.read_text().count(mutation.text) != 1:
+            return "its line is not there once"
+        module.write_text(module.read_text().replace(mutation.text, mutation.becomes))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pytest", "--exitfirst", "-m", "", "-p", "no:cacheprovider"),
+            *("-o", f"pythonpath={app} {ROOT / 'tests'}", "--basetemp", Path(folder) / "tests"),
+            mutation.test,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return ""
+        # 1: a test failed. Anything else but success is no verdict on the line.
+        return {0: "nobody noticed", 1: ""}.get(process.returncode or 0, output.decode()[-500:])
+
+
+async def main(names: Sequence[str]) -> int:
+    """Run the mutations whose names contain one of these, all if none is given; print survivors."""
+    chosen = [one for one in MUTATIONS if not names or any(name in one for name in names)]
+    turns = asyncio.Semaphore(AT_ONCE)
+    survivors = 0
+
+    async def run(name: str) -> None:
+        nonlocal survivors
+        async with turns:
+            why = await survives(MUTATIONS[name])
+        survivors += bool(why)
+        print(f"{'SURVIVED' if why else 'noticed ':8} {name}{': ' * bool(why)}{why}", flush=True)  # noqa: T201 - the tool's output
+
+    await asyncio.gather(*map(run, chosen))
+    print(f"{len(chosen)} mutations, {survivors} survived")  # noqa: T201 - as above
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(sys.argv[1:])))

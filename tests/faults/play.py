@@ -1,0 +1,260 @@
+"""A play: hub, sink, store and forwarders, faults upon them, and one verdict at the end."""
+
+import asyncio
+import os
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trustme
+
+import stores
+from eventhubs import Server
+from faults.store import Store, store
+from ledger import judge_sums
+from process import Forwarder
+from scene import HUB, Scene
+from stores import Stored
+from webhook import Answer, Post, Rule, Webhook
+
+MIB = 2**20
+
+
+class Play(Scene):
+    """A scene with a store, the forwarders on it by name, and what is ordered of the sink."""
+
+    def __init__(
+        self, server: Server, webhook: Webhook, folder: Path, blob_store: Store | None
+    ) -> None:
+        super().__init__(server, webhook, folder / "state")
+        self.folder = folder
+        self.store = blob_store
+        self.defaults: Mapping[str, str] = {}
+        """Settings of every forwarder; `{folder}` stands for the play's own."""
+        self.running: dict[str, Forwarder] = {}
+        self.ended: list[Forwarder] = []
+        self.sink: Rule | None = None
+        """Asked for each post before the ledger is."""
+        self.again = False
+        """Whether the sink takes events and cannot say so: they come again."""
+        self.peak = 0
+        """Most bytes that a forwarder was seen to hold."""
+        self.stack = AsyncExitStack()
+        self._looking = asyncio.Lock()
+        webhook.rule = self._answer
+
+    async def start(self, name: str = "one") -> Forwarder:
+        """Start a forwarder, or one again that has ended."""
+        settings = {key: text.format(folder=self.folder) for key, text in self.defaults.items()}
+        made = (
+            self.replica(name, self.store.front, **settings)
+            if self.store
+            else self.forwarder(None, **settings)
+        )
+        self.running[name] = await self.stack.enter_async_context(made)
+        return made
+
+    async def kill(self, name: str = "one") -> None:
+        """Send SIGKILL; what is in the store by then is where others go on."""
+        forwarder = self.running.pop(name)
+        self.ended.append(forwarder)
+        forwarder.kill()
+        assert await forwarder.wait() == -signal.SIGKILL
+        self.ledger.restarted(await self.look())
+
+    async def stop(self, name: str = "one") -> None:
+        """Send SIGTERM; unless it says otherwise, all that it took is settled and checkpointed."""
+        forwarder = self.running.pop(name)
+        self.ended.append(forwarder)
+        forwarder.terminate()
+        assert (await forwarder.wait(), forwarder.stderr) == (0, ""), forwarder.lines[-20:]
+        stored = await self.look()
+        unfinished = ("stopping with messages undelivered", "checkpoints cannot be written")
+        if self.running or self.again or any(map(forwarder.entries, unfinished)):
+            self.ledger.restarted(stored)
+        else:
+            self.ledger.judge_stop(stored)
+
+    @asynccontextmanager
+    async def moving(self) -> AsyncIterator[None]:
+        """Expect partitions to change hands in the block: what was under way comes again."""
+        before = await self.look()
+        yield
+        self.ledger.restarted(before)
+
+    async def stored(self) -> Stored:
+        """Return the checkpoints, read past whatever befalls the store."""
+        if self.store is None:
+            return stores.embedded(self.state)
+        return await stores.shared(self.store.back)
+
+    async def look(self) -> Stored:
+        """Return the checkpoints; none is past an unsettled event, and none has gone back."""
+        async with self._looking:  # of two looks at once one would be old
+            stored = await self.stored()
+            await self._read_letters()
+            try:
+                self.ledger.judge_checkpoints(stored)
+            except AssertionError:  # a letter was perhaps on its way from a file into a blob
+                await self._read_letters()
+                self.ledger.judge_checkpoints(stored)
+            return stored
+
+    async def _read_letters(self) -> None:
+        if self.store:
+            self.ledger.blobs = await stores.letters(self.store.back, self.ledger.blobs)
+
+    async def owned(self, **expected: int) -> None:
+        """Wait until these forwarders own so many partitions each."""
+        found: dict[str, int] = {}
+
+        async def divided() -> bool:
+            found.update({name: await _owned(self.running[name]) for name in expected})
+            return found == expected
+
+        await eventually(divided, lambda: f"owned {found} instead of {expected}")
+
+    async def settled(self, seconds: float = 60) -> None:
+        """Wait until every event is accounted for, and every checkpoint at the hub's end."""
+
+        async def accounted() -> bool:
+            for forwarder in self.running.values():
+                assert forwarder.process.returncode is None, "it has ended by itself"
+            await self._read_letters()
+            return not self.ledger.unsettled()
+
+        await eventually(
+            accounted, lambda: f"events are not settled: {self.ledger.open_places()}", seconds
+        )
+        ends = {log.id: log.last for log in self.hub.partitions if log.last >= 0}
+        stored: Stored = {}
+
+        async def written() -> bool:
+            nonlocal stored
+            stored = await self.look()
+            return all(stored.get(number, -1) >= end for number, end in ends.items())
+
+        await eventually(written, lambda: f"checkpoints {stored} do not come to {ends}")
+
+    async def verdict(self, rss: float = 160) -> None:
+        """Settle, stop everything and judge; `rss` is in MiB."""
+        await self.settled()
+        for forwarder in self.running.values():
+            await eventually(partial(_sums, forwarder), lambda: "records are no sum")
+            judge_sums(await forwarder.metrics())
+            self._keep_secrets((await forwarder.get("/metrics"))[1].encode())
+        for name in list(self.running):
+            await self.stop(name)
+        self.ledger.judge(again=self.again)
+        self._judge_lost()
+        wrong = [entry for one in self.ended for entry in one.entries("internal error")]
+        assert not wrong, wrong
+        for file in filter(Path.is_file, self.state.rglob("*")):
+            self._keep_secrets(file.read_bytes())
+        assert self.peak < rss * MIB, f"{self.peak / MIB:.0f} MiB"
+
+    async def watch(self) -> None:
+        """Look at the memory of what runs and at its checkpoints, for ever."""
+        while True:
+            for _ in range(5):
+                self.peak = max([self.peak, *(one.rss() for one in self.running.values())])
+                await asyncio.sleep(0.1)
+            asked = time.monotonic()
+            await self.look()
+            await asyncio.sleep(4 * (time.monotonic() - asked))  # as in `eventually`
+
+    @staticmethod
+    def said(forwarder: Forwarder) -> list[str]:
+        """Return the end of a forwarder's log, without a line a message."""
+        return [line for line in forwarder.lines if '"hub message"' not in line][-15:]
+
+    def signal(self, number: signal.Signals, name: str = "one") -> None:
+        """Send a signal that does not end a forwarder."""
+        os.kill(self.running[name].pid, number)
+
+    def _answer(self, post: Post) -> Answer | int:
+        ordered = self.sink and self.sink(post)
+        return ordered or self.ledger.answer(post)
+
+    def _judge_lost(self) -> None:
+        """Assert that just what the hub forgot is said to be lost, each message once."""
+        said = [
+            (entry["partition"], number)
+            for forwarder in self.ended
+            for entry in forwarder.entries("messages lost")
+            for number in range(entry["first"], entry["last"] + 1)
+        ]
+        assert sorted(said) == sorted(self.ledger.lost)
+
+    def _keep_secrets(self, text: bytes) -> None:
+        keys = [*self.server.keys.values(), *([self.store.key] if self.store else [])]
+        assert not [key for key in keys if key.encode() in text]
+
+
+@asynccontextmanager
+async def play(
+    folder: Path, *, blobs: bool = False, tls: bool = False, partitions: int = 4
+) -> AsyncIterator[Play]:
+    """Set the stage in a folder; `tls` gives the sink a certificate and leaves its CA there."""
+    (folder / "token").write_text("first")
+    context = _tls(folder) if tls else None
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Server({HUB: partitions}))
+        webhook = await stack.enter_async_context(Webhook(tls=context))
+        found = Play(
+            server, webhook, folder, await stack.enter_async_context(store()) if blobs else None
+        )
+        await stack.enter_async_context(found.stack)
+        watching = asyncio.create_task(found.watch())
+        stack.callback(watching.cancel)
+        try:
+            yield found
+            if watching.done():
+                watching.result()
+        except BaseException as error:
+            for name, forwarder in found.running.items():
+                error.add_note("\n".join([f"{name}:", *found.said(forwarder), forwarder.stderr]))
+            raise
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], told: Callable[[], str], seconds: float = 30
+) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        asked = time.monotonic()
+        if await condition():
+            return
+        if (now := time.monotonic()) > deadline:
+            raise TimeoutError(told())
+        await asyncio.sleep(max(0.1, 4 * (now - asked)))  # hub and sink have work to do meanwhile
+
+
+def _tls(folder: Path) -> ssl.SSLContext:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.private_key_pem.write_to_path(folder / "ca.key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def _owned(forwarder: Forwarder) -> int:
+    try:
+        return int((await forwarder.metrics()).total("aks_audit_partitions_owned"))
+    except OSError:  # it does not listen yet
+        assert forwarder.process.returncode is None, forwarder.stderr
+        return -1
+
+
+async def _sums(forwarder: Forwarder) -> bool:
+    try:
+        judge_sums(await forwarder.metrics())
+    except AssertionError:  # a post is still under way, of what another has delivered
+        return False
+    return True

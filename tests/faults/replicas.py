@@ -1,0 +1,48 @@
+"""What can befall two forwarders that share a store. After each they have two partitions each."""
+
+import asyncio
+import signal
+import time
+
+from faults.play import Play
+
+
+async def joins(play: Play, _: float) -> None:
+    """A second one comes, and gets its half."""
+    async with play.moving():
+        await play.start("two")
+        await play.owned(one=2, two=2)
+
+
+async def leaves(play: Play, seconds: float) -> None:
+    """One is stopped: the other has its partitions at once, for they were given up."""
+    async with play.moving():
+        await play.stop("one")
+        stopped = time.monotonic()
+        await play.owned(two=4)
+        assert time.monotonic() - stopped < seconds
+        await play.start("one")
+        await play.owned(one=2, two=2)
+
+
+async def is_killed(play: Play, _: float) -> None:
+    """One is killed, and started again when the other has its partitions."""
+    async with play.moving():
+        await play.kill("one")
+        await play.owned(two=4)
+        await play.start("one")
+        await play.owned(one=2, two=2)
+
+
+async def is_frozen(play: Play, _: float) -> None:
+    """One is frozen until the other has its partitions: what it knows is old when it wakes."""
+    play.again = True  # what was under way when it froze it posts again
+    async with play.moving():
+        play.signal(signal.SIGSTOP, "one")
+        await play.owned(two=4)
+        await play.settled()
+        play.signal(signal.SIGCONT, "one")
+        for _ in range(100):  # the other one soon sets right what this one may have spoilt
+            await play.look()
+            await asyncio.sleep(0.02)
+        await play.owned(one=2, two=2)

@@ -1,0 +1,131 @@
+"""The blob store and what can befall it: azurite behind a proxy that misbehaves to order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from azurite import Azurite, azurite
+
+if TYPE_CHECKING:
+    from faults.play import Play
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date"}
+
+
+class Store:
+    """A storage account; `front` is what forwarders are given, `back` what answers always."""
+
+    def __init__(self, back: Azurite, client: aiohttp.ClientSession) -> None:
+        self.back = back
+        self.front = Azurite(0, 0)
+        self.status = 0
+        """The answer to every request that changes something, instead of the store's own."""
+        self.delay = 0.0
+        """Seconds before any answer."""
+        self._client = client
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def key(self) -> str:
+        """The account's key."""
+        return self.back.connection_string.split("AccountKey=")[1].split(";")[0]
+
+    async def start(self) -> None:
+        """Listen; after a stop, on the same port."""
+        self._runner = web.ServerRunner(web.Server(self._pass), shutdown_timeout=0.01)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.front.port).start()
+        self.front.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Refuse connections and close those that are open."""
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _pass(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        if self.status and request.method in {"PUT", "DELETE"}:
+            return web.Response(status=self.status, headers={"x-ms-error-code": "ByOrder"})
+        url = URL(f"http://127.0.0.1:{self.back.port}{request.raw_path}", encoded=True)
+        async with self._client.request(
+            request.method,
+            url,
+            headers=request.headers,
+            data=body or None,
+            skip_auto_headers=["Content-Type"],  # it is part of what is signed
+        ) as answer:
+            headers = [(k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP]
+            return web.Response(status=answer.status, headers=headers, body=await answer.read())
+
+
+@asynccontextmanager
+async def store() -> AsyncIterator[Store]:
+    """Run an empty storage account."""
+    async with AsyncExitStack() as stack:
+        back = await stack.enter_async_context(azurite())
+        client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+        found = Store(back, client)
+        await found.start()
+        stack.push_async_callback(found.stop)
+        yield found
+
+
+def _of(play: "Play") -> Store:
+    assert play.store, "it has no store in an account"
+    return play.store
+
+
+async def away(play: "Play", seconds: float) -> None:
+    """Nobody listens."""
+    await _of(play).stop()
+    await asyncio.sleep(seconds)
+    await _of(play).start()
+
+
+async def slow(play: "Play", seconds: float) -> None:
+    """Every answer takes a second."""
+    _of(play).delay = 1
+    await asyncio.sleep(seconds)
+    _of(play).delay = 0
+
+
+async def hangs(play: "Play", seconds: float) -> None:
+    """Requests are taken and not answered while it lasts."""
+    _of(play).delay = seconds
+    await asyncio.sleep(seconds)
+    _of(play).delay = 0
+
+
+async def _answers(play: "Play", seconds: float, status: int) -> None:
+    async with play.moving():  # a claim that is refused is lost, and claimed again
+        _of(play).status = status
+        await asyncio.sleep(seconds)
+        _of(play).status = 0
+        await asyncio.sleep(1)
+
+
+async def conflicts(play: "Play", seconds: float) -> None:
+    """Whatever is written is answered with 409."""
+    await _answers(play, seconds, 409)
+
+
+async def refuses_conditions(play: "Play", seconds: float) -> None:
+    """Whatever is written is answered with 412, as if somebody else had been faster."""
+    await _answers(play, seconds, 412)
+
+
+async def busy(play: "Play", seconds: float) -> None:
+    """Whatever is written is answered with 503."""
+    await _answers(play, seconds, 503)
+
+
+async def forbids(play: "Play", seconds: float) -> None:
+    """Whatever is written is answered with 403, as with an expired key."""
+    await _answers(play, seconds, 403)
