@@ -40,7 +40,14 @@ class Forwarder:
     started: ClassVar[list["Forwarder"]] = []
     """All of them; after each test their output is searched for keys, and the list emptied."""
 
-    def __init__(self, settings: Mapping[str, str], *arguments: str, app: Path = APP) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        *arguments: str,
+        app: Path = APP,
+        within: Sequence[str] = (),
+    ) -> None:
+        """Set it up; `within` is a command that runs it, and replaces itself by it."""
         self.port = int(settings.get("HttpPort", 0)) or free_port()
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -48,7 +55,7 @@ class Forwarder:
             "HttpPort": str(self.port),
             **settings,
         }
-        self.arguments: Sequence[str] = arguments
+        self.command = (*within, sys.executable, "-m", "forwarder", *arguments)
         self.lines: list[str] = []
         """Standard output, as it was."""
         self.log: list[dict[str, Any]] = []
@@ -58,10 +65,7 @@ class Forwarder:
 
     async def __aenter__(self) -> Self:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "forwarder",
-            *self.arguments,
+            *self.command,
             env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

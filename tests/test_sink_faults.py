@@ -1,11 +1,24 @@
 """While the sink is away nothing is lost, nothing is checkpointed and nobody is hammered."""
 
 import asyncio
+import subprocess
 from pathlib import Path
+
+import pytest
 
 import stores
 from ledger import judge_sums
+from process import Forwarder
 from scene import scene
+
+# A name service of its own for a child: /etc/hosts and no server behind it.
+_NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
+_OWN_NAMES = """
+mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+shift
+exec "$@"
+"""
 
 
 async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
@@ -38,3 +51,26 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
         assert await forwarder.wait() == 0
         ledger.judge()
         ledger.judge_checkpoints(stores.embedded(tmp_path))
+
+
+async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path: Path) -> None:
+    if subprocess.run([*_NAMESPACE, "mount --bind /etc /etc"], check=False).returncode:  # noqa: ASYNC221 - a moment
+        pytest.skip("this machine lets nobody have a mount namespace")
+    hosts, state = tmp_path / "hosts", tmp_path / "state"
+    hosts.touch()
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    within = (*_NAMESPACE, _OWN_NAMES, "sh", str(tmp_path))
+    async with scene(state) as stage:
+        url = f"http://sink.test:{stage.webhook.port}/k8s_audit"
+        settings = stage.settings(WebSinkURL=url)
+        async with Forwarder(settings, within=within) as forwarder:
+            stage.ledger.publish(100, refuse=10)
+            down = await forwarder.wait_for("sink down")
+            assert "sink.test" in down["reason"], down
+            assert (await forwarder.get("/livez"))[0] == 200
+            hosts.write_text("127.0.0.1 sink.test\n")
+            await forwarder.wait_for("sink up", 40)
+            await stage.ledger.settled()
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        stage.ledger.judge()
