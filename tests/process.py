@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -20,10 +21,11 @@ APP = Path(__file__).parents[1] / "app"
 
 
 def free_port() -> int:
-    """Return a port on 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port on 127.0.0.1 that nothing listens on, nor is given to outgoing connections."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import stores
 from azurite import azurite
+from forwarder import app
 from process import Forwarder
 from scene import Scene, scene
 from webhook import Answer
@@ -171,3 +172,24 @@ async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
             await stopped(forwarder)
         ledger.judge_checkpoints(await stores.shared(store))
         ledger.judge()
+
+
+async def test_ends_a_task_that_forgets_that_it_was_cancelled() -> None:
+    """The client's management request does, when its connection breaks in the same moment."""
+    forgotten = 0
+
+    async def forget() -> None:
+        nonlocal forgotten
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                forgotten += 1
+                if forgotten == 2:
+                    raise
+
+    tasks = [asyncio.create_task(forget())]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await app.end(tasks)
+    assert tasks[0].cancelled()

@@ -1,6 +1,7 @@
 """The composition root: wires hub, delivery and sink together and takes them down in order."""
 
 import asyncio
+from collections.abc import Collection
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,8 @@ from forwarder.state import state_directory
 from forwarder.web import serve
 
 _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
+
+_CANCEL_AGAIN: Final = 2.0  # seconds
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -62,8 +65,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             tasks = [group.create_task(one) for one in work]
             await stop.wait()
             await _wind_down(settings, source, checkpoints)
-            for task in tasks:
-                task.cancel()
+            await end(tasks)
     log.info("stopped")
 
 
@@ -81,6 +83,14 @@ async def _wind_down(settings: Settings, source: Source, checkpoints: Checkpoint
         async with asyncio.timeout(_LAST_CHECKPOINT):
             await checkpoints.flush()
     await source.close()
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they are done: the client forgets that when its connection just broke."""
+    while not all(task.done() for task in tasks):
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)
 
 
 async def login(settings: Settings, stack: AsyncExitStack) -> Any:

@@ -71,6 +71,12 @@ MUTATIONS: dict[str, Mutation] = {
         "source.cancel()",
         scenario("stopped while the sink is slow"),
     ),
+    "a task is cancelled once": Mutation(
+        "app.py",
+        "while not all(task.done() for task in tasks):",
+        "for _ in (0,):",
+        "tests/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
+    ),
     "another process's checkpoint moves back": Mutation(
         "checkpoints.py",
         "if found != owned.stored and found > mark.sequence_number:",
