@@ -11,6 +11,7 @@ from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
 import stores
 from azurite import Azurite, azurite
+from faults.store import store
 from ledger import judge_sums
 from process import free_port
 from scene import HUB, Scene, scene
@@ -116,6 +117,25 @@ async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> No
             assert not stage.webhook.taken
             async with azurite(port) as store:
                 await until_stored(stage, store)
+        stage.ledger.judge()
+
+
+async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
+    tmp_path: Path,
+) -> None:
+    """A partition that is claimed is not read before its checkpoint is known."""
+    async with store() as account, scene(tmp_path) as stage:
+        stage.ledger.publish(40)
+        async with stage.replica("one", account.front) as forwarder:
+            await until_stored(stage, account.back)
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        account.unlisted = 2
+        stage.ledger.publish(40)
+        async with stage.replica("one", account.front) as forwarder:
+            await forwarder.wait_for("receiving failed")
+            await until_stored(stage, account.back)
+            assert not account.unlisted
         stage.ledger.judge()
 
 

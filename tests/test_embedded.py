@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from azure.eventhub.aio import CheckpointStore
 
 from azurite import Azurite, azurite
 from forwarder.blob import open_blob_store
+from forwarder.checkpoints import Store
 from forwarder.embedded import EmbeddedCheckpointStore
-from forwarder.errors import StateError
+from forwarder.errors import StateError, SupersededError
 from forwarder.settings import Settings
 
 PLACE = {
@@ -53,30 +53,45 @@ def by_partition(entries: Any) -> list[dict[str, Any]]:
 
 
 def unquoted(owned: dict[str, Any]) -> dict[str, Any]:
-    """Return a claim with its tag as listings of blobs have it: without the quotes of HTTP."""
-    return {**owned, "etag": owned["etag"].strip('"')}
+    """Return a claim as listings have it: its tag without the quotes of HTTP, its time aside."""
+    return {**owned, "etag": owned["etag"].strip('"'), "last_modified_time": 0}
+
+
+def places(checkpoints: Any) -> list[dict[str, Any]]:
+    """Return checkpoints by partition, without their tags."""
+    return [{k: v for k, v in one.items() if k != "etag"} for one in by_partition(checkpoints)]
 
 
 class Contract:
     """What azure.eventhub's client and this package ask of a store."""
 
-    async def test_there_is_nothing_at_first(self, store: CheckpointStore) -> None:
+    async def test_there_is_nothing_at_first(self, store: Store) -> None:
         assert list(await store.list_ownership(*PLACE.values())) == []
         assert list(await store.list_checkpoints(*PLACE.values())) == []
 
-    async def test_a_checkpoint_is_listed_as_it_was_written(self, store: CheckpointStore) -> None:
+    async def test_a_checkpoint_is_listed_as_it_was_written(self, store: Store) -> None:
         written = [checkpoint(2**40, "0"), checkpoint(0, "1"), checkpoint(7, "10")]
         for one in written:
-            await store.update_checkpoint(one)
-        assert by_partition(await store.list_checkpoints(*PLACE.values())) == written
-        assert by_partition(await store.list_checkpoints(**PLACE)) == written
+            await store.update_checkpoint(dict(one))
+        assert places(await store.list_checkpoints(*PLACE.values())) == written
+        assert places(await store.list_checkpoints(**PLACE)) == written
+        assert places(store.listed.values()) == written
 
-    async def test_a_later_checkpoint_replaces_the_one_before(self, store: CheckpointStore) -> None:
-        for number in 5, 9, 8:
-            await store.update_checkpoint(checkpoint(number))
-        assert list(await store.list_checkpoints(**PLACE)) == [checkpoint(8)]
+    async def test_a_later_checkpoint_replaces_the_one_before(self, store: Store) -> None:
+        await store.update_checkpoint(checkpoint(5))
+        await store.update_checkpoint(checkpoint(9))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(9)]
 
-    async def test_other_hubs_and_groups_are_kept_apart(self, store: CheckpointStore) -> None:
+    async def test_a_checkpoint_moves_back_if_it_is_as_it_was_listed(self, store: Store) -> None:
+        """Numbers start again in a hub that is made anew."""
+        await store.update_checkpoint(checkpoint(9))
+        (found,) = await store.list_checkpoints(**PLACE)
+        for number in 5, 3:
+            found |= checkpoint(number)
+            await store.update_checkpoint(found)
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(3)]
+
+    async def test_other_hubs_and_groups_are_kept_apart(self, store: Store) -> None:
         await store.update_checkpoint(checkpoint(1))
         await store.claim_ownership([ownership()])
         for number, place in enumerate(OTHER_PLACES):
@@ -84,34 +99,44 @@ class Contract:
             assert list(await store.list_ownership(**place)) == []
             await store.update_checkpoint(checkpoint(number, **place))
             await store.claim_ownership([ownership(owner=f"{number}", **place)])
-        assert list(await store.list_checkpoints(**PLACE)) == [checkpoint(1)]
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(1)]
         for number, place in enumerate(OTHER_PLACES):
-            assert list(await store.list_checkpoints(**place)) == [checkpoint(number, **place)]
+            assert places(await store.list_checkpoints(**place)) == [checkpoint(number, **place)]
             (owned,) = await store.list_ownership(**place)
             assert owned["owner_id"] == f"{number}"
 
-    async def test_a_hub_is_the_same_in_any_case_of_its_name(self, store: CheckpointStore) -> None:
+    async def test_a_hub_is_the_same_in_any_case_of_its_name(self, store: Store) -> None:
         await store.update_checkpoint(checkpoint(3))
         upper = {name: value.upper() for name, value in PLACE.items()}
         (found,) = await store.list_checkpoints(**upper)
         assert (found["partition_id"], found["sequence_number"]) == ("0", 3)
 
-    async def test_a_claim_is_granted_with_tag_and_time_and_listed(
-        self, store: CheckpointStore
-    ) -> None:
+    async def test_a_claim_is_granted_with_tag_and_time_and_listed(self, store: Store) -> None:
         claims = [ownership("0"), ownership("1")]
         granted = by_partition(await store.claim_ownership(claims))
         for one, claim in zip(granted, claims, strict=True):
             assert one.items() >= claim.items()
             assert one["etag"]
-            assert abs(one["last_modified_time"] - time.time()) < 60
+            assert one["last_modified_time"] > time.time()  # given up by its tag, whatever the time
         for found in (
             await store.list_ownership(*PLACE.values()),
             await store.list_ownership(**PLACE),
         ):
             assert [unquoted(one) for one in by_partition(found)] == [*map(unquoted, granted)]
+            assert all(abs(one["last_modified_time"] - time.time()) < 60 for one in found)
 
-    async def test_a_claim_is_renewed_and_given_up(self, store: CheckpointStore) -> None:
+    async def test_a_claim_has_its_age_whatever_the_time_is(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.claim_ownership([ownership()])
+        now = time.time
+        for jump in 3600, -3600:
+            with monkeypatch.context() as clock:
+                clock.setattr(time, "time", lambda jump=jump: now() + jump)
+                (found,) = await store.list_ownership(**PLACE)
+                assert abs(found["last_modified_time"] - time.time()) < 60
+
+    async def test_a_claim_is_renewed_and_given_up(self, store: Store) -> None:
         (first,) = await store.claim_ownership([ownership()])
         (renewed,) = await store.claim_ownership([first])
         assert renewed["etag"] != first["etag"]
@@ -120,9 +145,7 @@ class Contract:
         assert not found["owner_id"]
         assert unquoted(found)["etag"] == unquoted(given_up)["etag"]
 
-    async def test_what_is_handed_out_is_no_handle_to_the_store(
-        self, store: CheckpointStore
-    ) -> None:
+    async def test_what_is_handed_out_is_no_handle_to_the_store(self, store: Store) -> None:
         claim = ownership()
         for one in (
             await store.claim_ownership([claim]),
@@ -135,7 +158,7 @@ class Contract:
 
 class TestEmbedded(Contract):
     @pytest.fixture
-    def store(self, tmp_path: Path) -> Iterator[CheckpointStore]:
+    def store(self, tmp_path: Path) -> Iterator[Store]:
         with closing(EmbeddedCheckpointStore(tmp_path / "checkpoints.db")) as store:
             yield store
 
@@ -148,7 +171,7 @@ async def storage() -> AsyncIterator[Azurite]:
 
 class TestBlob(Contract):
     @pytest.fixture
-    async def store(self, storage: Azurite) -> AsyncIterator[CheckpointStore]:
+    async def store(self, storage: Azurite) -> AsyncIterator[Store]:
         settings = Settings.from_env(
             {
                 "EhubNamespaceConnectionString": "Endpoint=sb://demo.servicebus.windows.net/;"
@@ -161,13 +184,25 @@ class TestBlob(Contract):
             await store.list_ownership(*PLACE.values())  # makes the container
             yield store
 
-    async def test_a_claim_with_a_tag_of_the_past_is_not_granted(
-        self, store: CheckpointStore
-    ) -> None:
+    async def test_a_claim_with_a_tag_of_the_past_is_not_granted(self, store: Store) -> None:
         (first,) = await store.claim_ownership([ownership()])
         await store.claim_ownership([{**first, "owner_id": "another"}])
         assert list(await store.claim_ownership([first])) == []
         assert [one["owner_id"] for one in await store.list_ownership(**PLACE)] == ["another"]
+
+    async def test_a_checkpoint_that_is_behind_another_process_s_is_not_written(
+        self, store: Store
+    ) -> None:
+        """It is compared with what is there by then, and written once it is ahead of that."""
+        await store.update_checkpoint(checkpoint(5))
+        (ours,) = await store.list_checkpoints(**PLACE)
+        (theirs,) = await store.list_checkpoints(**PLACE)
+        await store.update_checkpoint(theirs | checkpoint(7))
+        with pytest.raises(SupersededError):
+            await store.update_checkpoint(ours | checkpoint(6))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(7)]
+        await store.update_checkpoint(ours | checkpoint(8))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(8)]
 
 
 @pytest.fixture
@@ -212,6 +247,7 @@ async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
+from forwarder.checkpoints import Store
 from forwarder.embedded import EmbeddedCheckpointStore
 from test_embedded import checkpoint
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import stamina
-from azure.eventhub.aio import CheckpointStore
 
 from forwarder import __version__, log
 from forwarder.buffer import ReceiveBuffer
-from forwarder.checkpoints import Checkpoints
+from forwarder.checkpoints import Checkpoints, Store
 from forwarder.deadletters import DeadLetters
 from forwarder.delivery import Outlets
 from forwarder.embedded import EmbeddedCheckpointStore
@@ -102,9 +101,7 @@ async def login(settings: Settings, stack: AsyncExitStack) -> Any:
     return await stack.enter_async_context(DefaultAzureCredential())
 
 
-async def _store(
-    settings: Settings, credential: Any, state: Path, stack: AsyncExitStack
-) -> CheckpointStore:
+async def _store(settings: Settings, credential: Any, state: Path, stack: AsyncExitStack) -> Store:
     """Open the storage account's container, or without one a file in the state directory."""
     if not settings.blob_connection and not settings.blob_account_url:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")

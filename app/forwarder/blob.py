@@ -1,14 +1,23 @@
 """The checkpoint store in a storage account, shared by all replicas."""
 
+import math
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
-from azure.eventhub.aio import CheckpointStore
+from azure.core import MatchConditions
+from azure.core.exceptions import (
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
-from azure.storage.blob.aio import ContainerClient
+from azure.storage.blob.aio import BlobClient, ContainerClient
 
+from forwarder.checkpoints import Store
+from forwarder.errors import SupersededError
 from forwarder.settings import Settings
 
 # Our own loops try again; the client must not sit on a dead store meanwhile.
@@ -30,7 +39,7 @@ def _open(client: Any, settings: Settings, credential: Any) -> Any:
 
 
 @asynccontextmanager
-async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
+async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[Store]:
     """Open the store of checkpoints."""
     store = _open(_BlobStore, settings, credential)
     async with store, open_container(settings, credential) as container:
@@ -38,19 +47,35 @@ async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[
         yield store
 
 
-class _BlobStore(BlobCheckpointStore):
+class _BlobStore(BlobCheckpointStore, Store):
     """Checkpoints as blobs, at the paths of all Event Hubs SDKs; makes its container if it may."""
 
     container: ContainerClient
 
     async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """List owners; it is the first thing that a client asks of a store."""
+        """List owners; it is the first thing that a client asks of a store.
+
+        The client judges by this machine's clock when an owner was seen last. The age is told by
+        the store's clock, so that it holds whatever the time is here.
+        """
+        asked: list[str] = []
+
+        def note(response: Any) -> None:
+            asked.append(response.http_response.headers["Date"])
+
         try:
-            return await super().list_ownership(*where, **options)
+            found = await super().list_ownership(*where, raw_response_hook=note, **options)
         except ResourceNotFoundError:
             with suppress(ResourceExistsError):  # another replica was faster
                 await self.container.create_container()
-            return await super().list_ownership(*where, **options)
+            found = await super().list_ownership(*where, raw_response_hook=note, **options)
+        ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
+        return [{**one, "last_modified_time": one["last_modified_time"] + ahead} for one in found]
+
+    async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
+        """Claim partitions; whether they are still ours when they are given up, the tag tells."""
+        granted = await super().claim_ownership(*claims, **options)
+        return [{**one, "last_modified_time": math.inf} for one in granted]
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -61,12 +86,54 @@ class _BlobStore(BlobCheckpointStore):
             "eventhub_name": eventhub_name,
             "consumer_group": consumer_group,
         }
-        prefix = "/".join((*where.values(), "checkpoint", "")).lower()
+        prefix = _path(where, "")
         blobs = self.container.list_blobs(name_starts_with=prefix, include=["metadata"])
-        return [
-            {**where, "partition_id": blob.name.removeprefix(prefix), **_place(blob.metadata)}
+        found = [
+            {
+                **where,
+                "partition_id": blob.name.removeprefix(prefix),
+                "etag": blob.etag,
+                **_place(blob.metadata),
+            }
             async for blob in blobs
         ]
+        self.listed = {one["partition_id"]: one for one in found}
+        return found
+
+    async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
+        """Write a checkpoint if its blob is as it was; else look, and write if it is not ahead."""
+        blob = self.container.get_blob_client(_path(checkpoint, checkpoint["partition_id"]))
+        try:
+            await _write(blob, checkpoint)
+        except (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError):
+            checkpoint["etag"] = None
+            with suppress(ResourceNotFoundError):
+                found = await blob.get_blob_properties()
+                number = _place(found.metadata)["sequence_number"]
+                if number is not None and number > checkpoint["sequence_number"]:
+                    raise SupersededError from None
+                checkpoint["etag"] = found.etag
+            await _write(blob, checkpoint)
+
+
+async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
+    """Write it, if the blob still has this ETag, or without one if there is none, and renew it."""
+    metadata = {
+        "offset": str(checkpoint["offset"]),
+        "sequencenumber": str(checkpoint["sequence_number"]),
+    }
+    etag = checkpoint.get("etag")
+    written = await (
+        blob.set_blob_metadata(metadata, etag=etag, match_condition=MatchConditions.IfNotModified)
+        if etag
+        else blob.upload_blob(b"", metadata=metadata)
+    )
+    checkpoint["etag"] = written["etag"]
+
+
+def _path(where: Mapping[str, str], partition: str) -> str:
+    names = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
+    return "/".join((*(where[name] for name in names), "checkpoint", partition)).lower()
 
 
 def _place(metadata: Mapping[str, str | None] | None) -> dict[str, Any]:

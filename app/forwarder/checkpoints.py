@@ -1,26 +1,42 @@
 """Checkpoints of the owned partitions, written at intervals and never on the delivery path."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import stamina
 from azure.eventhub.aio import CheckpointStore, PartitionContext
 
 from forwarder import log
 from forwarder.delivery import Partition
-from forwarder.window import Message
+from forwarder.errors import SupersededError
 
-_STORE_TIMEOUT: Final = 15.0  # seconds for one round
+_STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
+
+
+class Store(CheckpointStore):
+    """A store of which is known what it listed last: from there the client reads on.
+
+    A checkpoint may carry an `etag`, which `update_checkpoint` compares and renews in place;
+    SupersededError if another process is ahead.
+    """
+
+    listed: dict[str, dict[str, Any]]
+    """The checkpoints by partition."""
 
 
 @dataclass(slots=True, eq=False)
 class Owned:
-    """A partition that this process reads, and the sequence number the store has for it."""
+    """A partition that this process reads, and its checkpoint as the store has it."""
 
-    context: PartitionContext
     partition: Partition
-    stored: int | None
+    checkpoint: dict[str, Any]
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def stored(self) -> int | None:
+        """The checkpoint's sequence number, if there is one."""
+        return self.checkpoint.get("sequence_number")
 
 
 class Checkpoints:
@@ -29,7 +45,7 @@ class Checkpoints:
     A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
     """
 
-    def __init__(self, store: CheckpointStore, interval: float) -> None:
+    def __init__(self, store: Store, interval: float) -> None:
         self._store = store
         self._interval = interval
         self._repeated = log.Repeated()
@@ -37,14 +53,19 @@ class Checkpoints:
         self.owned: dict[str, Owned] = {}
 
     async def claim(self, context: PartitionContext, partition: Partition) -> Owned:
-        """Start writing checkpoints of this partition; waits for the store as long as it takes."""
-        async for attempt in stamina.retry_context(
-            on=Exception, attempts=None, timeout=None, wait_max=10
-        ):
-            with attempt:
-                stored = (await self._list(context)).get(context.partition_id)
-        self.owned[context.partition_id] = Owned(context, partition, stored)
-        return self.owned[context.partition_id]
+        """Start writing checkpoints of this partition, which the client reads from the listed one.
+
+        What another process has written since then is not ours to move back.
+        """
+        number = context.partition_id
+        where = {
+            "fully_qualified_namespace": context.fully_qualified_namespace,
+            "eventhub_name": context.eventhub_name,
+            "consumer_group": context.consumer_group,
+            "partition_id": number,
+        }
+        self.owned[number] = Owned(partition, self._store.listed.get(number, where))
+        return self.owned[number]
 
     async def release(self, partition_id: str) -> Owned | None:
         """Write a last checkpoint and forget the partition."""
@@ -60,60 +81,38 @@ class Checkpoints:
 
     async def flush(self) -> None:
         """Write the checkpoints that have moved; a failure is said, counted and tried again."""
-        await self._round(list(self.owned.values()))
+        await self._round(self.owned.values())
 
-    async def _round(self, owned: list[Owned]) -> None:
-        moved = [
-            (one, mark)
-            for one in owned
-            if (mark := one.partition.window.watermark) and (mark.sequence_number != one.stored)
-        ]
-        if not moved:
-            return
-        result = "error"
-        try:
-            async with asyncio.timeout(_STORE_TIMEOUT):
-                stored = await self._list(moved[0][0].context)
-                await asyncio.gather(*(self._write(one, mark, stored) for one, mark in moved))
-            result = "ok"
-            if self.failing_since:
-                log.info("checkpoint store answers again")
+    async def _round(self, owned: Iterable[Owned]) -> None:
+        results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
+        if errors := [one for one in results if isinstance(one, BaseException)]:
+            self.failing_since = log.describe(errors[0])
+            self._repeated.error("checkpoints cannot be written", reason=self.failing_since)
+        elif self.failing_since and any(results):
+            log.info("checkpoint store answers again")
             self.failing_since = None
             self._repeated.forget()
-        except Exception as error:  # noqa: BLE001 - whatever a store's client raises
-            self.failing_since = log.describe(error)
-            self._repeated.error("checkpoints cannot be written", reason=self.failing_since)
-        for one, _ in moved:
-            one.partition.metrics.checkpoints[result].inc()
 
-    async def _write(self, owned: Owned, mark: Message, stored: dict[str, int]) -> None:
-        number = owned.context.partition_id
-        found = stored.get(number, -1)
-        if found != owned.stored and found > mark.sequence_number:
-            log.error("checkpoint left alone, another process is ahead", partition=number)
-            return
-        await self._store.update_checkpoint(
-            {
-                **_where(owned.context),
-                "partition_id": number,
-                "offset": mark.offset,
-                "sequence_number": mark.sequence_number,
-            }
-        )
-        owned.stored = mark.sequence_number
-
-    async def _list(self, context: PartitionContext) -> dict[str, int]:
-        found = await self._store.list_checkpoints(**_where(context))
-        return {
-            entry["partition_id"]: entry["sequence_number"]
-            for entry in found
-            if entry["sequence_number"] is not None
-        }
-
-
-def _where(context: PartitionContext) -> dict[str, Any]:
-    return {
-        "fully_qualified_namespace": context.fully_qualified_namespace,
-        "eventhub_name": context.eventhub_name,
-        "consumer_group": context.consumer_group,
-    }
+    async def _write(self, owned: Owned) -> bool:
+        """Write a partition's checkpoint if it has moved; tell whether the store answered."""
+        async with owned.turn:  # or of two writes at once one would seem to be another process's
+            mark = owned.partition.window.watermark
+            if not mark or mark.sequence_number == owned.stored:
+                return False
+            place = {"offset": mark.offset, "sequence_number": mark.sequence_number}
+            checkpoint = {**owned.checkpoint, **place}
+            result = "error"
+            try:
+                async with asyncio.timeout(_STORE_TIMEOUT):
+                    await self._store.update_checkpoint(checkpoint)
+                owned.checkpoint = checkpoint
+                result = "ok"
+            except SupersededError:
+                result = "superseded"
+                self._repeated.error(
+                    "checkpoint left alone, another process is ahead",
+                    partition=owned.partition.number,
+                )
+            finally:
+                owned.partition.metrics.checkpoints[result].inc()
+            return True

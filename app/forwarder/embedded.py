@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sqlite3
 import time
 import uuid
@@ -10,9 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-from azure.eventhub.aio import CheckpointStore
-
 from forwarder import log
+from forwarder.checkpoints import Store
 from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
@@ -29,7 +29,7 @@ _UNDAMAGED: Final = {
 }
 
 
-class EmbeddedCheckpointStore(CheckpointStore):
+class EmbeddedCheckpointStore(Store):
     """Checkpoints in SQLite, for the one process that holds the state directory.
 
     Ownership is kept in memory: no other process can have any.
@@ -59,20 +59,25 @@ class EmbeddedCheckpointStore(CheckpointStore):
     async def list_ownership(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
-        """Return this process's claims on partitions."""
+        """Return this process's claims on partitions, of an age that no set clock changes."""
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
-        return [dict(one) for key, one in self._ownership.items() if key.startswith(prefix)]
+        ahead = time.time() - time.monotonic()
+        return [
+            {**one, "last_modified_time": one["last_modified_time"] + ahead}
+            for key, one in self._ownership.items()
+            if key.startswith(prefix)
+        ]
 
     async def claim_ownership(
         self, ownership_list: Iterable[dict[str, Any]], **_: Any
     ) -> Iterable[dict[str, Any]]:
         """Grant every claim."""
         claimed = [
-            {**wanted, "etag": str(uuid.uuid4()), "last_modified_time": time.time()}
+            {**wanted, "etag": str(uuid.uuid4()), "last_modified_time": time.monotonic()}
             for wanted in ownership_list
         ]
-        self._ownership |= {_key_of(one): dict(one) for one in claimed}
-        return claimed
+        self._ownership |= {_key_of(one): one for one in claimed}
+        return [{**one, "last_modified_time": math.inf} for one in claimed]
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -81,7 +86,9 @@ class EmbeddedCheckpointStore(CheckpointStore):
         statement = "SELECT value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
         rows = await asyncio.to_thread(self._execute, statement, prefix)
-        return [json.loads(value) for (value,) in rows]
+        found = [json.loads(value) for (value,) in rows]
+        self.listed = {one["partition_id"]: one for one in found}
+        return found
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
         """Write a checkpoint; it is on the disk, or an error, when this returns."""

@@ -17,6 +17,10 @@ class StateError(ForwarderError):
     """The state directory cannot be used: not writable, or in use by another process."""
 
 
+class SupersededError(ForwarderError):
+    """A checkpoint that was not written: the one in the store, of another process, is ahead."""
+
+
 class UnwrittenError(ForwarderError):
     """Dead letters that neither the disk nor the storage account took, and that were let go."""
 

@@ -85,7 +85,8 @@ class Metrics:
             salvaged=self._salvaged.labels(partition),
             lost=self._lost.labels(partition),
             checkpoints={
-                result: self._checkpoints.labels(partition, result) for result in ("ok", "error")
+                result: self._checkpoints.labels(partition, result)
+                for result in ("ok", "error", "superseded")
             },
         )
 

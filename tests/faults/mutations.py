@@ -78,15 +78,21 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
     ),
     "another process's checkpoint moves back": Mutation(
-        "checkpoints.py",
-        "if found != owned.stored and found > mark.sequence_number:",
+        "blob.py",
+        'if number is not None and number > checkpoint["sequence_number"]:',
         "if False:",
+        scenario("replica frozen"),
+    ),
+    "a checkpoint is written whatever is there": Mutation(
+        "blob.py",
+        "set_blob_metadata(metadata, etag=etag, match_condition=MatchConditions.IfNotModified)",
+        "set_blob_metadata(metadata)",
         scenario("replica frozen"),
     ),
     "a failing store ends the writing of checkpoints": Mutation(
         "checkpoints.py",
         'self._repeated.error("checkpoints cannot be written", reason=self.failing_since)',
-        "raise",
+        "raise errors[0]",
         scenario("store away"),
     ),
     "a 500 is acceptance": Mutation(

@@ -25,6 +25,8 @@ class Store:
         self.front = Azurite(0, 0)
         self.status = 0
         """The answer to every request that changes something, instead of the store's own."""
+        self.unlisted = 0
+        """So many listings of checkpoints are refused."""
         self.delay = 0.0
         """Seconds before any answer."""
         self._client = client
@@ -53,6 +55,9 @@ class Store:
             await asyncio.sleep(self.delay)
         if self.status and request.method in {"PUT", "DELETE"}:
             return web.Response(status=self.status, headers={"x-ms-error-code": "ByOrder"})
+        if self.unlisted and "/checkpoint/" in request.query.get("prefix", ""):
+            self.unlisted -= 1
+            return web.Response(status=503)
         url = URL(f"http://127.0.0.1:{self.back.port}{request.raw_path}", encoded=True)
         async with self._client.request(
             request.method,
