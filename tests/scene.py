@@ -12,7 +12,7 @@ from ledger import Ledger
 from process import Forwarder
 from webhook import Webhook
 
-_APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
+APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
 HUB = "insights-logs-kube-audit"
 # Intervals are as short as keeps the behaviour, so that no test waits for a clock.
 _QUICK = {
@@ -53,7 +53,7 @@ class Scene:
 
     def forwarder(self, state: Path | None = None, **settings: str) -> Forwarder:
         """Return a forwarder with the embedded store."""
-        return Forwarder(self.settings(state, **settings), app=_APP)
+        return Forwarder(self.settings(state, **settings), app=APP)
 
     def replica(self, name: str, azurite: Azurite, **settings: str) -> Forwarder:
         """Return a forwarder with a store that it shares with others."""

@@ -89,6 +89,18 @@ MUTATIONS: dict[str, Mutation] = {
         "set_blob_metadata(metadata)",
         scenario("replica frozen"),
     ),
+    "an owner's age is told by the clock here": Mutation(
+        "blob.py",
+        'one["last_modified_time"] + ahead}',
+        'one["last_modified_time"]}',
+        scenario("clocks jump"),
+    ),
+    "a claim grows old by the clock here": Mutation(
+        "blob.py",
+        '[{**one, "last_modified_time": math.inf} for one in granted]',
+        "list(granted)",
+        scenario("clocks jump"),
+    ),
     "a failing store ends the writing of checkpoints": Mutation(
         "checkpoints.py",
         'self._repeated.error("checkpoints cannot be written", reason=self.failing_since)',

@@ -17,10 +17,11 @@ from eventhubs import Server
 from faults.store import Store, store
 from ledger import judge_sums
 from process import Forwarder
-from scene import HUB, Scene
+from scene import APP, HUB, Scene
 from stores import Stored
 from webhook import Answer, Post, Rule, Webhook
 
+CHILD = Path(__file__).with_name("child")
 MIB = 2**20
 
 
@@ -50,6 +51,7 @@ class Play(Scene):
     async def start(self, name: str = "one") -> Forwarder:
         """Start a forwarder, or one again that has ended."""
         settings = {key: text.format(folder=self.folder) for key, text in self.defaults.items()}
+        settings["PYTHONPATH"] = f"{CHILD}:{APP}"
         made = (
             self.replica(name, self.store.front, **settings)
             if self.store

@@ -48,6 +48,14 @@ async def frozen(play: Play, seconds: float, name: str = "one") -> None:
         await asyncio.sleep(1)
 
 
+async def clock_jumps(play: Play, seconds: float, name: str = "one") -> None:
+    """The wall clock jumps an hour ahead, two hours back, and ahead again."""
+    await play.running[name].wait_for("start")
+    for jump in ("SIGUSR1", "SIGUSR2", "SIGUSR2", "SIGUSR1"):
+        play.signal(signal.Signals[jump], name)
+        await asyncio.sleep(seconds / 3 if jump == "SIGUSR1" else seconds / 6)
+
+
 def together(*faults: Fault) -> Fault:
     """Return faults that befall at once, each a little after the one before."""
 

@@ -5,6 +5,7 @@ import signal
 import time
 
 from faults.play import Play
+from faults.processes import clock_jumps
 
 
 async def joins(play: Play, _: float) -> None:
@@ -46,3 +47,27 @@ async def is_frozen(play: Play, _: float) -> None:
             await play.look()
             await asyncio.sleep(0.02)
         await play.owned(one=2, two=2)
+
+
+async def have_clocks_that_jump(play: Play, seconds: float) -> None:
+    """The clock of one jumps: nothing changes hands, no time-out fires, and it is given up well.
+
+    To connect it needs the right time: the hub refuses a token that was made an hour ago.
+    """
+
+    def told() -> int:
+        kinds = ("partition ", "receiving failed", "sink down", "checkpoint")
+        return sum(len(one.entries(kind)) for one in play.running.values() for kind in kinds)
+
+    before = told()
+    await clock_jumps(play, seconds)
+    assert told() == before
+    play.signal(signal.SIGUSR1)
+    await leaves(play, 2)
+
+
+async def die_while_a_clock_is_wrong(play: Play, _: float) -> None:
+    """One is killed while the other's clock is an hour back: it takes over all the same."""
+    play.signal(signal.SIGUSR2, "two")
+    await is_killed(play, 0)
+    play.signal(signal.SIGUSR1, "two")

@@ -50,7 +50,12 @@ STORE: Sequence[Fault] = (
     store.refuses_conditions,
     store.slow,
 )
-PROCESSES: Sequence[Fault] = (processes.frozen, processes.killed, processes.stopped)
+PROCESSES: Sequence[Fault] = (
+    processes.clock_jumps,
+    processes.frozen,
+    processes.killed,
+    processes.stopped,
+)
 
 
 def _seed(number: int) -> object:

@@ -111,6 +111,15 @@ SCENARIOS: dict[str, Scenario] = {
         blobs=True,
         settings={"CheckpointInterval": "1"},
     ),
+    "clocks jump": Scenario(
+        [
+            (replicas.joins, 0),
+            (replicas.have_clocks_that_jump, 12),
+            (replicas.die_while_a_clock_is_wrong, 0),
+        ],
+        blobs=True,
+    ),
+    "clock jumps": Scenario([(processes.clock_jumps, 6)], once=True),
     # Load: bounded by bytes, whatever a message is made of.
     "5,000 records a message": Scenario(
         [(load.many_records, 0)], once=True, settings=WHOLE, rss=224
