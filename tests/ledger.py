@@ -175,7 +175,15 @@ class Ledger:
 def _names(letters: bytes) -> list[Key]:
     """Return the events in lines of dead letters, the last one if it is whole."""
     lines = (line for line in letters.splitlines(keepends=True) if line.endswith(b"\n"))
-    return [key(json.loads(line)["body"].encode()) for line in lines]
+    bodies = (json.loads(line)["body"] for line in lines)
+    return [key(event.encode()) for body in bodies for event in _events(body)]
+
+
+def _events(body: str) -> list[str]:
+    """Return the event of a letter, or those of one that is a whole message."""
+    if not body.startswith('{"records"'):
+        return [body]
+    return [record["properties"]["log"] for record in json.loads(body)["records"]]
 
 
 def judge_sums(samples: Samples) -> None:

@@ -19,6 +19,7 @@ from forwarder.hub import HubMonitor
 from forwarder.letterblobs import letter_blobs
 from forwarder.letterfiles import LetterFiles
 from forwarder.metrics import Metrics
+from forwarder.poison import Poison
 from forwarder.settings import Settings
 from forwarder.sink import Sink, shown_url
 from forwarder.source import Source
@@ -53,7 +54,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             ReceiveBuffer(settings.receive_buffer_bytes),
             metrics,
         )
-        checkpoints = Checkpoints(store, settings.checkpoint_interval)
+        poison = stack.enter_context(closing(Poison(state / "poison.json")))
+        checkpoints = Checkpoints(store, poison, settings.checkpoint_interval)
         source = Source(settings, store, checkpoints, outlets, credential)
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)

@@ -7,7 +7,7 @@ class ReceiveBuffer:
     """Counts bytes; a message that is larger than the limit passes when nothing else is held."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
         self.used = 0
@@ -30,4 +30,4 @@ class ReceiveBuffer:
         self._room.set()
 
     def _fits(self, size: int) -> bool:
-        return not self.used or self.used + size <= self._limit
+        return not self.used or self.used + size <= self.limit

@@ -10,6 +10,7 @@ from azure.eventhub.aio import CheckpointStore, PartitionContext
 from forwarder import log
 from forwarder.delivery import Partition
 from forwarder.errors import SupersededError
+from forwarder.poison import Poison
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
 
@@ -45,8 +46,9 @@ class Checkpoints:
     A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
     """
 
-    def __init__(self, store: Store, interval: float) -> None:
+    def __init__(self, store: Store, poison: Poison, interval: float) -> None:
         self._store = store
+        self.poison = poison
         self._interval = interval
         self._repeated = log.Repeated()
         self.failing_since: str | None = None
@@ -64,13 +66,15 @@ class Checkpoints:
             "consumer_group": context.consumer_group,
             "partition_id": number,
         }
-        self.owned[number] = Owned(partition, self._store.listed.get(number, where))
-        return self.owned[number]
+        owned = self.owned[number] = Owned(partition, self._store.listed.get(number, where))
+        self.poison.claimed(number, owned.stored)
+        return owned
 
     async def release(self, partition_id: str) -> Owned | None:
         """Write a last checkpoint and forget the partition."""
         if owned := self.owned.pop(partition_id, None):
             await self._round([owned])
+            self.poison.left(partition_id)
         return owned
 
     async def run(self) -> None:
@@ -106,6 +110,7 @@ class Checkpoints:
                 async with asyncio.timeout(_STORE_TIMEOUT):
                     await self._store.update_checkpoint(checkpoint)
                 owned.checkpoint = checkpoint
+                self.poison.passed(owned.partition.number, mark.sequence_number)
                 result = "ok"
             except SupersededError:
                 result = "superseded"

@@ -24,6 +24,9 @@ from forwarder.window import Message
 _PREFETCH: Final = 100
 _BATCH: Final = 5
 _CLOSE_TIMEOUT: Final = 5.0
+_FEW: Final = 10  # messages prefetched while they are taken one by one
+_CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
+_ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
 _FOR_EVER: Final = 2**31  # the client counts a receiver's errors over its whole life
 
 
@@ -42,7 +45,8 @@ class Source:
         self._checkpoints = checkpoints
         self._outlets = outlets
         self._repeated = log.Repeated()
-        self._stopping = False
+        self._stopping = self._pausing = False
+        self._alone = asyncio.Lock()
         self._leaving: set[Partition] = set()
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
@@ -58,15 +62,40 @@ class Source:
 
     async def run(self) -> None:
         """Receive until cancelled; no handler raises, for that would close its partition."""
+        if self._checkpoints.poison.careful:
+            await self._find_poison()
+        if not self._stopping:
+            await self._receive(_PREFETCH, _BATCH)
+
+    async def _receive(self, prefetch: int, batch: int) -> None:
         await self._client.receive_batch(
             self._on_batch,
-            max_batch_size=_BATCH,
-            prefetch=_PREFETCH,
+            max_batch_size=batch,
+            prefetch=prefetch,
             starting_position=starting_position(self._settings),
             on_error=self._on_error,
             on_partition_initialize=self._on_claim,
             on_partition_close=self._on_close,
         )
+
+    async def _find_poison(self) -> None:
+        """Take one message at a time, with few in memory, until past what may have killed."""
+        buffer, limit = self._outlets.buffer, self._outlets.buffer.limit
+        buffer.limit = 0
+        receiving = asyncio.create_task(self._receive(_FEW, 1))
+        try:
+            seconds = _CAREFUL * self._settings.checkpoint_interval
+            await asyncio.wait([receiving], timeout=seconds)
+            self._pausing = True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await self.drain()
+        finally:
+            receiving.cancel()
+            await asyncio.wait([receiving])
+        self._pausing = False
+        buffer.limit = limit
+        self._checkpoints.poison.over()
 
     def cancel(self) -> None:
         """Give up what is under way; it is read again from the checkpoint."""
@@ -113,13 +142,16 @@ class Source:
     async def _on_batch(self, context: PartitionContext, received: Sequence[EventData]) -> None:
         partition = self.partitions.get(context.partition_id)
         for data in received:
-            if partition is None or self._stopping:
+            if partition is None or self._stopping or self._pausing:
                 return
             body = _body(data)
             message = Message(
                 data.sequence_number or 0, data.offset or "", _enqueued(data), len(body)
             )
             if not partition.is_new(message):
+                continue
+            if self._checkpoints.poison.careful:
+                await self._take_alone(partition, message, body)
                 continue
             if not self._outlets.buffer.has_room(message.size):
                 partition.pump()  # or nobody would make room
@@ -128,11 +160,18 @@ class Source:
         if partition:
             partition.pump()
 
+    async def _take_alone(self, partition: Partition, message: Message, body: bytes) -> None:
+        async with self._alone:
+            await self._outlets.buffer.take(message.size)
+            with self._checkpoints.poison.suspected(partition.number, message):
+                self._take(partition, message, body)
+                partition.pump()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_ALONE):
+                        await partition.drain()
+
     def _take(self, partition: Partition, message: Message, body: bytes) -> None:
-        try:
-            unpacked = unpack(body, self._settings.categories)
-        except Exception as error:  # noqa: BLE001 - a poison message must not stop its partition
-            unpacked = Unpacked([], [Refused(body, f"internal error: {log.describe(error)}")])
+        unpacked = self._unpack(partition.number, message, body)
         partition.take(message, unpacked)
         log.info(
             "hub message",
@@ -144,6 +183,16 @@ class Source:
         if log.enabled(log.EVENT):
             for event in unpacked.events:
                 log.write(log.EVENT, "audit event", **summary(event.body))
+
+    def _unpack(self, partition: str, message: Message, body: bytes) -> Unpacked:
+        if self._checkpoints.poison.condemns(partition, message):
+            number = message.sequence_number
+            log.error("the process died of a message", partition=partition, sequenceNumber=number)
+            return Unpacked([], [Refused(body, "the process died of it")])
+        try:
+            return unpack(body, self._settings.categories)
+        except Exception as error:  # noqa: BLE001 - a poison message must not stop its partition
+            return Unpacked([], [Refused(body, f"internal error: {log.describe(error)}")])
 
 
 def _body(data: EventData) -> bytes:

@@ -62,10 +62,14 @@ class Play(Scene):
 
     async def kill(self, name: str = "one") -> None:
         """Send SIGKILL; what is in the store by then is where others go on."""
+        self.running[name].kill()
+        await self.dies(signal.SIGKILL, name)
+
+    async def dies(self, number: signal.Signals, name: str = "one") -> None:
+        """Wait until a forwarder has died of a signal."""
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
-        forwarder.kill()
-        assert await forwarder.wait() == -signal.SIGKILL
+        assert await forwarder.wait() == -number, forwarder.lines[-20:]
         self.ledger.restarted(await self.look())
 
     async def stop(self, name: str = "one") -> None:

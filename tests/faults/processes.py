@@ -1,11 +1,13 @@
 """What can befall a forwarder. Each is over, and all forwarders run again, when it returns."""
 
 import asyncio
+import json
 import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
 
+from events import real_events
 from faults.play import Play
 
 Fault = Callable[[Play, float], Awaitable[None]]
@@ -29,6 +31,24 @@ async def killed_over_and_over(play: Play, seconds: float) -> None:
         await asyncio.sleep(chance.uniform(0, 0.6))
         await play.kill()
         await play.start()
+
+
+async def poisoned(play: Play, seconds: float) -> None:
+    """It dies of a message, and is started again each time until it does not."""
+    event = real_events()[0].replace(b'"verb":"', b'"verb":"deadly-')
+    play.ledger.publish(10, 1, refuse=1, templates=[event])
+    async with asyncio.timeout(seconds):
+        while not play.running["one"].entries("the process died of a message"):
+            ended = play.running["one"].process.returncode
+            if ended is not None:
+                await play.dies(signal.SIGSEGV)
+                await play.start()
+            await asyncio.sleep(0.05)
+        await play.running["one"].wait_for("messages are taken as ever")
+    letters = [*(play.state / "deadletters").glob("*.jsonl")]
+    lines = [json.loads(line) for file in letters for line in file.read_bytes().splitlines()]
+    (whole,) = {line["body"] for line in lines if line["reason"] == "the process died of it"}
+    assert whole.count("deadly-") == 10
 
 
 async def stopped(play: Play, seconds: float, name: str = "one") -> None:

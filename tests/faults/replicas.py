@@ -63,7 +63,7 @@ async def have_clocks_that_jump(play: Play, seconds: float) -> None:
     await clock_jumps(play, seconds)
     assert told() == before
     play.signal(signal.SIGUSR1)
-    await leaves(play, 2)
+    await leaves(play, 4)
 
 
 async def die_while_a_clock_is_wrong(play: Play, _: float) -> None:

@@ -93,6 +93,14 @@ SCENARIOS: dict[str, Scenario] = {
     # Processes: the next one goes on from a checkpoint that is behind all that is settled.
     "killed": Scenario([(processes.killed, 0.1)] * 3, quick=True),
     "killed fifty times in a minute": Scenario([(processes.killed_over_and_over, 60)]),
+    "killed over and over while the sink hangs": Scenario(
+        [(together(sink.hangs, processes.killed_over_and_over), 15)],
+    ),
+    "poison": Scenario(
+        [(processes.poisoned, 60)],
+        settings={"DIES_OF": "deadly-"},
+        said=["the process died again and again", "messages are taken as ever"],
+    ),
     "frozen": Scenario([(processes.frozen, 3)], quick=True),
     "stopped": Scenario([(processes.stopped, 0.1)] * 3),
     "stopped while the sink is slow": Scenario(
@@ -118,6 +126,7 @@ SCENARIOS: dict[str, Scenario] = {
             (replicas.die_while_a_clock_is_wrong, 0),
         ],
         blobs=True,
+        settings={"OwnershipExpiry": "10"},
     ),
     "clock jumps": Scenario([(processes.clock_jumps, 6)], once=True),
     # Load: bounded by bytes, whatever a message is made of.

@@ -2,10 +2,15 @@
 
 The wall clock is an hour ahead after SIGUSR1 and an hour back after SIGUSR2, as `time.time` has it,
 by which everything in the forwarder and its libraries waits that does not ask the monotonic clock.
+
+With DIES_OF the JSON library crashes, as C does, at a text that holds these characters.
 """
 
+import ctypes
+import os
 import signal
 import time
+from typing import Any
 
 _real = time.time, time.time_ns
 _ahead = 0
@@ -20,3 +25,18 @@ time.time = lambda: _real[0]() + _ahead
 time.time_ns = lambda: _real[1]() + _ahead * 10**9
 for _number in (signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, _jump)
+
+if _deadly := os.environ.get("DIES_OF", "").encode():
+    import msgspec
+
+    class _Decoder:
+        def __init__(self, *arguments: Any) -> None:
+            self._decoder = _decoder(*arguments)
+
+        def decode(self, text: Any) -> Any:
+            if _deadly in (text.encode() if isinstance(text, str) else bytes(text)):
+                ctypes.string_at(0)
+            return self._decoder.decode(text)
+
+    _decoder: Any = msgspec.json.Decoder
+    msgspec.json.Decoder = _Decoder  # type: ignore[assignment,misc]
