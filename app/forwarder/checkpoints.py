@@ -73,8 +73,8 @@ class Checkpoints:
     async def release(self, partition_id: str) -> Owned | None:
         """Write a last checkpoint and forget the partition."""
         if owned := self.owned.pop(partition_id, None):
-            await self._round([owned])
             self.poison.left(partition_id)
+            await self._round([owned])
         return owned
 
     async def run(self) -> None:

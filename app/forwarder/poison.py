@@ -89,13 +89,14 @@ class Poison:
         if self.condemns(partition, message):
             yield
             return
-        self._notes.suspect = _name(partition, message)
+        name = self._notes.suspect = _name(partition, message)
         self._note()
         try:
             yield
         finally:
-            self._notes.deaths.pop(self._notes.suspect, None)
-            self._notes.suspect = ""
+            self._notes.deaths.pop(name, None)
+            if self._notes.suspect == name:  # it may be settled, and the next one under way
+                self._notes.suspect = ""
             self._note()
 
     def over(self) -> None:

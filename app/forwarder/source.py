@@ -46,7 +46,6 @@ class Source:
         self._outlets = outlets
         self._repeated = log.Repeated()
         self._stopping = self._pausing = False
-        self._alone = asyncio.Lock()
         self._leaving: set[Partition] = set()
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
@@ -81,7 +80,7 @@ class Source:
     async def _find_poison(self) -> None:
         """Take one message at a time, with few in memory, until past what may have killed."""
         buffer, limit = self._outlets.buffer, self._outlets.buffer.limit
-        buffer.limit = 0
+        buffer.limit = 0  # of all partitions, one message at a time
         receiving = asyncio.create_task(self._receive(_FEW, 1))
         try:
             seconds = _CAREFUL * self._settings.checkpoint_interval
@@ -150,25 +149,20 @@ class Source:
             )
             if not partition.is_new(message):
                 continue
-            if self._checkpoints.poison.careful:
-                await self._take_alone(partition, message, body)
-                continue
             if not self._outlets.buffer.has_room(message.size):
                 partition.pump()  # or nobody would make room
             await self._outlets.buffer.take(message.size)
-            self._take(partition, message, body)
-        if partition:
-            partition.pump()
-
-    async def _take_alone(self, partition: Partition, message: Message, body: bytes) -> None:
-        async with self._alone:
-            await self._outlets.buffer.take(message.size)
+            if not self._checkpoints.poison.careful:
+                self._take(partition, message, body)
+                continue
             with self._checkpoints.poison.suspected(partition.number, message):
                 self._take(partition, message, body)
                 partition.pump()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_ALONE):
                         await partition.drain()
+        if partition:
+            partition.pump()
 
     def _take(self, partition: Partition, message: Message, body: bytes) -> None:
         unpacked = self._unpack(partition.number, message, body)

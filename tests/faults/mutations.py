@@ -101,6 +101,30 @@ MUTATIONS: dict[str, Mutation] = {
         "list(granted)",
         scenario("clocks jump"),
     ),
+    "a message that kills is taken again": Mutation(
+        "poison.py",
+        "return self._notes.deaths.get(_name(partition, message), 0) >= _DEATHS",
+        "return False",
+        scenario("poison"),
+    ),
+    "nothing is noted of a start": Mutation(
+        "poison.py",
+        "self._notes.starts[partition] = checkpoint, starts + 1 if before == checkpoint else 1",
+        "self._notes.starts[partition] = checkpoint, 1",
+        scenario("poison"),
+    ),
+    "whoever is taken when it dies is condemned": Mutation(
+        "poison.py",
+        "            self._notes.deaths.pop(name, None)\n            if self._notes.suspect == name:",
+        "            if False:",
+        "tests/test_poison.py",
+    ),
+    "messages are taken one by one for ever": Mutation(
+        "source.py",
+        "self._checkpoints.poison.over()",
+        "",
+        scenario("poison"),
+    ),
     "a failing store ends the writing of checkpoints": Mutation(
         "checkpoints.py",
         'self._repeated.error("checkpoints cannot be written", reason=self.failing_since)',

@@ -1,0 +1,40 @@
+"""Messages that the process dies of, and those that are under way when others kill it."""
+
+import asyncio
+import math
+import resource
+from pathlib import Path
+
+from ledger import judge_sums
+from scene import scene
+from webhook import Answer
+
+
+async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) -> None:
+    """The sink hangs, so that nothing is settled, and the process is killed time and again."""
+    async with scene(tmp_path, partitions=2) as stage:
+        stage.webhook.rule = lambda _: Answer(503, delay=math.inf)
+        stage.ledger.publish(2, per_message=1)
+        for _ in range(8):
+            async with stage.forwarder() as forwarder:
+                await forwarder.wait_for("hub message")
+                await asyncio.sleep(0.3)
+        assert forwarder.entries("the process died again and again")
+        stage.webhook.rule = stage.ledger.answer
+        async with stage.forwarder() as forwarder:
+            await stage.ledger.settled()
+            await forwarder.wait_for("messages are taken as ever")
+            judge_sums(await forwarder.metrics())
+        stage.ledger.judge()
+
+
+async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
+    async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
+        await forwarder.wait_for("partition claimed")
+        resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, 0))
+        stage.ledger.publish(100)
+        await stage.ledger.settled()
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+        assert forwarder.entries("starts cannot be counted")
+        stage.ledger.judge()
