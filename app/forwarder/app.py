@@ -54,7 +54,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             ReceiveBuffer(settings.receive_buffer_bytes),
             metrics,
         )
-        poison = stack.enter_context(closing(Poison(state / "poison.json")))
+        poison = Poison(state / "poison.json")
         checkpoints = Checkpoints(store, poison, settings.checkpoint_interval)
         source = Source(settings, store, checkpoints, outlets, credential)
         hub = HubMonitor(settings, credential)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from forwarder.window import Message
 
 _DEATHS: Final = 3  # of so many none is chance
 _PAGE: Final = 4096  # bytes
+_SLOW: Final = 1.0  # seconds to wait for the disk before a message that may kill
 
 
 class _Notes(msgspec.Struct):
@@ -34,11 +36,11 @@ class Poison:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
+        self._path = path
+        self._writer = ThreadPoolExecutor(1)
+        self._notes = _Notes()
+        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # what is no note is none
             self._notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
-        except (msgspec.DecodeError, UnicodeError):
-            self._notes = _Notes()
         self._repeated = log.Repeated()
         deaths = self._notes.deaths
         if suspect := self._notes.suspect:
@@ -53,10 +55,6 @@ class Poison:
                 partitions=dead,
                 suspects=deaths,
             )
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
 
     def claimed(self, partition: str, checkpoint: int | None) -> None:
         """Note a start; a graceful stop is noted by `left`, progress by `passed`."""
@@ -90,7 +88,8 @@ class Poison:
             yield
             return
         name = self._notes.suspect = _name(partition, message)
-        self._note()
+        with suppress(TimeoutError):
+            self._note().result(_SLOW)
         try:
             yield
         finally:
@@ -107,10 +106,18 @@ class Poison:
         self._note()
         log.info("messages are taken as ever")
 
-    def _note(self) -> None:
+    def _note(self) -> Future[None]:
+        """Write in turn, and where a disk that hangs holds up nothing else."""
+        return self._writer.submit(self._write, msgspec.json.encode(self._notes))
+
+    def _write(self, notes: bytes) -> None:
         """Write in place: a page is written whole or not at all, and on a full disk too."""
         try:
-            os.pwrite(self._file, msgspec.json.encode(self._notes).ljust(_PAGE - 1) + b"\n", 0)
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.pwrite(file, notes.ljust(_PAGE - 1) + b"\n", 0)
+            finally:
+                os.close(file)
         except OSError as error:
             self._repeated.error(
                 "starts cannot be counted, a message that kills the process would not be found",

@@ -115,7 +115,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "whoever is taken when it dies is condemned": Mutation(
         "poison.py",
-        "            self._notes.deaths.pop(name, None)\n            if self._notes.suspect == name:",
+        "            self._notes.deaths.pop(name, None)\n"
+        "            if self._notes.suspect == name:",
         "            if False:",
         "tests/test_poison.py",
     ),
