@@ -60,7 +60,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)
         health = Health(outlets, hub, source.partitions, checkpoints)
-        await stack.enter_async_context(serve(settings.http_port, metrics, health))
+        await stack.enter_async_context(serve(settings, metrics, health))
         async with asyncio.TaskGroup() as group:
             work = (source.run(), checkpoints.run(), health.run(), dead_letters.run())
             tasks = [group.create_task(one) for one in work]

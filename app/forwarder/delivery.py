@@ -52,6 +52,8 @@ class Partition:
         self.number = number
         self.metrics = outlets.metrics.partition(number)
         self.window = Window(outlets.buffer)
+        self.delivered = 0
+        """Events that the sink took."""
         self.newest: Message | None = None
         """The last message taken."""
         self.before: int | None = None
@@ -131,6 +133,7 @@ class Partition:
             await self._deliver(events[:half])
             await self._deliver(events[half:])
         else:
+            self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
             self._outlets.metrics.delayed(waiting.event.stage_timestamp for waiting in events)
             for message, count in Counter(waiting.message for waiting in events).items():

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from forwarder.checkpoints import Checkpoints
 from forwarder.delivery import Outlets, Partition
+from forwarder.history import History, State
 from forwarder.hub import HubMonitor
 from forwarder.metrics import Metrics
 
@@ -29,6 +30,7 @@ class Health:
         self._partitions = partitions
         self._checkpoints = checkpoints
         self._dead_letters = outlets.dead_letters
+        self.history = History()
 
     async def run(self) -> None:
         """Look at the hub for ever; a partition with nothing to do is never late."""
@@ -37,6 +39,7 @@ class Health:
             for number, partition in self._partitions.items():
                 if not self._waits(number, partition):
                     partition.progress = time.monotonic()
+            self.history.note(time.monotonic(), self.states())
             await asyncio.sleep(_INTERVAL)
 
     def not_live(self) -> list[str]:
@@ -61,14 +64,34 @@ class Health:
             reasons.append(f"sink: {self._sink.trouble}")
         return reasons
 
+    def parts(self) -> dict[str, str]:
+        """Return what ails each part that others run; empty if it is well."""
+        return {
+            "hub": self._hub.trouble or "",
+            "sink": self._sink.trouble,
+            "checkpoints": self._checkpoints.failing_since or "",
+            "dead letters": self._dead_letters.trouble,
+        }
+
+    def states(self) -> Iterator[State]:
+        """Yield how each partition that this process owns is doing."""
+        for number, partition in sorted(self._partitions.items()):
+            yield State(
+                partition=number,
+                lag=max(0, self._last(number) - self._stored(number)),
+                oldest=max(0.0, self._oldest(number, partition)),
+                checkpoint=owned.stored if (owned := self._checkpoints.owned.get(number)) else None,
+                delivered=partition.delivered,
+            )
+
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""
         metrics.letters_waiting.set(self._dead_letters.waiting)
         metrics.lag.clear()
         metrics.oldest.clear()
-        for number, partition in self._partitions.items():
-            metrics.lag.labels(number).set(max(0, self._last(number) - self._stored(number)))
-            metrics.oldest.labels(number).set(max(0.0, self._oldest(number, partition)))
+        for state in self.states():
+            metrics.lag.labels(state.partition).set(state.lag)
+            metrics.oldest.labels(state.partition).set(state.oldest)
 
     def _oldest(self, number: str, partition: Partition) -> float:
         """Return the age in seconds of the oldest message that is not delivered.

@@ -3,10 +3,12 @@
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from forwarder.settings import Settings
@@ -20,7 +22,10 @@ _THRESHOLDS: Final = {1: ERROR, 2: INFO, 3: EVENT, 4: POST}
 _NAMES: Final = {ERROR: "error", INFO: "info", EVENT: "info", POST: "debug"}
 _REPEAT_AFTER: Final = 60.0
 
+_RECENT: Final = 20
+
 _logger: Final = logging.getLogger("forwarder")
+_recent: Final = deque[str](maxlen=_RECENT)
 
 
 def configure(settings: Settings) -> None:
@@ -31,7 +36,8 @@ def configure(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Text() if settings.log_format == "text" else _Json())
     handler.addFilter(_redaction(settings.secrets))
-    _logger.handlers = [handler]
+    _recent.clear()
+    _logger.handlers = [handler, _Memory(ERROR)]
     _logger.propagate = False
     _logger.setLevel(_THRESHOLDS[settings.verbose_level])
     logging.getLogger().handlers = [logging.NullHandler()]
@@ -56,6 +62,11 @@ def error(message: str, **fields: Any) -> None:
 def info(message: str, **fields: Any) -> None:
     """Write an entry of VerboseLevel 2."""
     write(INFO, message, **fields)
+
+
+def recent_errors() -> list[dict[str, Any]]:
+    """Return the last errors that were written, the latest first."""
+    return [msgspec.json.decode(entry) for entry in reversed(_recent)]
 
 
 def describe(problem: BaseException) -> str:
@@ -89,6 +100,17 @@ class Repeated:
         """Start anew: the error is over, the next one is said at once."""
         self._said.clear()
         self._unsaid.clear()
+
+
+class _Memory(logging.Handler):
+    """Keeps what the handler before it has written, and cleaned of secrets."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.setFormatter(_Json())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _recent.append(self.format(record))
 
 
 class _Json(MsgspecFormatter):

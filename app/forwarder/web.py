@@ -1,4 +1,4 @@
-"""Metrics and probes over HTTP."""
+"""Metrics, probes and the status page over HTTP."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,11 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from forwarder.health import Health
 from forwarder.metrics import Metrics
+from forwarder.page import page
+from forwarder.settings import Settings
+from forwarder.status import look
 
 
 @asynccontextmanager
-async def serve(port: int, metrics: Metrics, health: Health) -> AsyncIterator[None]:
-    """Serve /metrics, /livez and /readyz on all addresses; port 0 turns them off."""
+async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIterator[None]:
+    """Serve /metrics, /livez, /readyz and /status on all addresses; port 0 turns them off."""
 
     async def exposition(_: web.Request) -> web.Response:
         health.observe(metrics)
@@ -28,14 +31,21 @@ async def serve(port: int, metrics: Metrics, health: Health) -> AsyncIterator[No
 
         return answer
 
+    async def status(request: web.Request) -> web.Response:
+        found = look(settings, health)
+        if "text/html" in request.headers.get("Accept", ""):
+            return web.Response(text=page(found), content_type="text/html")
+        return web.json_response(found)
+
     app = web.Application()
+    app.router.add_get("/status", status)
     app.router.add_get("/metrics", exposition)
     app.router.add_get("/livez", probe(health.not_live))
     app.router.add_get("/readyz", probe(health.not_ready))
     runner = web.AppRunner(app, access_log=None)
-    if port:
+    if settings.http_port:
         await runner.setup()
-        await web.TCPSite(runner, port=port).start()
+        await web.TCPSite(runner, port=settings.http_port).start()
     try:
         yield
     finally:

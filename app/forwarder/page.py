@@ -1,0 +1,113 @@
+"""The status page as HTML. Pure: the state in, one self-contained page out, without a script."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+_WIDTH, _HEIGHT = 120, 28  # of a curve: a unit for each of the hour's points
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #0969da; --dim: #6e7781;
+  --edge: #d0d7de; --card: #f6f8fa }
+@media (prefers-color-scheme: dark) { :root { --good: #3fb950; --bad: #ff7b72; --line: #58a6ff;
+  --dim: #9198a1; --edge: #3d444d; --card: #151b23 } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem }
+h1 { font-size: 1.4rem; margin: .5rem 0 } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem }
+.good { color: var(--good) } .bad { color: var(--bad) } .dim { color: var(--dim) }
+ul { list-style: none; padding: 0; margin: .5rem 0 } li, td { overflow-wrap: anywhere }
+.cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)) }
+.card { background: var(--card); border: 1px solid var(--edge); border-radius: .5rem;
+  padding: .6rem .9rem }
+.card h3 { font-size: 1rem; margin: 0 0 .3rem }
+.row { display: flex; align-items: center; justify-content: space-between; gap: .5rem }
+.row { font-size: .9rem; white-space: nowrap } .row svg { width: 35%; height: 1.75rem }
+.row .dim { flex: 1; text-align: right; font-size: .75rem }
+polyline { fill: none; stroke: var(--line); stroke-width: 1.5; vector-effect: non-scaling-stroke }
+table { border-collapse: collapse; width: 100%; font-size: .9rem }
+td { border-top: 1px solid var(--edge); padding: .25rem .5rem .25rem 0; vertical-align: top }
+td:first-child { width: 16rem }
+@media (max-width: 40rem) { td, td:first-child { display: block; width: auto }
+  td + td { border: 0 } }
+"""
+
+
+def page(status: Mapping[str, Any]) -> str:
+    """Return the page; it loads itself anew every 10 s."""
+    reasons = [*status["notLive"], *status["notReady"]]
+    title = "stalled" if status["notLive"] else "held off" if reasons else "delivering"
+    behind = sum(state["lag"] for state in status["partitions"])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>aks-audit: {title}</title><style>{_STYLE}</style></head><body>
+<h1>aks-audit is <span class="{"bad" if reasons else "good"}">{title}</span></h1>
+<ul>{"".join(f"<li class=bad>{escape(reason)}</li>" for reason in reasons)}</ul>
+<p class="dim">version {escape(status["version"])}, up {_age(status["upSeconds"])},
+{len(status["partitions"])} partitions here, {behind:,} messages behind</p>
+<ul>{"".join(_part(*part) for part in status["parts"].items())}</ul>
+<h2>Partitions, and their last hour</h2>
+<div class="cards">{"".join(map(_partition, status["partitions"])) or _NONE}</div>
+<h2>Last errors</h2>
+{_table(_errors(status["errors"])) or '<p class="dim">none</p>'}
+<h2>Settings</h2>
+{_table(status["settings"].items())}
+</body></html>
+"""
+
+
+_NONE: Final = "<p>none is read here at the moment</p>"
+
+
+def _part(name: str, trouble: str) -> str:
+    kind, text = ("bad", trouble) if trouble else ("good", "well")
+    return f'<li>{escape(name)}: <span class="{kind}">{escape(text)}</span></li>'
+
+
+def _partition(state: Mapping[str, Any]) -> str:
+    hour = state["lastHour"]
+    rate = hour[-1]["rate"] if hour else 0
+    rows = "".join(
+        f'<div class="row">{text} {_curve([point[name] for point in hour])}</div>'
+        for name, text in (
+            ("lag", f"{state['lag']:,} messages behind"),
+            ("rate", f"{rate:,.1f} events/s"),
+            ("oldest", f"oldest {_age(state['oldest'])}"),
+        )
+    )
+    checkpoint = "none yet" if state["checkpoint"] is None else f"{state['checkpoint']:,}"
+    return (
+        f'<div class="card"><h3>Partition {escape(state["partition"])}</h3>{rows}'
+        f'<div class="dim">checkpoint {checkpoint}, {state["delivered"]:,} delivered</div></div>'
+    )
+
+
+def _curve(values: Sequence[float]) -> str:
+    """Return the values as a curve from 0 to their highest; the latest is at the right."""
+    top = max(values, default=0)
+    points = " ".join(
+        f"{_WIDTH - len(values) + 1 + index},{_HEIGHT - 1 - value / (top or 1) * (_HEIGHT - 2):.1f}"
+        for index, value in enumerate(values)
+    )
+    return (
+        f'<span class="dim">max {top:,.0f}</span><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'preserveAspectRatio="none" aria-hidden="true"><polyline points="{points}"/></svg>'
+    )
+
+
+def _errors(errors: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    for entry in errors:
+        rest = (f"{k}: {v}" for k, v in entry.items() if k not in {"timestamp", "level", "message"})
+        yield entry["timestamp"], f"{entry['message']} ({', '.join(rest)})"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    found = "".join(f"<tr><td>{escape(one)}<td>{escape(two)}" for one, two in rows)
+    return f"<table>{found}</table>" if found else ""
+
+
+def _age(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
