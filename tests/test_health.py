@@ -44,6 +44,8 @@ async def test_a_hub_that_is_quiet_or_all_read_is_live_and_ready(
         assert await running.reasons("/livez") == []
         assert await running.reasons("/readyz") == []
         assert await running.total("partitions_owned") == 2
+        assert await running.total("hub_partitions") == 2
+        assert await running.total("hub_up") == 1
         assert await running.total("build_info", version=__version__) == 1
         assert await running.total("sink_up") == 1
         assert await running.total("oldest_undelivered_seconds") == 0
@@ -108,6 +110,7 @@ async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
         (reason,) = await running.reasons("/readyz")
         assert reason.startswith("hub: ")
         assert "503" in reason
+        assert await running.total("hub_up") == 0
         assert running.entries("hub does not answer")[0]["level"] == "error"
         assert await running.reasons("/livez") == []
         monitor = HubMonitor(running.settings, None)

@@ -87,6 +87,8 @@ class Health:
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""
         metrics.letters_waiting.set(self._dead_letters.waiting)
+        metrics.hub_up.set(not self._hub.trouble)
+        metrics.hub_partitions.set(len(self._hub.last))
         metrics.lag.clear()
         metrics.oldest.clear()
         for state in self.states():
