@@ -13,7 +13,7 @@ LABEL org.opencontainers.image.title="aks-audit" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 COPY --from=build /venv /venv
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH="/venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 5000
 ENTRYPOINT ["/venv/bin/python", "-m", "forwarder"]
