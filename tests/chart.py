@@ -13,6 +13,14 @@ ROOT = Path(__file__).parents[1]
 CHART = ROOT / "chart"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 
+# What a cluster with the Prometheus Operator and KEDA serves; `helm template` asks none.
+APIS = (
+    "monitoring.coreos.com/v1/PodMonitor",
+    "monitoring.coreos.com/v1/PrometheusRule",
+    "monitoring.coreos.com/v1/ServiceMonitor",
+    "keda.sh/v1alpha1/ScaledObject",
+)
+
 Manifest: TypeAlias = dict[str, Any]
 
 
@@ -27,9 +35,15 @@ def helm(*arguments: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def template(*arguments: str | Path, chart: Path = CHART) -> str:
+    """Return the text of the release aks-audit; arguments as for `helm template`."""
+    release = ("aks-audit", chart, "--namespace", "sysdig-agent", "--api-versions", ",".join(APIS))
+    return helm("template", *release, *arguments)
+
+
 def render(*arguments: str | Path, chart: Path = CHART) -> list[Manifest]:
     """Return the manifests of the release aks-audit; arguments as for `helm template`."""
-    text = helm("template", "aks-audit", chart, "--namespace", "sysdig-agent", *arguments)
+    text = template(*arguments, chart=chart)
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 

@@ -71,3 +71,40 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "aks-audit.webhookUrlShown" -}}
 {{- regexReplaceAll "[?#].*" (regexReplaceAll "//[^/?#]*@" (include "aks-audit.webhookUrl" .) "//") "" }}
 {{- end }}
+
+{{/* "true" if KEDA sets the replicas. Values that came later than chart 0.1.0 may be missing: helm upgrade --reuse-values. */}}
+{{- define "aks-audit.scaled" -}}
+{{- with .Values.keda }}
+{{- if .enabled }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* "true" if the pod logs in with Microsoft Entra ID. */}}
+{{- define "aks-audit.entraId" -}}
+{{- if or .Values.eventHub.namespace .Values.blobStorage.accountUrl .Values.workloadIdentity.enabled }}true{{ end }}
+{{- end }}
+
+{{/* Fails unless the cluster serves this kind: a dict of root, api ("GROUP/VERSION/KIND") and key, the value that asks for it. */}}
+{{- define "aks-audit.requireApi" -}}
+{{- if not (.root.Capabilities.APIVersions.Has .api) }}
+{{- fail (printf "%s needs %s, which the cluster does not serve: install what brings it first, or leave %s out. helm template asks no cluster: add --api-versions %s" .key .api .key .api) }}
+{{- end }}
+{{- end }}
+
+{{/* Ports of the webhook: that of its URL, or both of the Service that the chart makes. */}}
+{{- define "aks-audit.webhookPorts" -}}
+{{- with .Values.webhook }}
+{{- if .url }}
+{{- $host := (urlParse .url).host }}
+- {{ regexMatch ":[0-9]+$" $host | ternary (regexFind "[0-9]+$" $host) (hasPrefix "https:" .url | ternary "443" "80") }}
+{{- else }}
+- {{ int .service.port }}
+- {{ .service.targetPort }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Value of app.kubernetes.io/name of helm test's pod: another one than the forwarder's, whose Services must not find it. */}}
+{{- define "aks-audit.checkName" -}}
+{{- include "aks-audit.name" . | trunc 57 }}-check
+{{- end }}

@@ -62,6 +62,47 @@ secret. All that are broken are reported together.
 {{- end }}
 {{- end }}
 
+{{- with .Values.metrics }}
+{{- $ways := list }}
+{{- if .scrapeAnnotations }}{{ $ways = append $ways "metrics.scrapeAnnotations" }}{{ end }}
+{{- range $key := list "serviceMonitor" "podMonitor" }}
+{{- if (default dict (get $.Values.metrics $key)).enabled }}{{ $ways = append $ways (printf "metrics.%s.enabled" $key) }}{{ end }}
+{{- end }}
+{{- if gt (len $ways) 1 }}
+{{- $errors = append $errors (printf "%s would each have the pods scraped, and everything counted more than once: leave one of them on." (join " and " $ways)) }}
+{{- end }}
+{{- if and (has "metrics.serviceMonitor.enabled" $ways) (not .service.enabled) }}
+{{- $errors = append $errors "metrics.serviceMonitor.enabled needs metrics.service.enabled: turn that on, or use metrics.podMonitor.enabled, which needs no Service." }}
+{{- end }}
+{{- end }}
+
+{{- range $key := list "prometheusRule" "dashboard" "networkPolicy" "keda" }}
+{{- $group := default dict (get $.Values $key) }}
+{{- if and $group.enabled (eq (len $group) 1) }}
+{{- $errors = append $errors (printf "%s came with a later chart than the values that helm upgrade --reuse-values takes: use --reset-then-reuse-values." $key) }}
+{{- end }}
+{{- end }}
+
+{{- with .Values.keda }}
+{{- if and .enabled .partitions }}
+{{- $max := default .partitions .maxReplicas | int }}
+{{- if not (include "aks-audit.sharedStorage" $) }}
+{{- $errors = append $errors "keda.enabled needs checkpoints that replicas share, which KEDA reads too: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret)." }}
+{{- else if ne (empty $.Values.eventHub.namespace) (empty $.Values.blobStorage.accountUrl) }}
+{{- $errors = append $errors "keda.enabled needs hub and storage account to be logged in to in the same way: both by connection string, or both by eventHub.namespace and blobStorage.accountUrl." }}
+{{- end }}
+{{- if gt $max (int .partitions) }}
+{{- $errors = append $errors "keda.maxReplicas exceeds keda.partitions: a replica more than the hub has partitions reads nothing." }}
+{{- end }}
+{{- if gt (int .minReplicas) $max }}
+{{- $errors = append $errors "keda.minReplicas exceeds keda.maxReplicas (or keda.partitions, where that is 0)." }}
+{{- end }}
+{{- if regexMatch "(Endpoint=sb://[^/;]*|EntityPath=[^;]*)[A-Z]" $hub }}
+{{- $errors = append $errors "eventHub.connectionString has capital letters in the namespace or in EntityPath: checkpoints lie at paths in lower case, and KEDA would find none. Write them in lower case, which is the same to Event Hubs." }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- with $errors }}
 {{- fail (join "\n" .) }}
 {{- end }}
