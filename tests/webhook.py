@@ -73,11 +73,17 @@ def unpack(body: bytes) -> list[bytes]:
 
 
 class Webhook:
-    """A sink on 127.0.0.1. `fast` counts events without reading them, for benchmarks."""
+    """A sink, on 127.0.0.1 unless told. `fast` counts events without reading them, for benchmarks."""
 
     def __init__(
-        self, *, port: int = 0, tls: ssl.SSLContext | None = None, fast: bool = False
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        fast: bool = False,
     ) -> None:
+        self.host = host
         self.port = port
         self.tls = tls
         self.fast = fast
@@ -122,7 +128,7 @@ class Webhook:
         server = web.Server(self._handle, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.01)  # 0 waits for ever
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls).start()
+        await web.TCPSite(self._runner, self.host, self.port, ssl_context=self.tls).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -194,8 +200,8 @@ class Webhook:
         return None
 
 
-async def _serve(port: int) -> None:
-    async with Webhook(port=port, fast=True) as webhook:
+async def _serve(host: str, port: int) -> None:
+    async with Webhook(host=host, port=port, fast=True) as webhook:
         print(webhook.url, flush=True)  # noqa: T201  whoever started it reads it
         await asyncio.Event().wait()
 
@@ -203,9 +209,11 @@ async def _serve(port: int) -> None:
 def main() -> None:
     """Run a fast sink until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m webhook", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(parser.parse_args().port))
+        asyncio.run(_serve(options.host, options.port))
 
 
 if __name__ == "__main__":
