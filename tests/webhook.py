@@ -73,7 +73,7 @@ def unpack(body: bytes) -> list[bytes]:
 
 
 class Webhook:
-    """A sink, on 127.0.0.1 unless told. `fast` counts events without reading them, for benchmarks."""
+    """A sink. `fast` counts events without reading them, for benchmarks."""
 
     def __init__(
         self,
