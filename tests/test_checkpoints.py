@@ -99,8 +99,8 @@ async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_
         )
         text = f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
         async with stage.replica("one", store, BlobStorageConnectionString=text) as forwarder:
-            said = await forwarder.wait_for("receiving failed")
-            assert "AuthorizationPermissionMismatch" in said["reason"]
+            said = await forwarder.wait_for("checkpoints cannot be read")
+            assert "this login may not make it" in said["reason"]
             async with stores.container(store) as container:
                 await container.create_container()
             await until_stored(stage, store)
@@ -112,7 +112,7 @@ async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> No
     async with scene(tmp_path) as stage:
         stage.ledger.publish(40)
         async with stage.replica("one", Azurite(port, 0)) as forwarder:
-            await forwarder.wait_for("receiving failed")
+            await forwarder.wait_for("checkpoints cannot be read")
             assert (await forwarder.get("/livez"))[0] == 200
             assert not stage.webhook.taken
             async with azurite(port) as store:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -356,7 +355,7 @@ async def test_hub_transport_websockets_goes_by_websocket_to_port_443(
         else:
             await running.until(lambda: running.entries("hub does not answer"))
             reason = running.entries("hub does not answer")[0]["reason"]
-            assert re.search(r"websocket connection.*127\.4\.4\.3:443", reason)
+            assert reason.startswith("127.4.4.3:443 refuses connections")
 
 
 async def test_amqp_does_not_go_by_websocket(webhook: Webhook, tmp_path: Path) -> None:

@@ -413,6 +413,6 @@ async def test_no_secret_is_shown_when_the_store_cannot_be_used(
             f"AccountName=devstoreaccount1;BlobEndpoint={url};{login}"
         )
         async with stage.forwarder(None, **settings) as forwarder:
-            await forwarder.wait_for("receiving failed")
+            await forwarder.wait_for("checkpoints cannot be read")
             shown = await everything(forwarder)
     assert [one for one in [*SECRETS, SIGNATURE] if one in shown] == []

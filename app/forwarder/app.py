@@ -55,7 +55,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             metrics,
         )
         poison = Poison(state / "poison.json")
-        checkpoints = Checkpoints(store, poison, settings.checkpoint_interval)
+        checkpoints = Checkpoints(store, poison, settings)
         source = Source(settings, store, checkpoints, outlets, credential)
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)

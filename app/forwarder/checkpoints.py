@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from azure.eventhub.aio import CheckpointStore, PartitionContext
 
-from forwarder import log
+from forwarder import cause, log
 from forwarder.delivery import Partition
 from forwarder.errors import SupersededError
 from forwarder.poison import Poison
+from forwarder.settings import Settings
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
 
@@ -46,10 +47,10 @@ class Checkpoints:
     A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
     """
 
-    def __init__(self, store: Store, poison: Poison, interval: float) -> None:
+    def __init__(self, store: Store, poison: Poison, settings: Settings) -> None:
         self._store = store
         self.poison = poison
-        self._interval = interval
+        self._settings = settings
         self._repeated = log.Repeated()
         self.failing_since: str | None = None
         self.owned: dict[str, Owned] = {}
@@ -80,7 +81,7 @@ class Checkpoints:
     async def run(self) -> None:
         """Write checkpoints for ever."""
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._settings.checkpoint_interval)
             await self.flush()
 
     async def flush(self) -> None:
@@ -90,7 +91,7 @@ class Checkpoints:
     async def _round(self, owned: Iterable[Owned]) -> None:
         results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
         if errors := [one for one in results if isinstance(one, BaseException)]:
-            self.failing_since = log.describe(errors[0])
+            self.failing_since = str(cause.of_store(errors[0], self._settings))
             self._repeated.error("checkpoints cannot be written", reason=self.failing_since)
         elif self.failing_since and any(results):
             log.info("checkpoint store answers again")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from yarl import URL
+
 _STORAGE_KEYS = {"accountname", "accountkey", "defaultendpointsprotocol", "blobendpoint"}
 _HUB_KEYS = {
     "endpoint": "Endpoint",
@@ -12,6 +14,7 @@ _HUB_KEYS = {
     "entitypath": "EntityPath",
     "usedevelopmentemulator": "UseDevelopmentEmulator",
 }
+_PUBLIC_CLOUD = "core.windows.net"
 _FIND_HUB_STRING = "az eventhubs namespace authorization-rule keys list shows it"
 
 
@@ -22,6 +25,9 @@ class HubConnection:
     text: str = field(repr=False)
     length: int  # of what was given
     entity_path: str | None
+    host: str  # with a port if one is given
+    policy: str
+    emulator: bool  # without TLS
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -31,6 +37,8 @@ class BlobConnection:
 
     text: str = field(repr=False)
     length: int  # of what was given
+    account: str
+    url: URL = field(repr=False)  # of its blobs
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -63,7 +71,15 @@ def hub_connection(text: str) -> HubConnection:
     entity_path = parts.pop("entitypath", None)
     joined = ";".join(f"{_HUB_KEYS.get(key, key)}={value}" for key, value in parts.items())
     secrets = _present(parts, "sharedaccesskey", "sharedaccesssignature")
-    return HubConnection(joined, len(text), entity_path, secrets)
+    return HubConnection(
+        joined,
+        len(text),
+        entity_path,
+        endpoint.netloc,
+        parts.get("sharedaccesskeyname", ""),
+        parts.get("usedevelopmentemulator") == "true",
+        secrets,
+    )
 
 
 def blob_connection(text: str) -> BlobConnection:
@@ -81,7 +97,10 @@ def blob_connection(text: str) -> BlobConnection:
             "whole, az storage account show-connection-string shows it"
         )
     secrets = _present(parts, "accountkey", "sharedaccesssignature")
-    return BlobConnection(_unquoted(text), len(text), secrets)
+    account, suffix = parts.get("accountname", ""), parts.get("endpointsuffix", _PUBLIC_CLOUD)
+    scheme = parts.get("defaultendpointsprotocol", "https")
+    url = URL(parts.get("blobendpoint") or f"{scheme}://{account}.blob.{suffix}")
+    return BlobConnection(_unquoted(text), len(text), account, url, secrets)
 
 
 def _parts(text: str) -> dict[str, str]:

@@ -109,6 +109,17 @@ def unpack(message: bytes, categories: frozenset[str]) -> Unpacked:
     return unpacked
 
 
+def categories(message: bytes) -> list[str]:
+    """Return the category of each record in a message; "" of what cannot be read."""
+    found = []
+    for body, _ in _records(message):
+        try:
+            found.append(_loose_record.decode(body).category)
+        except _UNREADABLE:
+            found.append("")
+    return found
+
+
 def _add(unpacked: Unpacked, log: str, time: str | None) -> None:
     """Add an event, salvaged if it was cut off, or the log itself as refused."""
     try:

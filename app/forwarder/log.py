@@ -77,6 +77,13 @@ def describe(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 
 
+def blotted(text: str, secrets: tuple[str, ...]) -> str:
+    """Return a text with its secrets blotted out."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
 class Repeated:
     """Says a lasting error once in `interval` seconds, with how often it came meanwhile."""
 
@@ -131,15 +138,12 @@ class _Text(logging.Formatter):
 def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
     """Return a filter that blots out secrets, the last net under every error."""
 
-    def redacted(value: object) -> object:
-        for secret in secrets if isinstance(value, str) else ():
-            value = str(value).replace(secret, "***")
-        return value
-
     def redact(record: logging.LogRecord) -> bool:
         if record.levelno >= ERROR:
-            fields = vars(record)["fields"]
-            vars(record)["fields"] = {name: redacted(value) for name, value in fields.items()}
+            vars(record)["fields"] = {
+                name: blotted(value, secrets) if isinstance(value, str) else value
+                for name, value in vars(record)["fields"].items()
+            }
         return True
 
     return redact

@@ -12,7 +12,7 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
-from forwarder import log
+from forwarder import cause, log
 from forwarder.answer import is_page, judge
 from forwarder.bearer import Bearer
 from forwarder.errors import MisconfiguredError, RejectedError, RetryableError
@@ -49,7 +49,7 @@ class Sink:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls(self._settings) or True),
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._settings) or True),
             timeout=aiohttp.ClientTimeout(total=self._settings.web_sink_timeout),
             headers={"User-Agent": "aks-audit", **dict(self._settings.web_sink_headers)},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -81,6 +81,10 @@ class Sink:
                 await asyncio.sleep(jittered if error.after is None else error.after)
             else:
                 return
+
+    async def probe(self) -> None:
+        """Post an empty list, once; RetryableError or RejectedError if the sink did not take it."""
+        await self._request(encode([], single=False), 0)
 
     async def _attempt(self, body: bytes, events: int) -> None:
         """Post once; RetryableError or RejectedError if the sink did not take it."""
@@ -125,7 +129,8 @@ class Sink:
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
-            raise RetryableError(log.describe(error), reason="connection") from None
+            why = str(cause.of_sink(error, self._settings))
+            raise RetryableError(why, reason="connection") from None
         taken = time.perf_counter() - started
         status = response.status
         self._metrics.posts.labels(str(status)).inc()
@@ -176,7 +181,7 @@ def shown_url(url: URL) -> URL:
     return url.with_user(None).with_query(None).with_fragment(None)
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def tls(settings: Settings) -> ssl.SSLContext | None:
     """Return the TLS settings that were asked for."""
     if settings.web_sink_url.scheme != "https":
         return None

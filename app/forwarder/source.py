@@ -9,8 +9,9 @@ from typing import Any, Final
 from azure.eventhub import CloseReason, EventData
 from azure.eventhub.aio import CheckpointStore, PartitionContext
 from azure.eventhub.amqp import AmqpMessageBodyType
+from azure.eventhub.exceptions import EventHubError
 
-from forwarder import log
+from forwarder import cause, log
 from forwarder.checkpoints import Checkpoints
 from forwarder.delivery import Outlets, Partition
 from forwarder.envelope import Refused, Unpacked, unpack
@@ -135,8 +136,12 @@ class Source:
         log.info("partition given up", partition=number, reason=reason.name, checkpoint=stored)
 
     async def _on_error(self, context: PartitionContext | None, error: Exception) -> None:
-        partition = {"partition": context.partition_id} if context else {}
-        self._repeated.error("receiving failed", **partition, reason=log.describe(error))
+        if context:
+            reason = str(cause.of_hub(error, self._settings))
+            self._repeated.error("receiving failed", partition=context.partition_id, reason=reason)
+        elif not isinstance(error, EventHubError):  # the monitor says what the hub's errors are
+            reason = str(cause.of_store(error, self._settings))
+            self._repeated.error("checkpoints cannot be read", reason=reason)
 
     async def _on_batch(self, context: PartitionContext, received: Sequence[EventData]) -> None:
         partition = self.partitions.get(context.partition_id)

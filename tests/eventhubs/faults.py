@@ -22,6 +22,8 @@ class Faults:
         self.delay = 0.0
         """Seconds before a message is delivered, from its enqueued time or from the client's last
         credit, whichever is later."""
+        self.clock = 0.0
+        """Seconds that the server's clock is ahead, where tokens and HTTP dates are concerned."""
         self.duplicates = 0
         """So many of the next messages are delivered twice."""
         self.drop_after: int | None = None

@@ -14,6 +14,7 @@ from eventhubs.links import Replies
 if TYPE_CHECKING:
     from eventhubs.session import Session
 
+_TRACE = "TrackingId:0_G0, SystemTracker:local, Timestamp:2026-01-01T00:00:00"
 _RIGHTS = {"Listen", "Send"}
 
 
@@ -59,10 +60,14 @@ def _put_token(session: "Session", request: Incoming) -> None:
     signed = f"{fields['sr']}\n{fields['se']}".encode()
     digest = b64encode(hmac.digest(server.keys.get(key_name, "").encode(), signed, "sha256"))
     if key_name not in server.keys or digest != unquote(fields["sig"]).encode():
-        raise _RequestError(401, "InvalidSignature: The token has an invalid signature.")
-    if int(fields["se"]) < time.time():
-        raise _RequestError(401, "ExpiredToken: The token is expired.")
-    claims[_hub(unquote(fields["sr"]))] = server.claims.get(key_name, _RIGHTS)
+        raise _RequestError(401, f"InvalidSignature: The token has an invalid signature. {_TRACE}")
+    if int(fields["se"]) < time.time() + server.faults.clock:
+        raise _RequestError(401, f"ExpiredToken: The token is expired. {_TRACE}")
+    resource = unquote(fields["sr"])
+    hub = _hub(resource)
+    if hub and hub not in map(str.lower, server.hubs):
+        raise _RequestError(404, f"The messaging entity '{resource}' could not be found. {_TRACE}")
+    claims[hub] = server.claims.get(key_name, _RIGHTS)
 
 
 def _read(session: "Session", request: Incoming) -> dict[str, Any]:

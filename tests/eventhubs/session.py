@@ -148,14 +148,22 @@ class Session:
         if refusal:
             raise AmqpError(str(refusal), "by order")
         if not self.connection.allows(right, hub):
-            raise AmqpError("amqp:unauthorized-access", f"no {right} claim for {hub}")
+            raise AmqpError(
+                "amqp:unauthorized-access",
+                f"Unauthorized access. '{right}' claim(s) are required to perform this operation. "
+                f"Resource: '{hub}'.",
+            )
 
 
 def _contend(epoch: int | None, rivals: list[Receiver]) -> None:
     """Let a receiver take its place among others: an epoch steals from those not above it."""
     highest = max((r.epoch for r in rivals if r.epoch is not None), default=None)
     if highest is not None and (epoch is None or epoch < highest):
-        raise AmqpError("amqp:link:stolen", f"a receiver of epoch {highest} is attached")
+        raise AmqpError(
+            "amqp:link:stolen",
+            f"At least one receiver for the endpoint is created with epoch of '{highest}', and so "
+            "non-epoch receiver is not allowed.",
+        )
     if epoch is None and len(rivals) >= _MAX_SHARING:
         raise AmqpError("amqp:resource-limit-exceeded", f"{len(rivals)} receivers are attached")
     for rival in rivals if epoch is not None else ():

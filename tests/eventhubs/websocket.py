@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -15,7 +17,8 @@ def take_over(server: "Server", transport: asyncio.Transport, data: bytes) -> No
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
         if request.path != "/$servicebus/websocket":
-            return web.Response(status=404)
+            date = formatdate(time.time() + server.faults.clock, usegmt=True)
+            return web.Response(status=404, headers={"Date": date})
         outer = web.WebSocketResponse(protocols=("AMQPWSB10",), max_msg_size=0)
         await outer.prepare(request)
         near, far = socket.socketpair()
