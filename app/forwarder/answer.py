@@ -7,17 +7,19 @@ from forwarder.errors import MisconfiguredError, RejectedError, RetryableError
 _REJECTING: Final = {400, 413, 415, 422}
 _BUSY: Final = {408, 425, 429, *range(500, 600)}
 _CREDENTIALS: Final = "see WebSinkTokenFile, WebSinkHeaders, or a user and password in WebSinkURL"
-_REMEDIES: Final = {
-    401: f"it wants credentials: {_CREDENTIALS}",
-    403: f"it forbids this client: {_CREDENTIALS}",
-    404: "there is nothing at this path: see WebSinkURL",
-    405: "this path takes no POST: see WebSinkURL",
-    410: "this path is gone: see WebSinkURL",
+_PATH: Final = "correct the path in WebSinkURL (webhook.url)"
+_REMEDIES: Final = {  # what it means, what to do
+    401: ("it wants credentials", _CREDENTIALS),
+    403: ("it forbids this client", _CREDENTIALS),
+    404: ("there is nothing at this path", _PATH),
+    405: ("this path takes no POST", _PATH),
+    410: ("this path is gone", _PATH),
     **dict.fromkeys(
-        range(300, 400), "redirects are never followed: give the final address as WebSinkURL"
+        range(300, 400),
+        ("redirects are never followed", "give the final address as WebSinkURL (webhook.url)"),
     ),
 }
-_UNKNOWN: Final = "an audit webhook does not answer so: see WebSinkURL"
+_UNKNOWN: Final = "an audit webhook does not answer so", "see WebSinkURL (webhook.url)"
 _MOST_PATIENCE: Final = 300.0
 _SHOWN_CHARACTERS: Final = 200
 
@@ -37,7 +39,8 @@ def judge(status: int, body: bytes, retry_after: str | None) -> None:
         wait = retry_after or ""
         after = min(float(wait), _MOST_PATIENCE) if wait.isdecimal() else None
         raise RetryableError(told, reason=str(status), after=after)
-    raise MisconfiguredError(f"{told}: {_REMEDIES.get(status, _UNKNOWN)}", reason=str(status))
+    meaning, do = _REMEDIES.get(status, _UNKNOWN)
+    raise MisconfiguredError(f"{told}: {meaning}", reason=str(status), do=do)
 
 
 def is_page(content_type: str, body: bytes) -> bool:

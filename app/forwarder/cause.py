@@ -13,6 +13,7 @@ from typing import Any, Final
 from azure.core.exceptions import ClientAuthenticationError
 
 from forwarder import log
+from forwarder.errors import ForwarderError
 from forwarder.settings import Settings
 
 _TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
@@ -54,7 +55,8 @@ def of_hub(error: BaseException, settings: Settings) -> Cause:
 def of_store(error: BaseException, settings: Settings) -> Cause:
     """Return the cause of an error of the storage client, or of the embedded store."""
     if (address := store_address(settings)) is None:
-        return Cause("file", log.describe(error), "see StateDirectory (persistence)")
+        what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
+        return Cause("file", what, "see StateDirectory (persistence), and its owner and mode")
     account = settings.blob_connection.account if settings.blob_connection else ""
     names = {
         "account": address[0],

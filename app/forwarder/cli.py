@@ -13,6 +13,7 @@ import uvloop
 
 from forwarder import __version__, log
 from forwarder.app import run
+from forwarder.check import check
 from forwarder.errors import ForwarderError, SettingsError
 from forwarder.parse import start_position
 from forwarder.replay import replay
@@ -29,7 +30,9 @@ def main(
     """
     parser = argparse.ArgumentParser("forwarder", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    _add_replay(parser.add_subparsers(dest="command", metavar="COMMAND"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_check(commands)
+    _add_replay(commands)
     given = parser.parse_args(arguments)
     try:
         settings = Settings.from_env()
@@ -44,6 +47,9 @@ def main(
             asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
         if stopped():
             stop.set()
+        if given.command == "check":
+            log.silence()
+            return 0 if await check(settings, post=not given.no_post, as_json=given.json) else 1
         if given.command == "replay":
             selection = Selection(given.since, given.reason, given.dry_run)
             return 0 if await replay(settings, selection, stop) else 1
@@ -59,6 +65,13 @@ def main(
     except Exception as error:  # noqa: BLE001 - the last word must be a log entry
         log.error("stopped by an error", reason=log.describe(error))
         return 1
+
+
+def _add_check(commands: Any) -> None:
+    text = "walk from the hub to the sink and say, a line a step, what works, what not and why"
+    parser = commands.add_parser("check", help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--no-post", action="store_true", help="post no empty list to the sink")
 
 
 def _add_replay(commands: Any) -> None:

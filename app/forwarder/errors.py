@@ -34,13 +34,15 @@ class RejectedError(ForwarderError):
 
 
 class RetryableError(ForwarderError):
-    """The sink did not take the events this time.
+    """The sink did not take the events this time: `what` happened, what to `do` about it.
 
     `reason` labels the metric; `after` is the wait in seconds that the sink asked for, if it did.
     """
 
-    def __init__(self, message: str, *, reason: str, after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, *, reason: str, after: float | None = None, do: str = "") -> None:
+        super().__init__(f"{what}; {do}" if do else what)
+        self.what = what
+        self.do = do
         self.reason = reason
         self.after = after
 

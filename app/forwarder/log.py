@@ -43,6 +43,11 @@ def configure(settings: Settings) -> None:
     logging.getLogger().handlers = [logging.NullHandler()]
 
 
+def silence() -> None:
+    """Write no entries from now on: a command reports by itself."""
+    logging.disable()
+
+
 def enabled(level: int) -> bool:
     """Tell whether entries of this level are written, to save the work of making them."""
     return _logger.isEnabledFor(level)

@@ -96,9 +96,10 @@ class Sink:
         except RejectedError:
             if self._refused_in_a_row >= self._settings.web_sink_max_rejects:
                 hold = MisconfiguredError(
-                    f"{self._refused_in_a_row} events refused in a row and none taken: is this the "
-                    "address of a Kubernetes audit webhook? see WebSinkURL, WebSinkMaxRejects",
+                    f"{self._refused_in_a_row} events refused in a row and none taken",
                     reason="rejects",
+                    do="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
+                    "WebSinkMaxRejects",
                 )
                 self._failed(hold)
                 raise hold from None
@@ -125,12 +126,14 @@ class Sink:
             self._metrics.posts.labels("error").inc()
             seconds = f"{self._settings.web_sink_timeout:g}"
             raise RetryableError(
-                f"no answer in {seconds} s (WebSinkTimeout)", reason="timeout"
+                f"no answer in {seconds} s",
+                reason="timeout",
+                do="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
-            why = str(cause.of_sink(error, self._settings))
-            raise RetryableError(why, reason="connection") from None
+            why = cause.of_sink(error, self._settings)
+            raise RetryableError(why.what, reason="connection", do=why.do) from None
         taken = time.perf_counter() - started
         status = response.status
         self._metrics.posts.labels(str(status)).inc()
