@@ -45,9 +45,11 @@ def of_hub(error: BaseException, settings: Settings) -> Cause:
     }
     names["who"] = f"policy '{names['policy']}'" if connection else "the identity"
     names["rights"] = _TEXTS["rights"]["policy" if connection else "identity"].format_map(names)
+    own = connection and connection.entity_path
+    level, which = ("eventhub", f" --eventhub-name {names['hub']}") if own else ("namespace", "")
     names["keys"] = (
-        "az eventhubs namespace authorization-rule keys list --resource-group GROUP "
-        f"--namespace-name {names['name']} --name {names['policy']}"
+        f"az eventhubs {level} authorization-rule keys list --resource-group GROUP "
+        f"--namespace-name {names['name']}{which} --name {names['policy']}"
     )
     return of_network(error, "hub", *address) or _look_up(error, "hub", names)
 

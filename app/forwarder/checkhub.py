@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ class HubCheck:
         await self._client.close()
 
     async def _dns(self) -> str:
-        return f"{self._host} is {', '.join(await reach.addresses(self._host, self._port))}"
+        return await reach.resolved(self._host, self._port)
 
     async def _tcp(self) -> str:
         try:
@@ -118,11 +119,8 @@ class HubCheck:
 
     async def _exists(self, hub: str) -> bool:
         """Tell whether the namespace has this hub, and the login may see it."""
-        from dataclasses import replace  # noqa: PLC0415
-
-        client = connect(
-            replace(self._settings, event_hub_name=hub), self._credential, retry_total=0
-        )
+        other = replace(self._settings, event_hub_name=hub)
+        client = connect(other, self._credential, retry_total=0)
         try:
             async with client, asyncio.timeout(4):
                 await client.get_eventhub_properties()
@@ -156,8 +154,8 @@ class HubCheck:
         if age > QUIET.total_seconds():
             silent = cause.of_silence(newest, self._settings.event_hub_name)
             return Doubt(silent.what, silent.do)
-        behind = f"{waiting:,} of {total:,} wait" if stored else f"{total:,}, no checkpoint yet"
-        return f"{behind}; the newest came {max(0, age):,.0f} s ago"
+        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint yet"
+        return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> str | Doubt | Skip:
         filled = [found for found in self._partitions if not found["is_empty"]]
@@ -166,11 +164,16 @@ class HubCheck:
             return Skip("there is no message to look into")
         seen = await asyncio.gather(*map(self._peek, filled[:_PEEKED]))
         messages = [body for bodies in seen if bodies is not None for body in bodies]
-        if all(bodies is None for bodies in seen):
-            return Skip("a forwarder reads the partitions, its log and metrics tell")
+        if None in seen and not messages:
+            return Skip("a forwarder reads the partitions: its log and metrics tell")
         counts = Counter(name for body in messages for name in categories(body))
+        if not messages:
+            return Doubt(
+                f"nothing came in {_PEEK_SECONDS:g} s although messages are there",
+                "try again; if it lasts, ask the state of the namespace in the Azure portal",
+            )
         text = ", ".join(f"{name or 'unreadable'} {n}" for name, n in counts.most_common())
-        text = f"{text or 'no record'} in {len(messages)} messages"
+        text = f"{text or 'no records'} in {len(messages)} messages"
         if counts.keys() & self._settings.categories:
             return text
         wanted = ", ".join(sorted(self._settings.categories))
@@ -208,7 +211,7 @@ class HubCheck:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         await receiver.close()
-        return bodies or None
+        return bodies
 
 
 def _clock(ahead: float, host: str) -> tuple[str, str]:

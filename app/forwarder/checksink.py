@@ -37,7 +37,7 @@ class SinkCheck:
         return cause.of_sink(error, self._settings)
 
     async def _dns(self) -> str:
-        return f"{self._address[0]} is {', '.join(await reach.addresses(*self._address))}"
+        return await reach.resolved(*self._address)
 
     async def _tcp(self) -> str:
         await reach.connect(*self._address)
@@ -64,9 +64,10 @@ class SinkCheck:
                     "this one is known to take none, check --no-post"
                 )
                 raise BrokenError(
-                    Cause("rejected", f"it refuses an empty list: {error}", do)
+                    Cause("rejected", f"refuses an empty list: {error}", do)
                 ) from None
             except RetryableError as error:
-                do = error.do or "the sink is there and in trouble: see its own log"
-                raise BrokenError(Cause("sink", f"it answers {error.what}", do)) from None
+                do = error.do or "the sink is there, and in trouble: see its own log"
+                what = f"answers {error.what}" if error.reason.isdecimal() else error.what
+                raise BrokenError(Cause("sink", what, do)) from None
         return f"{shown_url(self._url)} takes an empty list"

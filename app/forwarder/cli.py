@@ -49,7 +49,12 @@ def main(
             stop.set()
         if given.command == "check":
             log.silence()
-            return 0 if await check(settings, post=not given.no_post, as_json=given.json) else 1
+            work = asyncio.ensure_future(
+                check(settings, post=not given.no_post, as_json=given.json)
+            )
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return 0 if work.done() and work.result() else 1
         if given.command == "replay":
             selection = Selection(given.since, given.reason, given.dry_run)
             return 0 if await replay(settings, selection, stop) else 1

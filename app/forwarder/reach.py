@@ -1,6 +1,7 @@
 """Reaching a host: DNS, TCP, TLS, one by one; the errors are the system's own."""
 
 import asyncio
+import socket
 import ssl
 import time
 from contextlib import suppress
@@ -12,10 +13,11 @@ import aiohttp
 _DATE_TIMEOUT: Final = 4.0
 
 
-async def addresses(host: str, port: int) -> list[str]:
-    """Return the addresses that DNS, or the hosts file, has for a name."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+async def resolved(host: str, port: int) -> str:
+    """Say which addresses DNS, or the hosts file, has for a name."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return f"{host} is {'an address' if addresses == [host] else ', '.join(addresses)}"
 
 
 async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, float]:
