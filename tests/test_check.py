@@ -367,11 +367,24 @@ def test_an_error_of_the_client_has_a_cause(
     assert "\n" not in str(found)
 
 
-async def test_no_host_is_ever_named_by_its_secret(server: Server, tmp_path: Path) -> None:
-    """A user and password in the sink's URL are in no line."""
+async def test_sigterm_ends_it_at_once(server: Server, webhook: Webhook, tmp_path: Path) -> None:
+    server.faults.silence()
+    async with Forwarder(settings(server, webhook.url, tmp_path), "check") as command:
+        await command.until(
+            lambda: any(line.startswith("ok      hub TCP") for line in command.lines)
+        )
+        command.terminate()
+        async with asyncio.timeout(8):
+            assert await command.wait() == 1
+
+
+async def test_no_line_shows_a_secret(server: Server, tmp_path: Path) -> None:
+    """Neither what the sink's URL holds, nor a header's value even where it is no secret."""
     url = f"http://someone:correct-horse-battery@127.0.0.1:{free_port()}/k8s_audit?token=abcdefgh1"
-    async with Forwarder(settings(server, url, tmp_path), "check") as command:
+    environment = settings(server, url, tmp_path, WebSinkHeaders='{"X-From": "k8s_audit"}')
+    async with Forwarder(environment, "check") as command:
         assert await command.wait() == 1
     shown = "\n".join([*command.lines, command.stderr])
     assert "sink TCP" in shown
-    assert not [one for one in ("correct-horse", "abcdefgh1", "someone") if one in shown]
+    secrets = ("correct-horse", "abcdefgh1", "someone", "k8s_audit")
+    assert [one for one in secrets if one in shown] == []

@@ -128,12 +128,12 @@ class HubMonitor:
             if self.trouble:
                 log.info("hub answers", partitions=len(self.last))
                 self._repeated.forget()
+            elif datetime.now(UTC) - newest > QUIET:
+                why = cause.of_silence(newest, self._settings.event_hub_name)
+                self._quiet.error("hub is quiet", reason=str(why))
+            else:
+                self._quiet.forget()
             self.trouble = None
-            if datetime.now(UTC) - newest > QUIET:
-                self._quiet.error(
-                    "hub is quiet",
-                    reason=str(cause.of_silence(newest, self._settings.event_hub_name)),
-                )
 
     async def close(self) -> None:
         """Close the connection."""
