@@ -1,7 +1,8 @@
 """Measures the forwarder: hub, sink and forwarder are processes of their own on loopback.
 
 `python -m bench [WORK …]` prints, for each work, events a second, CPU microseconds an event and
-peak memory of the forwarder alone. Run by `make bench`; no test asserts what it prints.
+memory of the forwarder alone: at its peak, after a tenth, a half and all of the events. Run by
+`make bench`, without `soak`; no test asserts what it prints.
 """
 
 import argparse
@@ -46,7 +47,9 @@ WORKS = {
     "large": Work(1_000_000, per_message=570),
     "real": Work(600_000, typical=False),
     "single": Work(100_000, settings={"WebSinkMaxEvents": "1"}),
+    "soak": Work(5_000_000, settings={"VerboseLevel": "1"}),
 }
+SHARES = (0.1, 0.5, 1)
 
 
 async def serve_hub(work: Work) -> None:
@@ -85,8 +88,8 @@ async def first_line(process: Process) -> str:
     return (await process.stdout.readline()).decode().strip()
 
 
-async def measure(name: str, work: Work) -> tuple[float, float, float, float]:
-    """Run a work; events/s, CPU us an event, peak RSS in MiB, seconds from exec to first event."""
+async def measure(name: str, work: Work) -> tuple[float, float, float, list[float], float]:
+    """Run a work; events/s, CPU us an event, RSS in MiB, seconds from exec to first event."""
     total = work.events // work.per_message * work.per_message
     async with (
         child("bench", "--serve", name) as hub,
@@ -106,33 +109,40 @@ async def measure(name: str, work: Work) -> tuple[float, float, float, float]:
             ) as forwarder:
                 process = psutil.Process(forwarder.pid)
                 first, peak, taken = 0.0, 0, 0
+                held: list[float] = []
                 while taken < total:
                     await asyncio.sleep(0.05)
                     async with http.get(url.replace("/k8s_audit", "/stats")) as response:
                         taken = (await response.json())["events"]
-                    peak = max(peak, process.memory_info().rss)
+                    rss = process.memory_info().rss
+                    peak = max(peak, rss)
+                    held += [rss / 2**20] * (taken >= SHARES[len(held)] * total)
                     if taken and not first:
                         first, before = time.perf_counter(), taken
                         used = sum(process.cpu_times()[:2])
                 seconds = time.perf_counter() - first
                 cpu = sum(process.cpu_times()[:2]) - used
     done = total - before
-    return done / seconds, cpu / done * 1e6, peak / 2**20, first - started
+    return done / seconds, cpu / done * 1e6, peak / 2**20, held, first - started
 
 
 async def main(names: list[str]) -> None:
     """Measure these works and print a table."""
-    table = Table("work", "events/s", "us CPU an event", "peak MiB", "s to first event")
+    shares = [f"MiB at {share:.0%}" for share in SHARES]
+    table = Table("work", "events/s", "us CPU an event", "peak MiB", *shares, "s to first event")
     for name in names:
-        speed, cpu, memory, first = await measure(name, WORKS[name])
-        table.add_row(name, f"{speed:,.0f}", f"{cpu:.1f}", f"{memory:.0f}", f"{first:.2f}")
+        speed, cpu, peak, held, first = await measure(name, WORKS[name])
+        memory = [f"{one:.0f}" for one in (peak, *held)]
+        table.add_row(name, f"{speed:,.0f}", f"{cpu:.1f}", *memory, f"{first:.2f}")
     Console().print(table)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all if none is named")
+    parser.add_argument(
+        "works", nargs="*", help=f"of {', '.join(WORKS)}; if none is named all but soak"
+    )
     parser.add_argument("--serve", choices=list(WORKS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     served = options.serve and WORKS[options.serve]
-    asyncio.run(serve_hub(served) if served else main(options.works or list(WORKS)))
+    asyncio.run(serve_hub(served) if served else main(options.works or [*WORKS][:-1]))
