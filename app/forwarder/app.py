@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import stamina
+from azure.eventhub.aio import CheckpointStore
 
 from forwarder import __version__, log
 from forwarder.buffer import ReceiveBuffer
-from forwarder.checkpoints import Checkpoints, Store
+from forwarder.checkpoints import Checkpoints
 from forwarder.deadletters import DeadLetters
 from forwarder.delivery import Outlets
 from forwarder.embedded import EmbeddedCheckpointStore
 from forwarder.health import Health
-from forwarder.hub import HubMonitor
+from forwarder.hub import HubMonitor, mend_client
+from forwarder.hubstore import HubStore
 from forwarder.letterblobs import letter_blobs
 from forwarder.letterfiles import LetterFiles
 from forwarder.metrics import Metrics
@@ -37,8 +39,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         state = stack.enter_context(state_directory(settings.state_directory))
         _say_start(settings)
+        mend_client()
         credential = await login(settings, stack)
-        store = await _store(settings, credential, state, stack)
+        store = HubStore(await _store(settings, credential, state, stack))
         metrics = Metrics(__version__)
         sink = await stack.enter_async_context(Sink(settings, metrics))
         dead_letters = DeadLetters(
@@ -56,10 +59,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         )
         poison = Poison(state / "poison.json")
         checkpoints = Checkpoints(store, poison, settings)
-        source = Source(settings, store, checkpoints, outlets, credential)
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)
-        health = Health(outlets, hub, source.partitions, checkpoints)
+        source = Source(outlets, hub, store, checkpoints, credential)
+        health = Health(outlets, hub, source, checkpoints)
         await stack.enter_async_context(serve(settings, metrics, health))
         async with asyncio.TaskGroup() as group:
             work = (source.run(), checkpoints.run(), health.run(), dead_letters.run())
@@ -103,7 +106,9 @@ async def login(settings: Settings, stack: AsyncExitStack) -> Any:
     return await stack.enter_async_context(DefaultAzureCredential())
 
 
-async def _store(settings: Settings, credential: Any, state: Path, stack: AsyncExitStack) -> Store:
+async def _store(
+    settings: Settings, credential: Any, state: Path, stack: AsyncExitStack
+) -> CheckpointStore:
     """Open the storage account's container, or without one a file in the state directory."""
     if not settings.blob_connection and not settings.blob_account_url:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")

@@ -13,10 +13,10 @@ from azure.core.exceptions import (
     ResourceModifiedError,
     ResourceNotFoundError,
 )
+from azure.eventhub.aio import CheckpointStore
 from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
-from forwarder.checkpoints import Store
 from forwarder.errors import SupersededError
 from forwarder.settings import Settings
 
@@ -39,7 +39,7 @@ def _open(client: Any, settings: Settings, credential: Any) -> Any:
 
 
 @asynccontextmanager
-async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[Store]:
+async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
     """Open the store of checkpoints."""
     store = _open(_BlobStore, settings, credential)
     async with store, open_container(settings, credential) as container:
@@ -47,7 +47,7 @@ async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[
         yield store
 
 
-class _BlobStore(BlobCheckpointStore, Store):
+class _BlobStore(BlobCheckpointStore):
     """Checkpoints as blobs, at the paths of all Event Hubs SDKs; makes its container if it may."""
 
     container: ContainerClient
@@ -88,20 +88,22 @@ class _BlobStore(BlobCheckpointStore, Store):
         }
         prefix = _path(where, "")
         blobs = self.container.list_blobs(name_starts_with=prefix, include=["metadata"])
-        found = [
+        return [
             {
                 **where,
                 "partition_id": blob.name.removeprefix(prefix),
                 "etag": blob.etag,
+                "written": blob.last_modified.timestamp(),
                 **_place(blob.metadata),
             }
             async for blob in blobs
         ]
-        self.listed = {one["partition_id"]: one for one in found}
-        return found
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
-        """Write a checkpoint if its blob is as it was; else look, and write if it is not ahead."""
+        """Write a checkpoint if its blob is as it was; else look, and write if it is not ahead.
+
+        SupersededError if it is: another process writes it. The entry's ETag is renewed in place.
+        """
         blob = self.container.get_blob_client(_path(checkpoint, checkpoint["partition_id"]))
         try:
             await _write(blob, checkpoint)

@@ -5,32 +5,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from azure.eventhub.aio import CheckpointStore, PartitionContext
+from azure.eventhub.aio import PartitionContext
 
 from forwarder import cause, log
 from forwarder.delivery import Partition
 from forwarder.errors import SupersededError
+from forwarder.hubstore import HubStore
 from forwarder.poison import Poison
 from forwarder.settings import Settings
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
 
 
-class Store(CheckpointStore):
-    """A store of which is known what it listed last: from there the client reads on.
-
-    A checkpoint may carry an `etag`, which `update_checkpoint` compares and renews in place;
-    SupersededError if another process is ahead.
-    """
-
-    listed: dict[str, dict[str, Any]]
-    """The checkpoints by partition."""
-
-
 @dataclass(slots=True, eq=False)
 class Owned:
     """A partition that this process reads, and its checkpoint as the store has it."""
 
+    context: PartitionContext
     partition: Partition
     checkpoint: dict[str, Any]
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -47,7 +38,7 @@ class Checkpoints:
     A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
     """
 
-    def __init__(self, store: Store, poison: Poison, settings: Settings) -> None:
+    def __init__(self, store: HubStore, poison: Poison, settings: Settings) -> None:
         self._store = store
         self.poison = poison
         self._settings = settings
@@ -67,7 +58,8 @@ class Checkpoints:
             "consumer_group": context.consumer_group,
             "partition_id": number,
         }
-        owned = self.owned[number] = Owned(partition, self._store.listed.get(number, where))
+        listed = self._store.listed.get(number, where)
+        owned = self.owned[number] = Owned(context, partition, listed)
         self.poison.claimed(number, owned.stored)
         return owned
 

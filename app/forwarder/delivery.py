@@ -58,6 +58,8 @@ class Partition:
         """The last message taken."""
         self.before: int | None = None
         """The sequence number before the first one to take: the checkpoint's if there is one."""
+        self.held: Message | None = None
+        """The next message while there is no room for it."""
         self.progress = time.monotonic()
         """When a message was last taken or settled, by the monotonic clock."""
         self._outlets = outlets
@@ -65,16 +67,10 @@ class Partition:
         self._posting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def is_new(self, message: Message) -> bool:
-        """Tell a message from one that the client reads again after a reconnect.
-
-        Numbers start again in a hub that is made anew, but its messages are younger.
-        """
-        return (
-            self.newest is None
-            or message.sequence_number > self.newest.sequence_number
-            or message.enqueued > self.newest.enqueued
-        )
+    @property
+    def last(self) -> int | None:
+        """The sequence number before the next one, if that is known."""
+        return self.newest.sequence_number if self.newest else self.before
 
     def take(self, message: Message, unpacked: Unpacked) -> None:
         """Accept a message, whose bytes the buffer holds already; `pump` sets it moving."""
@@ -167,16 +163,15 @@ class Partition:
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
         self.metrics.salvaged.inc(sum(event.salvaged for event in unpacked.events))
-        if self.before is None:
+        if self.last is None:
             self.before = message.sequence_number - 1
-        previous = self.newest.sequence_number if self.newest else self.before
-        if message.sequence_number > previous + 1:
-            self.metrics.lost.inc(message.sequence_number - previous - 1)
+        elif lost := message.sequence_number - self.last - 1:
+            self.metrics.lost.inc(lost)
             log.error(
                 "messages lost",
                 partition=self.number,
-                first=previous + 1,
-                last=message.sequence_number - 1,
+                first=self.last + 1,
+                last=self.last + lost,
                 reason="they expired in the hub before they were read: see its retention",
             )
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
+from azure.eventhub.aio import CheckpointStore
+
 from forwarder import log
-from forwarder.checkpoints import Store
 from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
@@ -29,7 +30,7 @@ _UNDAMAGED: Final = {
 }
 
 
-class EmbeddedCheckpointStore(Store):
+class EmbeddedCheckpointStore(CheckpointStore):
     """Checkpoints in SQLite, for the one process that holds the state directory.
 
     Ownership is kept in memory: no other process can have any.
@@ -86,9 +87,7 @@ class EmbeddedCheckpointStore(Store):
         statement = "SELECT value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
         rows = await asyncio.to_thread(self._execute, statement, prefix)
-        found = [json.loads(value) for (value,) in rows]
-        self.listed = {one["partition_id"]: one for one in found}
-        return found
+        return [json.loads(value) for (value,) in rows]
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
         """Write a checkpoint; it is on the disk, or an error, when this returns."""

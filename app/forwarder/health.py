@@ -2,16 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from forwarder import log
 from forwarder.checkpoints import Checkpoints
 from forwarder.delivery import Outlets, Partition
 from forwarder.history import History, State
 from forwarder.hub import HubMonitor
 from forwarder.metrics import Metrics
+from forwarder.source import Source
+from forwarder.window import Message
 
-_INTERVAL: Final = 10.0  # seconds between two looks at the hub
+_INTERVAL: Final = 10.0  # seconds between two looks at the hub, at most
+_SOON: Final = 1.0  # seconds to the next look at a hub that does not answer
+_STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, fail
+
+
+@dataclass(slots=True)
+class _Silence:
+    """Since when a partition gets nothing, behind which message, and what was done about it."""
+
+    since: float
+    newest: Message | None
+    steps: int = 0
 
 
 class Health:
@@ -21,26 +36,39 @@ class Health:
         self,
         outlets: Outlets,
         hub: HubMonitor,
-        partitions: Mapping[str, Partition],
+        source: Source,
         checkpoints: Checkpoints,
     ) -> None:
-        self._settings = outlets.settings
+        self._stall_timeout = outlets.settings.stall_timeout
+        self._metrics = outlets.metrics
         self._hub = hub
         self._sink = outlets.sink
-        self._partitions = partitions
+        self._source = source
+        self._partitions = source.partitions
+        self._silences: dict[str, _Silence] = {}
         self._checkpoints = checkpoints
         self._dead_letters = outlets.dead_letters
         self.history = History()
 
     async def run(self) -> None:
         """Look at the hub for ever; a partition with nothing to do is never late."""
+        interval = min(_INTERVAL, self._stall_timeout / _STEPS / 2)
         while True:
             await self._hub.look()
-            for number, partition in self._partitions.items():
-                if not self._waits(number, partition):
-                    partition.progress = time.monotonic()
+            if not self._hub.trouble:
+                self._source.check()
+                self._silences = {
+                    number: one
+                    for number, one in self._silences.items()
+                    if number in self._partitions  # else it is another's now, or soon here again
+                    or time.monotonic() - one.since < self._stall_timeout
+                }
+                for number, partition in self._partitions.items():
+                    if not self._waits(number, partition):
+                        partition.progress = time.monotonic()
+                    self._cure(number, partition)
             self.history.note(time.monotonic(), self.states())
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(min(interval, _SOON) if self._hub.trouble else interval)
 
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; what is down or full is no reason."""
@@ -53,8 +81,8 @@ class Health:
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
             for number, partition in self._partitions.items()
             if self._waits(number, partition)
-            and (idle := now - max(partition.progress, self._sink.up_since))
-            > self._settings.stall_timeout
+            and (idle := now - max(self._since(number, partition), self._sink.up_since))
+            > self._stall_timeout
         ]
 
     def not_ready(self) -> list[str]:
@@ -101,13 +129,44 @@ class Health:
         Of messages that are still in the hub just a bound is known: they are younger than the
         last one taken.
         """
-        if partition.window.oldest:
-            return time.time() - partition.window.oldest.enqueued
+        if oldest := partition.window.oldest or partition.held:
+            return time.time() - oldest.enqueued
         if not self._waits(number, partition):
             return 0.0
         if partition.newest:
             return time.time() - partition.newest.enqueued
-        return time.monotonic() - partition.progress
+        return time.monotonic() - self._since(number, partition)
+
+    def _cure(self, number: str, partition: Partition) -> None:
+        """Reopen a partition that gets nothing while the hub has more, then the whole client.
+
+        What was taken and is not settled, or finds no room, is no silence of the hub.
+        """
+        silence = self._silences.get(number)
+        waits, now = self._waits(number, partition), time.monotonic()
+        if silence and (partition.newest not in {None, silence.newest} or not waits):
+            del self._silences[number]
+            log.info("recovered", partition=number, seconds=round(now - silence.since, 1))
+            return
+        since = max(self._since(number, partition), self._hub.up_since)
+        steps = silence.steps if silence else 0
+        due = since + (steps + 1) * self._stall_timeout / _STEPS
+        if not waits or partition.window.oldest or partition.held or now < due:
+            return
+        what = "client" if steps else "partition"
+        self._silences.setdefault(number, _Silence(since, partition.newest)).steps += 1
+        if steps:
+            for one in self._silences.values():
+                one.steps = max(one.steps, 2)
+        self._source.reopen(None if steps else number)
+        self._metrics.reopened.labels(what).inc()
+        said = "still stalled" if steps else "stalled"
+        log.error(said, partition=number, seconds=round(now - since, 1), reopened=what)
+
+    def _since(self, number: str, partition: Partition) -> float:
+        """Return since when the partition makes no progress; opened anew it has made none."""
+        silence = self._silences.get(number)
+        return silence.since if silence else partition.progress
 
     def _waits(self, number: str, partition: Partition) -> bool:
         taken = partition.newest.sequence_number if partition.newest else self._stored(number)

@@ -2,10 +2,12 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
+import azure.eventhub
 import certifi
 from azure.eventhub import EventData, TransportType
 from azure.eventhub._pyamqp.error import AMQPLinkError, ErrorCondition
@@ -15,11 +17,11 @@ from azure.eventhub.aio._consumer_async import EventHubConsumer
 from forwarder import cause, log
 from forwarder.settings import Settings
 
+_LEAKY: Final = "5.15.1"  # the version of the client whose inside is known
 _TIMEOUT: Final = 20.0  # seconds for one look
 QUIET: Final = timedelta(hours=1)  # without a message: AKS writes some every minute
 # Somebody owns the partition, or five read it: all is well with hub and consumer group.
 SHARED: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
-_ENDS: Final = {"-1": datetime.min.replace(tzinfo=UTC), "@latest": datetime.max.replace(tzinfo=UTC)}
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
@@ -79,8 +81,22 @@ async def attach(
     return receiver
 
 
-def starting_position(settings: Settings) -> str | datetime:
-    """Return what a partition without a checkpoint is read after, in the client's terms."""
+def mend_client() -> None:
+    """Stop the client from keeping every message's delivery tag, 78 bytes, for ever.
+
+    It looks one up only to settle a message, which nobody does with those of an event hub.
+    Without effect, and said, with a version of the client that is not known.
+    """
+    if azure.eventhub.__version__ != _LEAKY:
+        log.error("client library is another one, memory may grow", known=_LEAKY)
+        return
+    from azure.eventhub._pyamqp.aio import _receiver_async as inside  # noqa: PLC0415 - known
+
+    link: Any = inside.ReceiverLink
+    link._received_delivery_tags = property(lambda _: set(), lambda *_: None)  # noqa: SLF001
+
+
+def _starting_position(settings: Settings) -> str | datetime:
     start = settings.start_position
     if isinstance(start, str):
         return {"earliest": "-1", "latest": "@latest"}[start]
@@ -97,15 +113,23 @@ class HubMonitor:
         self._settings = settings
         self._repeated = log.Repeated()
         self._quiet = log.Repeated(QUIET.total_seconds())
-        start = starting_position(settings)
-        self._start = _ENDS[start] if isinstance(start, str) else start
+        self._turn = asyncio.Lock()
+        self.start: str | datetime | dict[str, int] = _starting_position(settings)
+        """What a partition without a checkpoint is read after, in the client's terms.
+
+        `latest` becomes the numbers of the partitions' ends at the first look, for each receiver
+        that is opened anew would start at an end of its own.
+        """
         self.trouble: str | None = "it has not answered yet"
         """Why the hub does not answer, in a line; None while it does."""
+        self.up_since = 0.0
+        """Since when it answers, by the monotonic clock."""
+        self.answered = asyncio.Event()
+        """Set at its first answer."""
+        self.created = 0.0
+        """When the hub was made, in Unix seconds."""
         self.first: dict[str, int] = {}
-        """The first sequence number that is read of each partition if it has no checkpoint.
-
-        With `latest` only a message that has come tells: until then, the next one.
-        """
+        """The first sequence number that is read of each partition if it has no checkpoint."""
         self.last: dict[str, int] = {}
         """The last sequence number in each partition, -1 if there was none."""
 
@@ -113,11 +137,14 @@ class HubMonitor:
         """Ask once; a hub that does not answer is said, and never raised."""
         probe = asyncio.create_task(self._attach()) if self.trouble else None
         try:
-            async with asyncio.timeout(_TIMEOUT):
-                partitions = await self._client.get_partition_ids()
-                newest = max(await asyncio.gather(*map(self._look_at, partitions)))
+            async with self._turn, asyncio.timeout(_TIMEOUT):
+                hub = await self._client.get_eventhub_properties()
+                ask = self._client.get_partition_properties
+                found = await asyncio.gather(*map(ask, hub["partition_ids"]))
+                newest = max(one["last_enqueued_time_utc"] for one in found)
                 if probe:
                     await probe
+                self._note(hub["created_at"].timestamp(), found)
         except Exception as error:  # noqa: BLE001 - whatever the client raises, and time-outs
             self.trouble = str(cause.of_hub(error, self._settings))
             self._repeated.error("hub does not answer", reason=self.trouble)
@@ -128,12 +155,14 @@ class HubMonitor:
             if self.trouble:
                 log.info("hub answers", partitions=len(self.last))
                 self._repeated.forget()
+                self.up_since = time.monotonic()
             elif datetime.now(UTC) - newest > QUIET:
                 why = cause.of_silence(newest, self._settings.event_hub_name)
                 self._quiet.error("hub is quiet", reason=str(why))
             else:
                 self._quiet.forget()
             self.trouble = None
+            self.answered.set()
 
     async def close(self) -> None:
         """Close the connection."""
@@ -149,11 +178,20 @@ class HubMonitor:
         else:
             await receiver.close()
 
-    async def _look_at(self, partition: str) -> datetime:
-        """Return when the partition's newest message came; year 1 if none ever did."""
-        found = await self._client.get_partition_properties(partition)
-        last = self.last[partition] = found["last_enqueued_sequence_number"]
-        newest: datetime = found["last_enqueued_time_utc"]
-        behind = newest > self._start
-        self.first[partition] = found["beginning_sequence_number"] if behind else last + 1
-        return newest
+    def _note(self, created: float, partitions: Sequence[dict[str, Any]]) -> None:
+        self.last = {one["id"]: one["last_enqueued_sequence_number"] for one in partitions}
+        if self.start == "@latest":
+            self.start = self.last
+        elif isinstance(self.start, dict) and created != self.created:
+            self.start = {}  # all that is in a new hub came after the start
+        self.created = created
+        self.first = {one["id"]: self._first(one) for one in partitions}
+
+    def _first(self, partition: dict[str, Any]) -> int:
+        begin: int = partition["beginning_sequence_number"]
+        last: int = partition["last_enqueued_sequence_number"]
+        if isinstance(self.start, dict):
+            return max(begin, self.start.get(partition["id"], -1) + 1)
+        if isinstance(self.start, datetime) and partition["last_enqueued_time_utc"] <= self.start:
+            return last + 1
+        return begin

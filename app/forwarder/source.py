@@ -7,16 +7,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 from azure.eventhub import CloseReason, EventData
-from azure.eventhub.aio import CheckpointStore, PartitionContext
+from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 from azure.eventhub.amqp import AmqpMessageBodyType
 from azure.eventhub.exceptions import EventHubError
 
 from forwarder import cause, log
-from forwarder.checkpoints import Checkpoints
+from forwarder.checkpoints import Checkpoints, Owned
 from forwarder.delivery import Outlets, Partition
 from forwarder.envelope import Refused, Unpacked, unpack
-from forwarder.hub import connect, starting_position
-from forwarder.settings import Settings
+from forwarder.hub import HubMonitor, connect
+from forwarder.hubstore import HubStore
 from forwarder.summary import summary
 from forwarder.window import Message
 
@@ -28,7 +28,13 @@ _CLOSE_TIMEOUT: Final = 5.0
 _FEW: Final = 10  # messages prefetched while they are taken one by one
 _CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
 _ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
+_WAIT: Final = 0.5  # seconds without a message after which the client calls all the same
+_PAUSE: Final = 0.5  # seconds between two questions to a hub that does not answer
 _FOR_EVER: Final = 2**31  # the client counts a receiver's errors over its whole life
+
+
+class _ReopenError(Exception):
+    """Raised in a handler: the client closes the partition, and opens it at the next balancing."""
 
 
 class Source:
@@ -36,66 +42,68 @@ class Source:
 
     def __init__(
         self,
-        settings: Settings,
-        store: CheckpointStore,
-        checkpoints: Checkpoints,
         outlets: Outlets,
+        hub: HubMonitor,
+        store: HubStore,
+        checkpoints: Checkpoints,
         credential: Any,
     ) -> None:
-        self._settings = settings
-        self._checkpoints = checkpoints
+        self._settings = outlets.settings
         self._outlets = outlets
+        self._hub = hub
+        self._store = store
+        self._checkpoints = checkpoints
+        self._credential = credential
+        self._client: EventHubConsumerClient | None = None
+        self._again = asyncio.Event()
+        self._read: set[str] = set()
+        self._ahead: set[str] = set()
+        self._closing: set[str] = set()
+        self._of_old_hub: list[Owned] = []
         self._repeated = log.Repeated()
         self._stopping = self._pausing = False
         self._leaving: set[Partition] = set()
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
-        self._client = connect(
-            settings,
-            credential,
-            checkpoint_store=store,
-            retry_total=_FOR_EVER,
-            retry_backoff_max=10,
-            load_balancing_interval=settings.load_balancing_interval,
-            partition_ownership_expiration_interval=settings.ownership_expiry,
-        )
 
     async def run(self) -> None:
-        """Receive until cancelled; no handler raises, for that would close its partition."""
-        if self._checkpoints.poison.careful:
-            await self._find_poison()
-        if not self._stopping:
-            await self._receive(_PREFETCH, _BATCH)
+        """Receive until stopped, with one client after the other; see `reopen`."""
+        await self._hub.answered.wait()
+        while not self._stopping:
+            if self._checkpoints.poison.careful:
+                await self._find_poison()
+            else:
+                await self._run_client(_PREFETCH, _BATCH)
 
-    async def _receive(self, prefetch: int, batch: int) -> None:
-        await self._client.receive_batch(
-            self._on_batch,
-            max_batch_size=batch,
-            prefetch=prefetch,
-            starting_position=starting_position(self._settings),
-            on_error=self._on_error,
-            on_partition_initialize=self._on_claim,
-            on_partition_close=self._on_close,
-        )
+    def reopen(self, partition: str | None = None) -> None:
+        """Close a partition, or the whole client, and open it anew, from its checkpoint."""
+        if partition:
+            self._closing.add(partition)
+        else:
+            self._again.set()
 
-    async def _find_poison(self) -> None:
-        """Take one message at a time, with few in memory, until past what may have killed."""
-        buffer, limit = self._outlets.buffer, self._outlets.buffer.limit
-        buffer.limit = 0  # of all partitions, one message at a time
-        receiving = asyncio.create_task(self._receive(_FEW, 1))
-        try:
-            seconds = _CAREFUL * self._settings.checkpoint_interval
-            await asyncio.wait([receiving], timeout=seconds)
-            self._pausing = True
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await self.drain()
-        finally:
-            receiving.cancel()
-            await asyncio.wait([receiving])
-        self._pausing = False
-        buffer.limit = limit
-        self._checkpoints.poison.over()
+    def check(self) -> None:
+        """Compare the hub, just looked at, with what is read."""
+        if not self._client or self._again.is_set():
+            return
+        if self._hub.created != self._store.created:
+            # Nothing more is written of the old hub: what is under way there is still delivered.
+            self._of_old_hub = list(self._checkpoints.owned.values())
+            self._checkpoints.owned.clear()
+            self._store.say(self._hub.created)
+            self.reopen()
+        elif self._read < self._hub.last.keys():
+            log.info("partitions added", partitions=len(self._hub.last))
+            self.reopen()
+        ahead = {
+            number
+            for number, partition in self.partitions.items()
+            if (partition.last or 0) > self._hub.last.get(number, partition.last or 0)
+        }
+        # Twice, for the checkpoint may be younger than the look.
+        for number in ahead & self._ahead:
+            self._is_foreign(self.partitions[number])
+        self._ahead = ahead
 
     def cancel(self) -> None:
         """Give up what is under way; it is read again from the checkpoint."""
@@ -114,20 +122,82 @@ class Source:
         """Write last checkpoints, give up ownership and close the connections."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._client.close()
+                if self._client:
+                    await self._client.close()
+        for number in list(self.partitions):  # of a client that hangs
+            await self._leave(number, CloseReason.SHUTDOWN)
+
+    async def _find_poison(self) -> None:
+        """Take one message at a time, with few in memory, until past what may have killed."""
+        buffer, limit = self._outlets.buffer, self._outlets.buffer.limit
+        buffer.limit = 0  # of all partitions, one message at a time
+        await self._run_client(_FEW, 1, _CAREFUL * self._settings.checkpoint_interval)
+        buffer.limit = limit
+        if not self._stopping:
+            self._checkpoints.poison.over()
+
+    async def _run_client(self, prefetch: int, batch: int, seconds: float | None = None) -> None:
+        """Receive for so long, until `reopen` wants another client, or until it is closed."""
+        self._store.created = self._hub.created
+        self._store.foreign |= {one.partition.number: one.stored for one in self._of_old_hub}
+        self._of_old_hub.clear()
+        self._read = set(self._hub.last)
+        self._again = again = asyncio.Event()
+        self._client = connect(
+            self._settings,
+            self._credential,
+            checkpoint_store=self._store,
+            retry_total=_FOR_EVER,
+            retry_backoff_max=10,
+            load_balancing_interval=self._settings.load_balancing_interval,
+            partition_ownership_expiration_interval=self._settings.ownership_expiry,
+        )
+        receiving = asyncio.create_task(
+            self._client.receive_batch(
+                self._on_batch,
+                max_batch_size=batch,
+                max_wait_time=_WAIT,
+                prefetch=prefetch,
+                starting_position=self._hub.start,
+                on_error=self._on_error,
+                on_partition_initialize=self._on_claim,
+                on_partition_close=self._on_close,
+            )
+        )
+        receiving.add_done_callback(lambda _: again.set())
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await again.wait()
+            if receiving.done():
+                receiving.result()
+            self._pausing = True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await self.drain()
+            await self.close()
+            self._pausing = False
+        finally:
+            receiving.cancel()
 
     async def _on_claim(self, context: PartitionContext) -> None:
         number = context.partition_id
         partition = Partition(number, self._outlets)
         owned = await self._checkpoints.claim(context, partition)
         partition.before = owned.stored
+        partition.progress = time.monotonic()
+        self._closing.discard(number)
         self.partitions[number] = partition
         self._outlets.metrics.owned.set(len(self.partitions))
         log.info("partition claimed", partition=number, checkpoint=owned.stored)
 
     async def _on_close(self, context: PartitionContext, reason: CloseReason) -> None:
+        owned = self._checkpoints.owned.get(context.partition_id)
+        if not owned or owned.context is context:  # else a client that hung has come to its end
+            await self._leave(context.partition_id, reason)
+
+    async def _leave(self, number: str, reason: CloseReason) -> None:
         """Leave the partition; what was taken is still delivered, by whoever reads it again too."""
-        number = context.partition_id
         if partition := self.partitions.pop(number, None):
             self._leaving = {one for one in self._leaving if one.window.oldest} | {partition}
         self._outlets.metrics.owned.set(len(self.partitions))
@@ -136,6 +206,8 @@ class Source:
         log.info("partition given up", partition=number, reason=reason.name, checkpoint=stored)
 
     async def _on_error(self, context: PartitionContext | None, error: Exception) -> None:
+        if isinstance(error, _ReopenError):
+            return
         if context:
             reason = str(cause.of_hub(error, self._settings))
             self._repeated.error("receiving failed", partition=context.partition_id, reason=reason)
@@ -144,19 +216,30 @@ class Source:
             self._repeated.error("checkpoints cannot be read", reason=reason)
 
     async def _on_batch(self, context: PartitionContext, received: Sequence[EventData]) -> None:
-        partition = self.partitions.get(context.partition_id)
+        number = context.partition_id
+        partition = self.partitions.get(number)
+        if number in self._closing and not received:
+            raise _ReopenError
+        self._closing.discard(number)
         for data in received:
-            if partition is None or self._stopping or self._pausing:
+            if (
+                partition is None
+                or self._stopping
+                or self._pausing
+                or self.partitions.get(number) is not partition
+            ):
                 return
             body = _body(data)
             message = Message(
                 data.sequence_number or 0, data.offset or "", _enqueued(data), len(body)
             )
-            if not partition.is_new(message):
+            if not await self._is_next(partition, message):
                 continue
             if not self._outlets.buffer.has_room(message.size):
                 partition.pump()  # or nobody would make room
+            partition.held = message
             await self._outlets.buffer.take(message.size)
+            partition.held = None
             if not self._checkpoints.poison.careful:
                 self._take(partition, message, body)
                 continue
@@ -168,6 +251,39 @@ class Source:
                         await partition.drain()
         if partition:
             partition.pump()
+
+    async def _is_next(self, partition: Partition, message: Message) -> bool:
+        """Tell whether to take a message: of this hub, and not taken before.
+
+        Where its number is not the next one, the hub is asked whether it is still the same.
+        """
+        number, newest, last = message.sequence_number, partition.newest, partition.last
+        if last is None or number == last + 1:
+            return True
+        if newest and number <= last and message.enqueued <= newest.enqueued:
+            return False  # read again after a reconnect
+        await self._hub.look()
+        while self._hub.trouble and not self._stopping:
+            await asyncio.sleep(_PAUSE)
+            await self._hub.look()
+        self.check()
+        if self._again.is_set() or self._stopping:
+            return False
+        if not newest and number <= last:
+            self._is_foreign(partition)
+            raise _ReopenError
+        return number > last
+
+    def _is_foreign(self, partition: Partition) -> None:
+        """Have the partition read from StartPosition: its checkpoint is none of this hub's."""
+        if self._store.foreign.get(partition.number) != partition.before:
+            self._store.foreign[partition.number] = partition.before
+            log.error(
+                "checkpoint is of another hub, reading starts at StartPosition",
+                partition=partition.number,
+                checkpoint=partition.before,
+            )
+        self.reopen(partition.number)
 
     def _take(self, partition: Partition, message: Message, body: bytes) -> None:
         unpacked = self._unpack(partition.number, message, body)
