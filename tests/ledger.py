@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +121,21 @@ class Ledger:
             if entry.sequence_number < begins[entry.partition]:
                 self.lost.add(self.published.pop(name)[:2])
                 self.refused.discard(name)
+
+    def remade(self) -> dict[Key, Entry]:
+        """Note that the hub was made anew; return what was not settled, gone or on its way."""
+        gone = {name: self.published.pop(name) for name in self.unsettled()}
+        self.published = {
+            name: e._replace(sequence_number=-1) for name, e in self.published.items()
+        }
+        self._stored = {}
+        return gone
+
+    def arrived(self, gone: Mapping[Key, Entry]) -> None:
+        """Note that what has not come by now of the hub that was, never comes."""
+        came = self._webhook.taken.keys() | self.dead().keys()
+        self.published |= {n: e._replace(sequence_number=-1) for n, e in gone.items() if n in came}
+        self.refused -= gone.keys() - came
 
     def judge_checkpoints(self, stored: Stored) -> None:
         """Assert that all before a checkpoint is settled, and that none has gone back or away."""

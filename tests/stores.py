@@ -17,8 +17,11 @@ Stored = dict[str, int]
 """A partition's checkpoint by its id: the sequence number up to which all is settled."""
 
 
-def embedded(state: Path) -> Stored:
-    """Return the checkpoints in a state directory, whether a forwarder runs on it or was killed."""
+def embedded(state: Path, since: float = 0) -> Stored:
+    """Return the checkpoints in a state directory, whether a forwarder runs on it or was killed.
+
+    Those of a hub made before `since`, in Unix seconds, do not count.
+    """
     path = state / "checkpoints.db"
     if not path.exists():
         return {}
@@ -28,25 +31,31 @@ def embedded(state: Path) -> Stored:
         except sqlite3.OperationalError:  # killed before it made the table
             return {}
     found = [json.loads(value) for (value,) in rows]
-    return {entry["partition_id"]: int(entry["sequence_number"]) for entry in found}
+    return {
+        entry["partition_id"]: int(entry["sequence_number"])
+        for entry in found
+        if entry.get("hub_created", since) >= since
+    }
 
 
-async def blobs(azurite: Azurite, kind: str = "checkpoint") -> dict[str, dict[str, str]]:
+async def blobs(
+    azurite: Azurite, kind: str = "checkpoint", since: float = 0
+) -> dict[str, dict[str, str]]:
     """Return the metadata of a storage account's checkpoint or ownership blobs by partition."""
     async with container(azurite) as client:
         try:
             return {
                 blob.name.rpartition("/")[2]: dict(blob.metadata)
                 async for blob in client.list_blobs(include=["metadata"])
-                if blob.name.split("/")[-2] == kind
+                if blob.name.split("/")[-2] == kind and blob.last_modified.timestamp() >= since
             }
         except ResourceNotFoundError:
             return {}
 
 
-async def shared(azurite: Azurite) -> Stored:
-    """Return the checkpoints in a storage account."""
-    found = await blobs(azurite)
+async def shared(azurite: Azurite, since: float = 0) -> Stored:
+    """Return the checkpoints in a storage account, those written since then, in Unix seconds."""
+    found = await blobs(azurite, since=since)
     return {n: int(number) for n, one in found.items() if (number := one["sequencenumber"])}
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
 import stores
@@ -76,6 +77,24 @@ async def lay(
             await container.create_container()
         await container.upload_blob(f"{where}/checkpoint/{partition}", b"", metadata=found)
         await container.upload_blob(f"{where}/ownership/{partition}", b"", metadata={"ownerid": ""})
+
+
+@pytest.mark.parametrize("offset", ["-1", "99999999"], ids=["comes again", "never comes"])
+async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
+    tmp_path: Path, offset: str
+) -> None:
+    """Its number is one that this hub has not come to; that is said, and no message is lost."""
+    async with azurite() as store, scene(tmp_path) as stage:
+        stage.ledger.publish(100)
+        await lay(stage, store, {"offset": offset, "sequencenumber": "5000"}, "1", 0)
+        async with stage.replica("new", store, StallTimeout="3") as forwarder:
+            await stage.ledger.settled()
+            await until_stored(stage, store)
+            samples = await forwarder.metrics()
+            (said,) = forwarder.entries("checkpoint is of another hub")
+        assert (said["level"], said["partition"], said["checkpoint"]) == ("error", "1", 5000)
+        assert samples.total("aks_audit_lost_messages_total") == 0
+        stage.ledger.judge()
 
 
 async def test_makes_the_container(tmp_path: Path) -> None:

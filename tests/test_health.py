@@ -64,6 +64,7 @@ async def test_a_sink_that_is_down_makes_it_unready_and_never_dead(
             (reason,) = await running.reasons("/readyz")
             assert reason.startswith("sink: 401 who are you: ")
             assert await running.reasons("/livez") == []
+        assert not running.entries("stalled")
         assert await running.total("sink_up") == 0
         assert 1000 <= await running.total("oldest_undelivered_seconds", partition="0") < 1100
         assert await running.total("oldest_undelivered_seconds", partition="1") == 0
@@ -98,6 +99,90 @@ async def test_a_hub_that_delivers_nothing_while_messages_wait_fails_liveness(
         await webhook.until(lambda: webhook.total == 5)
         await running.until(lambda: running.entries("hub message")[1:])
         assert await running.reasons("/livez") == []
+
+
+@pytest.mark.parametrize(("more", "client"), [(0, 0), (1, 1)], ids=["partition", "client"])
+async def test_a_receiver_that_is_silent_is_reopened_then_the_client(
+    server: Server, webhook: Webhook, tmp_path: Path, more: int, client: int
+) -> None:
+    """It is said once when that begins, with what was done, and once when it is over."""
+    hub = server.hubs[HUB]
+    publish(hub, 3, partition=1)
+    variables = {"StallTimeout": "6", "CheckpointInterval": "0.2"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: running.checkpoint("1") == 0)
+        server.faults.mute(1, more=more)
+        publish(hub, 2, partition=1)
+        await webhook.until(lambda: webhook.total == 5)
+        await running.until(lambda: running.entries("recovered"))
+        (stalled,), (recovered,) = running.entries("stalled"), running.entries("recovered")
+        assert (stalled["level"], stalled["partition"]) == ("error", "1")
+        assert (stalled["reopened"], recovered["partition"]) == ("partition", "1")
+        assert 2 <= stalled["seconds"] <= recovered["seconds"]
+        assert len(running.entries("still stalled")) == client
+        assert await running.total("reopened_total", what="partition") == 1
+        assert await running.total("reopened_total", what="client") == client
+        # Of the other partition nobody wanted anything.
+        closed = running.entries("partition given up")
+        assert sum(one["partition"] == "0" for one in closed) == client
+        assert await running.reasons("/livez") == []
+        assert await running.outcomes() == {"delivered": 5}
+    assert webhook.duplicates == 0
+
+
+async def test_a_receiver_whose_connection_hangs_is_reopened(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    """Nobody answers when it says good-bye."""
+    publish(hub, 3, partition=1)
+    variables = {"StallTimeout": "6", "CheckpointInterval": "0.2"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: running.checkpoint("1") == 0)
+        server.faults.mute(1)
+        for receiver in server.receivers:
+            if receiver.partition == "1":
+                receiver.session.connection.transport.pause_reading()
+        publish(hub, 2, partition=1)
+        await webhook.until(lambda: webhook.total == 5)
+        await running.until(lambda: running.entries("recovered"))
+        assert await running.outcomes() == {"delivered": 5}
+    assert webhook.duplicates == 0
+
+
+async def test_with_start_position_latest_silence_is_seen_from_the_start(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    """What came after the forwarder is read, by whichever receiver, and nothing before."""
+    publish(hub, 3, partition=1)
+    server.faults.mute(1, more=1)
+    variables = {"StallTimeout": "3", "StartPosition": "latest"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: running.entries("partition claimed")[1:])
+        publish(hub, 2, partition=1)
+        await webhook.until(lambda: webhook.total == 2)
+        assert running.entries("stalled")
+        assert await running.outcomes() == {"delivered": 2}
+
+
+async def test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: Answer(delay=math.inf)
+    for partition in (0, 1):
+        publish(hub, 3, partition=partition, age=1000)
+    variables = {"StallTimeout": "1", "ReceiveBufferBytes": "1024", "WebSinkTimeout": "60"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: webhook.posts or running.entries("hub message"))
+
+        async def late() -> bool:
+            ages = [await running.total("oldest_undelivered_seconds", partition=n) for n in "01"]
+            return min(ages) >= 1000
+
+        await running.until(late)
+        await asyncio.sleep(1.5)
+        assert len(running.entries("hub message")) == 1
+        assert not running.entries("stalled")
+        assert await running.total("reopened_total") == 0
 
 
 async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(

@@ -40,6 +40,8 @@ class Health:
         checkpoints: Checkpoints,
     ) -> None:
         self._stall_timeout = outlets.settings.stall_timeout
+        # No shorter than what it takes to open a partition.
+        self._step = max(self._stall_timeout / _STEPS, outlets.settings.load_balancing_interval)
         self._metrics = outlets.metrics
         self._hub = hub
         self._sink = outlets.sink
@@ -150,7 +152,7 @@ class Health:
             return
         since = max(self._since(number, partition), self._hub.up_since)
         steps = silence.steps if silence else 0
-        due = since + (steps + 1) * self._stall_timeout / _STEPS
+        due = max(since + (steps + 1) * self._step, partition.progress + self._step)
         if not waits or partition.window.oldest or partition.held or now < due:
             return
         what = "client" if steps else "partition"

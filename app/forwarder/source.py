@@ -98,7 +98,9 @@ class Source:
         ahead = {
             number
             for number, partition in self.partitions.items()
-            if (partition.last or 0) > self._hub.last.get(number, partition.last or 0)
+            if partition.newest is None
+            and partition.before is not None
+            and partition.before > self._hub.last.get(number, partition.before)
         }
         # Twice, for the checkpoint may be younger than the look.
         for number in ahead & self._ahead:
@@ -260,8 +262,9 @@ class Source:
         number, newest, last = message.sequence_number, partition.newest, partition.last
         if last is None or number == last + 1:
             return True
-        if newest and number <= last and message.enqueued <= newest.enqueued:
-            return False  # read again after a reconnect
+        # Read again after a reconnect; or a checkpoint at 0, which the client takes for none.
+        if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
+            return False
         await self._hub.look()
         while self._hub.trouble and not self._stopping:
             await asyncio.sleep(_PAUSE)

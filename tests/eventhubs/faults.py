@@ -1,10 +1,12 @@
 """Orders that make the server misbehave, given while it runs."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from eventhubs.codec import AmqpError
 
 if TYPE_CHECKING:
+    from eventhubs.links import Receiver
     from eventhubs.server import Server
 
 Request = Literal["attach", "put-token", "management"]
@@ -18,6 +20,8 @@ class Faults:
         self._refusals: list[tuple[Request, str | int, str | None, str | None]] = []
         self._left: list[float] = []  # how often each refusal still counts
         self._quiet: set[str] = set()
+        self.mute_next: Counter[str] = Counter()
+        """So many of a partition's next receivers get nothing."""
         self.silent = False
         self.delay = 0.0
         """Seconds before a message is delivered, from its enqueued time or from the client's last
@@ -55,6 +59,12 @@ class Faults:
         for connection in self._server.connections:
             connection.transport.pause_reading()
 
+    def mute(self, partition: int, *, more: int = 0) -> None:
+        """Deliver nothing more to a partition's receivers, nor to so many that come after them."""
+        self.mute_next[str(partition)] = more
+        for receiver in self._server.receivers:
+            receiver.mute |= receiver.partition == str(partition)
+
     def wake(self) -> None:
         """End every silence."""
         self.silent = False
@@ -63,9 +73,9 @@ class Faults:
             connection.transport.resume_reading()
             connection.wake()
 
-    def silenced(self, partition: str) -> bool:
-        """Whether this partition's deliveries are held back."""
-        return self.silent or partition in self._quiet
+    def silenced(self, receiver: "Receiver") -> bool:
+        """Whether this receiver's deliveries are held back."""
+        return self.silent or receiver.mute or receiver.partition in self._quiet
 
     def refuse(
         self,

@@ -146,6 +146,8 @@ class Receiver(Outgoing):
         self._timer: asyncio.TimerHandle | None = None
         self._server = session.connection.server
         self._server.receivers.add(self)
+        self.mute = self._server.faults.mute_next[self.partition] > 0
+        self._server.faults.mute_next[self.partition] -= self.mute
         log.readers.add(self)
 
     def flow(self, fields: list[Any]) -> None:
@@ -155,7 +157,7 @@ class Receiver(Outgoing):
     def pull(self) -> tuple[Buffer, ...] | None:
         log, faults = self._log, self._server.faults
         self._next = max(self._next, log.begin)
-        if self._next > log.last or faults.silenced(self.partition):
+        if self._next > log.last or faults.silenced(self):
             return None
         message = log.messages[self._next - log.begin]
         wait = max(message.enqueued / 1000, self._flowed) + faults.delay - time.time()

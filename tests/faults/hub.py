@@ -129,10 +129,38 @@ async def _steal(thief: EventHubConsumerClient, partition: str) -> None:
     await thief.receive(forget, partition_id=partition, owner_level=_HIGHER)
 
 
-async def grows(play: Play, seconds: float) -> None:
+async def grows(play: Play, _: float) -> None:
     """The hub gets as many partitions again."""
-    play.hub.add_partitions(len(play.hub.partitions))
+    async with play.moving():
+        play.hub.add_partitions(len(play.hub.partitions))
+        await play.owned(one=len(play.hub.partitions))
+
+
+async def is_made_anew(play: Play, seconds: float) -> None:
+    """The hub is deleted and made again, with numbers that soon are where the old ones were."""
+    play.remade = time.time() - 0.1
+    play.server.recreate(HUB)
+    gone = play.ledger.remade()
+    play.ledger.publish(600, per_message=2)  # where the old offset points, others stand behind
     await asyncio.sleep(seconds)
+    play.ledger.arrived(gone)
+    play.ledger.restarted({})  # receivers may have gone on in it before that was noticed
+
+
+async def is_made_anew_unseen(play: Play, seconds: float) -> None:
+    """The same while nobody reads."""
+    await play.stop()
+    await asyncio.sleep(2)  # a blob's time is told in whole seconds
+    await is_made_anew(play, seconds)
+    await play.start()
+
+
+async def mutes(play: Play, seconds: float) -> None:
+    """A receiver gets nothing more, then neither does the one that follows it."""
+    async with play.moving():
+        for more in (0, 1):
+            play.server.faults.mute(1, more=more)
+            await asyncio.sleep(seconds)
 
 
 async def forgets(play: Play, seconds: float) -> None:

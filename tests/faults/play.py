@@ -44,6 +44,8 @@ class Play(Scene):
         """Whether the sink takes events and cannot say so: they come again."""
         self.peak = 0
         """Most bytes that a forwarder was seen to hold."""
+        self.remade = 0.0
+        """Just before the hub was made anew, in Unix seconds: older checkpoints do not count."""
         self.stack = AsyncExitStack()
         self._looking = asyncio.Lock()
         webhook.rule = self._answer
@@ -95,8 +97,8 @@ class Play(Scene):
     async def stored(self) -> Stored:
         """Return the checkpoints, read past whatever befalls the store."""
         if self.store is None:
-            return stores.embedded(self.state)
-        return await stores.shared(self.store.back)
+            return stores.embedded(self.state, self.remade)
+        return await stores.shared(self.store.back, self.remade)
 
     async def look(self) -> Stored:
         """Return the checkpoints; none is past an unsettled event, and none has gone back."""

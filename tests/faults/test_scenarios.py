@@ -39,6 +39,8 @@ class Scenario:
 TOKEN = {"WebSinkTokenFile": "{folder}/token"}
 CA = {"WebSinkCAFile": "{folder}/ca.pem"}
 GRACE = {"ShutdownGrace": "1"}
+LOOKS = {"StallTimeout": "6"}
+"""Looks at the hub every second, and reopens a silent partition after two."""
 WHOLE = {"WebSinkTimeout": "20", "WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
 
 SCENARIOS: dict[str, Scenario] = {
@@ -56,6 +58,24 @@ SCENARIOS: dict[str, Scenario] = {
     "key revoked and given back": Scenario([(hub.revokes_the_key, 3)], once=True),
     "consumer group deleted and made again": Scenario([(hub.lacks_the_group, 3)], once=True),
     "hub forgets": Scenario([(hub.forgets, 1)], said=["messages lost"], quick=True),
+    "hub made anew": Scenario(
+        [(hub.is_made_anew, 2)], said=["hub was made anew"], settings=LOOKS, quick=True
+    ),
+    "hub made anew while nobody reads": Scenario(
+        [(hub.is_made_anew_unseen, 0)], said=["hub was made anew"], settings=LOOKS
+    ),
+    "hub made anew while nobody reads, with a storage account": Scenario(
+        [(hub.is_made_anew_unseen, 0)], said=["hub was made anew"], settings=LOOKS, blobs=True
+    ),
+    "hub made anew, with a storage account": Scenario(
+        [(hub.is_made_anew, 2)], said=["hub was made anew"], settings=LOOKS, blobs=True
+    ),
+    "partitions added": Scenario(
+        [(hub.grows, 0)], said=["partitions added"], settings=LOOKS, quick=True
+    ),
+    "receivers silent": Scenario(
+        [(hub.mutes, 8)], said=["stalled", "still stalled", "recovered"], settings=LOOKS
+    ),
     "partitions stolen": Scenario([(hub.lets_steal, 2)], said=["partition given up"]),
     # The sink: nothing is lost, nothing is checkpointed, nobody is hammered.
     "sink away": Scenario(
