@@ -152,7 +152,7 @@ async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
         account.unlisted = 2
         stage.ledger.publish(40)
         async with stage.replica("one", account.front) as forwarder:
-            await forwarder.wait_for("receiving failed")
+            await forwarder.wait_for("checkpoints cannot be read")
             await until_stored(stage, account.back)
             assert not account.unlisted
         stage.ledger.judge()
