@@ -37,8 +37,8 @@ def scenario(name: str) -> str:
 MUTATIONS: dict[str, Mutation] = {
     "a checkpoint passes what is under way": Mutation(
         "window.py",
-        "if message.pending:\n            return",
-        "if message.pending:\n            self.watermark = message\n            return",
+        "while self._messages and not self._messages[0].pending:",
+        "while self._messages:",
         scenario("sink away"),
     ),
     "the watermark ignores order": Mutation(
@@ -61,8 +61,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "messages are taken while it stops": Mutation(
         "source.py",
-        "or self._stopping:",
-        "or False:",
+        "or self._stopping or self._pausing:",
+        "or self._pausing:",
         "tests/test_shutdown.py::test_stops_at_any_moment",
     ),
     "nothing is drained at a stop": Mutation(
@@ -200,7 +200,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "the buffer has no bound": Mutation(
         "buffer.py",
-        "return not self.used or self.used + size <= self._limit",
+        "return not self.used or self.used + size <= self.limit",
         "return True",
         "tests/test_memory.py",
     ),
