@@ -111,6 +111,12 @@ NONE_SETTLED = {
     name: "0+220x60 13200x180" for name in WELL if name.endswith('outcome="delivered"}')
 }
 QUIET = NONE_SETTLED | series("aks_audit_hub_messages_total", values="0+10x60 600x180")
+# A second replica that has nothing to read and does not reach the hub.
+BLIND = {
+    'aks_audit_hub_up{pod="b",instance="b"}': "0x240",
+    'aks_audit_hub_partitions{pod="b",instance="b"}': "0x240",
+    'aks_audit_partitions_owned{pod="b",instance="b"}': "0x240",
+}
 DELIVERED_0 = 'aks_audit_events_total{partition="0",outcome="delivered"}'
 DEAD_0 = 'aks_audit_events_total{partition="0",outcome="dead_lettered"}'
 DROPPED_0 = 'aks_audit_events_total{partition="0",outcome="dropped"}'
@@ -180,6 +186,11 @@ CASES = {
         QUIET | {"aks_audit_hub_up": "1x60 0x180"}, {65: "", 75: "HubDown", 180: "HubDown"}
     ),
     "the hub is quiet": Case(QUIET, {120: "", 140: "HubQuiet"}),
+    "one replica of two does not reach the hub": Case(BLIND, {75: "", 140: ""}),
+    "the other sees that the hub is quiet": Case(QUIET | BLIND, {140: "HubQuiet"}),
+    "and that a partition has no reader": Case(
+        BLIND | {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
+    ),
     "the hub is quiet, as it may be": Case(QUIET, {140: ""}, ("prometheusRule.quietHours=2",)),
     "nothing is read, for much waits": Case(
         QUIET | series("aks_audit_lag_messages", values="9x240"),
@@ -197,12 +208,15 @@ CASES = {
             'aks_audit_checkpoints_total{partition="0",result="ok"}': "500x240",
             'aks_audit_checkpoints_total{partition="1",result="ok"}': "500x240",
         },
-        {60: "", 75: "CheckpointsFailing"},
+        {60: "", 64: "", 75: "CheckpointsFailing"},
     ),
     "the store fails now and then": Case(
         {'aks_audit_checkpoints_total{partition="0",result="error"}': "0+1x240"}, {75: ""}
     ),
     "one restart": Case({"process_start_time_seconds": "100x60 3700x180"}, {62: ""}),
+    "another program restarts without end": Case(
+        {'process_start_time_seconds{pod="c",instance="c"}': "100+300x240"}, {62: ""}
+    ),
     "restarts without end": Case(
         {"process_start_time_seconds": "100x60 3700+300x180"}, {62: "", 64: "Restarting"}
     ),
@@ -214,7 +228,8 @@ def promtool_test(case: Case) -> dict[str, Any]:
 
     def scraped(namespace: str, name: str) -> str:
         bare, _, labels = name.partition("{")
-        return f'{bare}{{namespace="{namespace}",pod="a",instance="a",{labels or "}"}'
+        pod = "" if labels.startswith("pod=") else 'pod="a",instance="a",'
+        return f'{bare}{{namespace="{namespace}",{pod}{labels or "}"}'
 
     found = {scraped("sysdig-agent", name): text for name, text in {**WELL, **case.differs}.items()}
     found |= {scraped("another", name): text for name, text in NEIGHBOUR.items()}
