@@ -238,7 +238,7 @@ MUTATIONS: dict[str, Mutation] = {
         "source.py",
         "self._is_foreign(self.partitions[number])",
         "pass",
-        "tests/test_checkpoints.py",
+        "tests/test_checkpoints.py::test_a_checkpoint_of_another_hub_is_left_for_start_position",
     ),
     "new partitions are not noticed": Mutation(
         "source.py",
@@ -256,19 +256,22 @@ MUTATIONS: dict[str, Mutation] = {
         "health.py",
         "self._source.reopen(None if steps else number)",
         "self._source.reopen(number)",
-        "tests/test_health.py",
+        "tests/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "what finds no room is silence": Mutation(
         "health.py",
         "or partition.held or now < due:",
         "or now < due:",
-        "tests/test_health.py",
+        (
+            "tests/test_health.py::"
+            "test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown"
+        ),
     ),
     "the client keeps delivery tags": Mutation(
         "app.py",
         "        mend_client()\n",
         "",
-        "tests/test_memory.py",
+        "tests/test_memory.py::test_the_client_keeps_nothing_of_a_message",
     ),
     "a page is not said": Mutation(
         "answer.py",

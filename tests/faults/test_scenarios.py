@@ -58,9 +58,7 @@ SCENARIOS: dict[str, Scenario] = {
     "key revoked and given back": Scenario([(hub.revokes_the_key, 3)], once=True),
     "consumer group deleted and made again": Scenario([(hub.lacks_the_group, 3)], once=True),
     "hub forgets": Scenario([(hub.forgets, 1)], said=["messages lost"], quick=True),
-    "hub made anew": Scenario(
-        [(hub.is_made_anew, 2)], said=["hub was made anew"], settings=LOOKS, quick=True
-    ),
+    "hub made anew": Scenario([(hub.is_made_anew, 2)], said=["hub was made anew"], quick=True),
     "hub made anew while nobody reads": Scenario(
         [(hub.is_made_anew_unseen, 0)], said=["hub was made anew"], settings=LOOKS
     ),
