@@ -550,6 +550,21 @@ async def test_one_silent_partition_leaves_the_others_alone(server: Server) -> N
         await silent.take(2)
 
 
+async def test_a_mute_receiver_gets_nothing_and_the_next_one_but_so_many_all(
+    server: Server,
+) -> None:
+    async with Reader(server) as mute, Reader(server, partition=1) as other:
+        server.faults.mute(0, more=1)
+        publish(server, 2, partition=0)
+        publish(server, 2, partition=1)
+        await other.take(2)
+        async with Reader(server) as next_one:
+            async with Reader(server) as heard:
+                await heard.take(2)
+            assert not mute.events
+            assert not next_one.events
+
+
 @pytest.mark.parametrize("condition", ["com.microsoft:server-busy", "amqp:not-found"])
 async def test_attaches_are_refused_with_a_condition_so_many_times(
     server: Server, condition: str

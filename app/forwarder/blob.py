@@ -15,6 +15,7 @@ from azure.core.exceptions import (
 )
 from azure.eventhub.aio import CheckpointStore
 from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
+from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from forwarder.errors import SupersededError
@@ -89,13 +90,7 @@ class _BlobStore(BlobCheckpointStore):
         prefix = _path(where, "")
         blobs = self.container.list_blobs(name_starts_with=prefix, include=["metadata"])
         return [
-            {
-                **where,
-                "partition_id": blob.name.removeprefix(prefix),
-                "etag": blob.etag,
-                "written": blob.last_modified.timestamp(),
-                **_place(blob.metadata),
-            }
+            {**where, "partition_id": blob.name.removeprefix(prefix), **_place(blob)}
             async for blob in blobs
         ]
 
@@ -111,7 +106,7 @@ class _BlobStore(BlobCheckpointStore):
             checkpoint["etag"] = None
             with suppress(ResourceNotFoundError):
                 found = await blob.get_blob_properties()
-                number = _place(found.metadata)["sequence_number"]
+                number = _place(found)["sequence_number"]
                 if number is not None and number > checkpoint["sequence_number"]:
                     raise SupersededError from None
                 checkpoint["etag"] = found.etag
@@ -138,16 +133,23 @@ def _path(where: Mapping[str, str], partition: str) -> str:
     return "/".join((*(where[name] for name in names), "checkpoint", partition)).lower()
 
 
-def _place(metadata: Mapping[str, str | None] | None) -> dict[str, Any]:
-    """Return a checkpoint's place; a number as its offset makes the client go on behind that.
+def _place(blob: BlobProperties) -> dict[str, Any]:
+    """Return a checkpoint's place, its tag, and when it was written, in Unix seconds.
+
+    A number as its offset makes the client go on behind that.
 
     Azure.Messaging.EventHubs.Processor 5.11 writes "" or "no offset", and reads such a checkpoint
     by its number; without either it is none.
     """
-    found = metadata or {}
+    found: Mapping[str, str | None] = blob.metadata or {}
     number = found.get("sequencenumber")
     offset: str | int | None = found.get("offset")
     sequence_number = int(number) if number else None
     if offset in _NO_OFFSET:
         offset = "-1" if number == "0" else sequence_number  # the client takes 0 for nothing
-    return {"offset": offset, "sequence_number": sequence_number}
+    return {
+        "offset": offset,
+        "sequence_number": sequence_number,
+        "etag": blob.etag,
+        "written": blob.last_modified.timestamp(),
+    }
