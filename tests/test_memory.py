@@ -76,5 +76,5 @@ async def _tags(webhook: Webhook, state: Path, said: int = 0) -> int:
                 if isinstance(one, ReceiverLink) and place in (text := str(one.source))
                 if "ConsumerGroups" in text
             ]
-            assert len(links) == 2
+            assert len(links) >= 2  # the look at the hub tries one too
             return sum(len(one._received_delivery_tags) for one in links)  # noqa: SLF001

@@ -125,7 +125,7 @@ class HubMonitor:
         self.up_since = 0.0
         """Since when it answers, by the monotonic clock."""
         self.answered = asyncio.Event()
-        """Set at its first answer."""
+        """Set when it has first told of its partitions."""
         self.created = 0.0
         """When the hub was made, in Unix seconds."""
         self.first: dict[str, int] = {}
@@ -142,9 +142,10 @@ class HubMonitor:
                 ask = self._client.get_partition_properties
                 found = await asyncio.gather(*map(ask, hub["partition_ids"]))
                 newest = max(one["last_enqueued_time_utc"] for one in found)
+                self._note(hub["created_at"].timestamp(), found)
+                self.answered.set()
                 if probe:
                     await probe
-                self._note(hub["created_at"].timestamp(), found)
         except Exception as error:  # noqa: BLE001 - whatever the client raises, and time-outs
             self.trouble = str(cause.of_hub(error, self._settings))
             self._repeated.error("hub does not answer", reason=self.trouble)
@@ -162,7 +163,6 @@ class HubMonitor:
             else:
                 self._quiet.forget()
             self.trouble = None
-            self.answered.set()
 
     async def close(self) -> None:
         """Close the connection."""
