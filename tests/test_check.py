@@ -140,8 +140,8 @@ async def test_messages_behind_the_checkpoints_are_counted_and_old_stores_named(
         ):
             value = json.dumps({"partition_id": "0", "sequence_number": number})
             database.execute("INSERT INTO checkpoint VALUES (?, ?)", (place, value))
+        before = held(tmp_path)  # before the lock: whoever closes the file drops it
         database.execute("BEGIN EXCLUSIVE")
-        before = held(tmp_path)
         _, report = await check(settings(server, webhook.url, tmp_path))
         assert held(tmp_path) == before
     assert report["messages"]["found"].startswith("10 in the hub, 7 behind the checkpoints;")

@@ -210,12 +210,13 @@ class Source:
     async def _on_error(self, context: PartitionContext | None, error: Exception) -> None:
         if isinstance(error, _ReopenError):
             return
-        if context:
+        partition = {"partition": context.partition_id} if context else {}
+        if isinstance(error, EventHubError):
             reason = str(cause.of_hub(error, self._settings))
-            self._repeated.error("receiving failed", partition=context.partition_id, reason=reason)
-        elif not isinstance(error, EventHubError):  # the monitor says what the hub's errors are
+            self._repeated.error("receiving failed", **partition, reason=reason)
+        else:
             reason = str(cause.of_store(error, self._settings))
-            self._repeated.error("checkpoints cannot be read", reason=reason)
+            self._repeated.error("checkpoints cannot be read", **partition, reason=reason)
 
     async def _on_batch(self, context: PartitionContext, received: Sequence[EventData]) -> None:
         number = context.partition_id
