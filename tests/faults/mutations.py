@@ -93,13 +93,13 @@ MUTATIONS: dict[str, Mutation] = {
         "blob.py",
         'one["last_modified_time"] + ahead}',
         'one["last_modified_time"]}',
-        scenario("clocks jump"),
+        scenario("clocks of replicas jump"),
     ),
     "a claim grows old by the clock here": Mutation(
         "blob.py",
         '[{**one, "last_modified_time": math.inf} for one in granted]',
         "list(granted)",
-        scenario("clocks jump"),
+        scenario("clocks of replicas jump"),
     ),
     "a message that kills is taken again": Mutation(
         "poison.py",

@@ -137,7 +137,7 @@ SCENARIOS: dict[str, Scenario] = {
         blobs=True,
         settings={"CheckpointInterval": "1"},
     ),
-    "clocks jump": Scenario(
+    "clocks of replicas jump": Scenario(
         [
             (replicas.joins, 0),
             (replicas.have_clocks_that_jump, 12),
