@@ -161,7 +161,7 @@ class Health:
             for one in self._silences.values():
                 one.steps = max(one.steps, 2)
         self._source.reopen(None if steps else number)
-        self._metrics.reopened.labels(what).inc()
+        self._metrics.reopened[what].inc()
         said = "still stalled" if steps else "stalled"
         log.error(said, partition=number, seconds=round(now - since, 1), reopened=what)
 

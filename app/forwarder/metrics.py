@@ -71,7 +71,8 @@ class Metrics:
         self.letters_waiting = gauge(
             "dead_letters_waiting", "Dead letters not written yet: they hold checkpoints back"
         )
-        self.reopened = counter("reopened", "Receivers reopened because nothing came", "what")
+        reopened = counter("reopened", "Opened anew because nothing came", "what")
+        self.reopened = {what: reopened.labels(what) for what in ("partition", "client")}
         self.owned = gauge("partitions_owned", "Partitions that this process reads")
         self.hub_partitions = gauge("hub_partitions", "Partitions that the hub has")
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
