@@ -118,6 +118,7 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     metadata = {
         "offset": str(checkpoint["offset"]),
         "sequencenumber": str(checkpoint["sequence_number"]),
+        **({"hubcreated": repr(made)} if (made := checkpoint.get("hub_created")) else {}),
     }
     etag = checkpoint.get("etag")
     written = await (
@@ -147,9 +148,11 @@ def _place(blob: BlobProperties) -> dict[str, Any]:
     sequence_number = int(number) if number else None
     if offset in _NO_OFFSET:
         offset = "-1" if number == "0" else sequence_number  # the client takes 0 for nothing
+    made = found.get("hubcreated")  # no other SDK writes it
     return {
         "offset": offset,
         "sequence_number": sequence_number,
+        "hub_created": float(made) if made else None,
         "etag": blob.etag,
         "written": blob.last_modified.timestamp(),
     }

@@ -8,16 +8,14 @@ from typing import Any, Final
 
 from azure.eventhub import CloseReason, EventData
 from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
-from azure.eventhub.amqp import AmqpMessageBodyType
 from azure.eventhub.exceptions import EventHubError
 
 from forwarder import cause, log
 from forwarder.checkpoints import Checkpoints, Owned
 from forwarder.delivery import Outlets, Partition
-from forwarder.envelope import Refused, Unpacked, unpack
 from forwarder.hub import HubMonitor, connect
 from forwarder.hubstore import HubStore
-from forwarder.summary import summary
+from forwarder.intake import Intake, message_of
 from forwarder.window import Message
 
 # The client bounds its memory by counts of messages of up to 1 MB: these keep it small enough,
@@ -27,7 +25,6 @@ _BATCH: Final = 5
 _CLOSE_TIMEOUT: Final = 5.0
 _FEW: Final = 10  # messages prefetched while they are taken one by one
 _CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
-_ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
 _WAIT: Final = 0.5  # seconds without a message after which the client calls all the same
 _PAUSE: Final = 0.5  # seconds between two questions to a hub that does not answer
 _FOR_EVER: Final = 2**31  # the client counts a receiver's errors over its whole life
@@ -38,7 +35,7 @@ class _ReopenError(Exception):
 
 
 class Source:
-    """Receives messages, unpacks them and hands them to their partition."""
+    """Receives the messages of the partitions that this process owns, each once and in order."""
 
     def __init__(
         self,
@@ -50,6 +47,7 @@ class Source:
     ) -> None:
         self._settings = outlets.settings
         self._outlets = outlets
+        self._intake = Intake(outlets, checkpoints.poison)
         self._hub = hub
         self._store = store
         self._checkpoints = checkpoints
@@ -232,26 +230,10 @@ class Source:
                 or self.partitions.get(number) is not partition
             ):
                 return
-            body = _body(data)
-            message = Message(
-                data.sequence_number or 0, data.offset or "", _enqueued(data), len(body)
-            )
+            message, body = message_of(data)
             if not await self._is_next(partition, message):
                 continue
-            if not self._outlets.buffer.has_room(message.size):
-                partition.pump()  # or nobody would make room
-            partition.held = message
-            await self._outlets.buffer.take(message.size)
-            partition.held = None
-            if not self._checkpoints.poison.careful:
-                self._take(partition, message, body)
-                continue
-            with self._checkpoints.poison.suspected(partition.number, message):
-                self._take(partition, message, body)
-                partition.pump()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_ALONE):
-                        await partition.drain()
+            await self._intake.take(partition, message, body)
         if partition:
             partition.pump()
 
@@ -288,39 +270,3 @@ class Source:
                 checkpoint=partition.before,
             )
         self.reopen(partition.number)
-
-    def _take(self, partition: Partition, message: Message, body: bytes) -> None:
-        unpacked = self._unpack(partition.number, message, body)
-        partition.take(message, unpacked)
-        log.info(
-            "hub message",
-            partition=partition.number,
-            sequenceNumber=message.sequence_number,
-            records=unpacked.records,
-            bytes=message.size,
-        )
-        if log.enabled(log.EVENT):
-            for event in unpacked.events:
-                log.write(log.EVENT, "audit event", **summary(event.body))
-
-    def _unpack(self, partition: str, message: Message, body: bytes) -> Unpacked:
-        if self._checkpoints.poison.condemns(partition, message):
-            number = message.sequence_number
-            log.error("the process died of a message", partition=partition, sequenceNumber=number)
-            return Unpacked([], [Refused(body, "the process died of it")])
-        try:
-            return unpack(body, self._settings.categories)
-        except Exception as error:  # noqa: BLE001 - a poison message must not stop its partition
-            return Unpacked([], [Refused(body, f"internal error: {log.describe(error)}")])
-
-
-def _body(data: EventData) -> bytes:
-    """Return the message's bytes; a producer may send them as AMQP data, or as one value."""
-    body: Any = data.body
-    if data.body_type is AmqpMessageBodyType.DATA:
-        return b"".join(body)
-    return body if isinstance(body, bytes) else data.body_as_str().encode()
-
-
-def _enqueued(data: EventData) -> float:
-    return data.enqueued_time.timestamp() if data.enqueued_time else time.time()
