@@ -139,7 +139,9 @@ async def test_since_and_reason_select_and_the_others_stay_as_they_were(
         settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot", "--dry-run"
     )
     assert (status, webhook.total, file.read_bytes()) == (0, 0, b"".join(lines))
-    assert "2 would be posted" in said
+    assert "2 dead letters selected" in said
+    assert "1 teapot 2\n" in said
+    assert "1 a teapot\n" in said
     status, said = await replay(settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot")
     assert (status, kept(tmp_path)) == (0, [lines[0], lines[2]]), said
     assert set(webhook.bytes.values()) == {buried[1], buried[3]}

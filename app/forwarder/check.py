@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final, Protocol
 
 import msgspec
@@ -59,8 +59,9 @@ async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
             for queue in queues:
                 while result := await queue.get():
                     report.add(result)
-        async with asyncio.timeout(_CLOSE):
-            await asyncio.gather(hub.close(), store.close(), return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE):
+                await asyncio.gather(hub.close(), store.close(), return_exceptions=True)
     return report.end()
 
 

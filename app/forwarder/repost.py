@@ -103,7 +103,7 @@ class Repost:
             for (index, letter), (message, parts) in zip(chosen, posted, strict=True):
                 again = staying.refused.get(message.sequence_number, [])
                 if message.pending:
-                    self.staying["would be posted" if self._dry else "not posted"] += 1
+                    self.staying[letter.reason if self._dry else "not posted"] += 1
                 elif not again:
                     self.accepted += 1
                     rest[index] = b""
