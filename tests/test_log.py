@@ -29,11 +29,11 @@ ADDED: dict[int, dict[str, list[str]]] = {
     1: {},
     2: {
         "start": ["version", "url"],
-        "hub answers": ["partitions"],
+        "hub answers": ["partitions", "downSeconds"],
         "partition claimed": ["partition", "checkpoint"],
         "hub message": ["partition", "sequenceNumber", "records", "bytes"],
         "stopping": ["graceSeconds"],
-        "partition given up": ["partition", "reason", "checkpoint"],
+        "partition given up": ["partition", "reason", "checkpoint", "ownedSeconds"],
         "stopped": [],
     },
     3: {

@@ -1,6 +1,7 @@
 """Checkpoints of the owned partitions, written at intervals and never on the delivery path."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,7 @@ class Owned:
     context: PartitionContext
     partition: Partition
     checkpoint: dict[str, Any]
+    since: float = field(default_factory=time.monotonic)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -43,7 +45,9 @@ class Checkpoints:
         self.poison = poison
         self._settings = settings
         self._repeated = log.Repeated()
-        self.failing_since: str | None = None
+        self.trouble = ""
+        """Why they cannot be written, in a line."""
+        self._down_since = 0.0
         self.owned: dict[str, Owned] = {}
 
     async def claim(self, context: PartitionContext, partition: Partition) -> Owned:
@@ -83,11 +87,14 @@ class Checkpoints:
     async def _round(self, owned: Iterable[Owned]) -> None:
         results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
         if errors := [one for one in results if isinstance(one, BaseException)]:
-            self.failing_since = str(cause.of_store(errors[0], self._settings))
-            self._repeated.error("checkpoints cannot be written", reason=self.failing_since)
-        elif self.failing_since and any(results):
-            log.info("checkpoint store answers again")
-            self.failing_since = None
+            if not self.trouble:
+                self._down_since = time.monotonic()
+            self.trouble = str(cause.of_store(errors[0], self._settings))
+            self._repeated.error("checkpoints cannot be written", reason=self.trouble)
+        elif self.trouble and any(results):
+            down = round(time.monotonic() - self._down_since, 1)
+            log.info("checkpoint store answers again", downSeconds=down)
+            self.trouble = ""
             self._repeated.forget()
 
     async def _write(self, owned: Owned) -> bool:

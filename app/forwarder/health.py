@@ -99,7 +99,7 @@ class Health:
         return {
             "hub": self._hub.trouble or "",
             "sink": self._sink.trouble,
-            "checkpoints": self._checkpoints.failing_since or "",
+            "checkpoints": self._checkpoints.trouble,
             "dead letters": self._dead_letters.trouble,
         }
 

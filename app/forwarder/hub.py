@@ -122,6 +122,7 @@ class HubMonitor:
         """
         self.trouble: str | None = "it has not answered yet"
         """Why the hub does not answer, in a line; None while it does."""
+        self._down_since = time.monotonic()
         self.up_since = 0.0
         """Since when it answers, by the monotonic clock."""
         self.answered = asyncio.Event()
@@ -147,6 +148,8 @@ class HubMonitor:
                 if probe:
                     await probe
         except Exception as error:  # noqa: BLE001 - whatever the client raises, and time-outs
+            if not self.trouble:
+                self._down_since = time.monotonic()
             self.trouble = str(cause.of_hub(error, self._settings))
             self._repeated.error("hub does not answer", reason=self.trouble)
             if probe:
@@ -154,9 +157,10 @@ class HubMonitor:
                 await asyncio.gather(probe, return_exceptions=True)
         else:
             if self.trouble:
-                log.info("hub answers", partitions=len(self.last))
                 self._repeated.forget()
                 self.up_since = time.monotonic()
+                down = round(self.up_since - self._down_since, 1)
+                log.info("hub answers", partitions=len(self.last), downSeconds=down)
             elif datetime.now(UTC) - newest > QUIET:
                 why = cause.of_silence(newest, self._settings.event_hub_name)
                 self._quiet.error("hub is quiet", reason=str(why))

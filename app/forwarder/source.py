@@ -202,8 +202,14 @@ class Source:
             self._leaving = {one for one in self._leaving if one.window.oldest} | {partition}
         self._outlets.metrics.owned.set(len(self.partitions))
         owned = await self._checkpoints.release(number)
-        stored = owned.stored if owned else None
-        log.info("partition given up", partition=number, reason=reason.name, checkpoint=stored)
+        if owned:
+            log.info(
+                "partition given up",
+                partition=number,
+                reason=reason.name,
+                checkpoint=owned.stored,
+                ownedSeconds=round(time.monotonic() - owned.since, 1),
+            )
 
     async def _on_error(self, context: PartitionContext | None, error: Exception) -> None:
         if isinstance(error, _ReopenError):

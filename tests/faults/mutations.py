@@ -128,7 +128,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a failing store ends the writing of checkpoints": Mutation(
         "checkpoints.py",
-        'self._repeated.error("checkpoints cannot be written", reason=self.failing_since)',
+        'self._repeated.error("checkpoints cannot be written", reason=self.trouble)',
         "raise errors[0]",
         scenario("store away"),
     ),
