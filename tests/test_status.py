@@ -52,7 +52,8 @@ async def test_says_what_flows_and_what_ails_and_no_secret(
         for message in events.messages(30, per_message=10):
             hub.publish(0, message.body)
         headers = '{"X-Secret": "do-not-show-this"}'
-        async with forwarding(server, webhook.url, tmp_path, WebSinkHeaders=headers) as running:
+        url = f"{webhook.url}?key=nor-show-this"
+        async with forwarding(server, url, tmp_path, WebSinkHeaders=headers) as running:
             await running.until(lambda: running.entries("sink down"))
             held, _ = await browse(running)
             assert 'aks-audit is <span class="bad">held off</span>' in held
@@ -76,6 +77,7 @@ async def test_says_what_flows_and_what_ails_and_no_secret(
             assert 'aks-audit is <span class="good">delivering</span>' in well
             for text in (held, well, json.dumps(status)):
                 assert "do-not-show-this" not in text
+                assert "nor-show-this" not in text
                 assert not [key for key in server.keys.values() if key in text]
                 assert not {"script", "link", "img"} & _Tags(text).tags
                 assert not _Tags(text).addresses
