@@ -86,19 +86,20 @@ class StoreCheck:
         owners: set[str] = set()
         others: set[str] = set()
         newest = datetime.min.replace(tzinfo=UTC)
-        count = 0
-        async for blob in self._container.list_blobs(include=["metadata"]):
-            rest = blob.name.removeprefix(self._prefix)
-            kind, _, partition = rest.partition("/")
+        async for blob in self._container.list_blobs(self._prefix, include=["metadata"]):
+            kind, _, partition = blob.name.removeprefix(self._prefix).partition("/")
             metadata = blob.metadata or {}
-            if rest == blob.name:
-                others.add(blob.name.split("/checkpoint/")[0]) if "/checkpoint/" in rest else None
-            elif kind == "checkpoint":
+            if kind == "checkpoint":
                 newest = max(newest, blob.last_modified)
                 if number := metadata.get("sequencenumber"):
                     self.found[partition] = int(number)
             elif kind == "ownership" and (owner := metadata.get("ownerid")):
                 owners.add(owner)
+        count = 0
+        async for blob in self._container.list_blobs():  # dead letters among them
+            where, is_checkpoint, _ = blob.name.partition("/checkpoint/")
+            if is_checkpoint and not blob.name.startswith(self._prefix):
+                others.add(where)
             if (count := count + 1) >= _MOST_BLOBS:
                 break
         return ", ".join(filter(None, (_told(self.found, newest), _owned(owners), _also(others))))
