@@ -28,6 +28,18 @@ async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) ->
         stage.ledger.judge()
 
 
+async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path: Path) -> None:
+    async with scene(tmp_path, partitions=1) as stage:
+        for _ in range(5):
+            async with stage.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
+                await forwarder.wait_for("partition claimed")
+                async with asyncio.timeout(20):
+                    notes = tmp_path / "poison.json"
+                    while b'"starts":{}' not in notes.read_bytes():  # noqa: ASYNC110 - a file
+                        await asyncio.sleep(0.05)
+        assert not forwarder.entries("the process died again and again")
+
+
 async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
         await forwarder.wait_for("partition claimed")

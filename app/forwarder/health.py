@@ -68,6 +68,7 @@ class Health:
                 for number, partition in self._partitions.items():
                     if not self._waits(number, partition):
                         partition.progress = time.monotonic()
+                        self._checkpoints.poison.left(number)
                     self._cure(number, partition)
             self.history.note(time.monotonic(), self.states())
             await asyncio.sleep(min(interval, _SOON) if self._hub.trouble else interval)

@@ -63,7 +63,7 @@ class Poison:
         self._note()
 
     def left(self, partition: str) -> None:
-        """Note that the process has outlived the partition."""
+        """Note that the process has outlived what there is in the partition."""
         if self._notes.starts.pop(partition, None):
             self._note()
 
