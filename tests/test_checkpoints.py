@@ -97,6 +97,18 @@ async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
         stage.ledger.judge()
 
 
+async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -> None:
+    """Whoever wrote it, and although this hub has come as far as its number by now."""
+    async with azurite() as store, scene(tmp_path) as stage:
+        stage.ledger.publish(200)
+        await lay(stage, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
+        stage.hub.created = datetime.now(UTC) + timedelta(seconds=5)
+        async with stage.replica("new", store) as forwarder:
+            await stage.ledger.settled()
+            assert len(forwarder.entries("hub was made anew")) == 1
+        stage.ledger.judge()
+
+
 async def test_makes_the_container(tmp_path: Path) -> None:
     """A container that is missing is made, once, and serves."""
     async with azurite() as store, scene(tmp_path) as stage:

@@ -232,7 +232,7 @@ MUTATIONS: dict[str, Mutation] = {
         "hubstore.py",
         "written < self.created - _RESOLUTION or ",
         "",
-        scenario("hub made anew while nobody reads, with a storage account"),
+        "tests/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_another_hubs",
     ),
     "checkpoints of another hub serve": Mutation(
         "source.py",
