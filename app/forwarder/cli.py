@@ -13,7 +13,7 @@ import uvloop
 
 from forwarder import __version__, log
 from forwarder.app import run
-from forwarder.check import check
+from forwarder.check.command import check
 from forwarder.errors import ForwarderError, SettingsError
 from forwarder.parse import start_position
 from forwarder.replay import replay

@@ -3,13 +3,14 @@
 import ssl
 from typing import Final
 
-from forwarder import __version__, cause, reach
+from forwarder import __version__, cause
 from forwarder.cause import Cause
+from forwarder.check import reach
+from forwarder.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.errors import RejectedError, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.settings import Settings
 from forwarder.sink import Sink, shown_url, tls
-from forwarder.walk import BrokenError, Doubt, Skip, Step
 
 _SOON: Final = 14.0  # days that a certificate is valid yet
 

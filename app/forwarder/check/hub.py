@@ -12,12 +12,13 @@ from azure.eventhub import EventData
 from azure.eventhub._pyamqp.error import AMQPLinkError
 from azure.eventhub.exceptions import EventHubError
 
-from forwarder import cause, reach
+from forwarder import cause
 from forwarder.cause import Cause
+from forwarder.check import reach
+from forwarder.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.envelope import categories
 from forwarder.hub import QUIET, SHARED, attach, connect, trusted
 from forwarder.settings import Settings
-from forwarder.walk import BrokenError, Doubt, Skip, Step
 
 _CLOCK_OFF: Final = 300.0  # seconds
 _OF_AKS: Final = ("insights-logs-kube-audit", "insights-logs-kube-audit-admin")

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs
 
 from forwarder import cause
 from forwarder.cause import Cause
+from forwarder.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.errors import StateError
 from forwarder.settings import Settings
-from forwarder.walk import BrokenError, Doubt, Skip, Step
 
 _MOST_BLOBS: Final = 1000  # are looked at
 

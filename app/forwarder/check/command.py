@@ -13,12 +13,12 @@ import msgspec
 from forwarder import log
 from forwarder.app import login
 from forwarder.cause import Cause
-from forwarder.checkhub import HubCheck
-from forwarder.checksink import SinkCheck
-from forwarder.checkstore import StoreCheck
+from forwarder.check.hub import HubCheck
+from forwarder.check.sink import SinkCheck
+from forwarder.check.store import StoreCheck
+from forwarder.check.walk import Result, Step, walk
 from forwarder.settings import Settings
 from forwarder.sink import shown_url
-from forwarder.walk import Result, Step, walk
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
 _CLOSE: Final = 5.0
