@@ -10,19 +10,24 @@ class ReceiveBuffer:
         self.limit = limit
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
+        self._taking = 0
         self.used = 0
 
     def has_room(self, size: int) -> bool:
-        """Tell whether `size` bytes fit now and nobody waits for room."""
-        return not self._turn.locked() and self._fits(size)
+        """Tell whether `size` bytes fit now and nobody waits for room: `take` will not wait."""
+        return not self._taking and self._fits(size)
 
     async def take(self, size: int) -> None:
         """Wait until the bytes fit, which holds the partition back, and take them."""
-        async with self._turn:  # in turn, or a large message would starve behind small ones
-            while not self._fits(size):
-                self._room.clear()
-                await self._room.wait()
-            self.used += size
+        self._taking += 1  # for the lock is free for a moment when it is handed on
+        try:
+            async with self._turn:  # in turn, or a large message would starve behind small ones
+                while not self._fits(size):
+                    self._room.clear()
+                    await self._room.wait()
+                self.used += size
+        finally:
+            self._taking -= 1
 
     def release(self, size: int) -> None:
         """Give bytes back."""
