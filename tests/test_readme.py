@@ -184,6 +184,43 @@ def test_the_chart_renders_what_every_helm_command_sets(document: str, command: 
     assert chart.render(*before, *(word for pair in given for word in pair)), document
 
 
+def test_the_chart_tells_artifact_hub_what_the_changelog_says() -> None:
+    found = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
+    annotations = {name: yaml.safe_load(text) for name, text in found["annotations"].items()}
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    section = changelog.partition(f"## [{found['version']}]")[2].partition("\n## ")[0]
+    entries = [
+        {"kind": part.split("\n")[0].lower(), "description": line[2:].replace("`", "")}
+        for part in section.split("\n### ")[1:]
+        for line in part.splitlines()
+        if line.startswith("- ")
+    ]
+    assert annotations["artifacthub.io/changes"] == entries
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    (image,) = annotations["artifacthub.io/images"]
+    assert image["image"] == f"{values['image']['repository']}:{found['appVersion']}"
+    for link in annotations["artifacthub.io/links"]:
+        address, _, anchor = link["url"].partition("#")
+        assert address == found["home"] == values["prometheusRule"]["runbookUrl"]
+        assert anchor in anchors(ROOT / "README.md")
+
+
+def test_examples_for_argo_cd_and_flux_set_values_of_the_chart(tmp_path: Path) -> None:
+    text = (chart.CHART / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    objects = {one["kind"]: one for block in blocks for one in yaml.safe_load_all(block)}
+    assert set(objects) == {"Application", "GitRepository", "HelmRelease"}
+    application, release = objects["Application"]["spec"], objects["HelmRelease"]["spec"]
+    for values in (application["source"]["helm"]["valuesObject"], release["values"]):
+        (file := tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+        (container,) = chart.pod(chart.render("--values", file))["containers"]
+        assert container["image"] == f"registry.example.com/aks-audit:{__version__}"
+    paths = application["source"]["path"], release["chart"]["spec"]["chart"]
+    assert {(ROOT / path).resolve() for path in paths} == {chart.CHART}
+    source = release["chart"]["spec"]["sourceRef"]
+    assert source == {"kind": "GitRepository", "name": objects["GitRepository"]["metadata"]["name"]}
+
+
 def test_blocks_of_values_are_values_of_the_chart(tmp_path: Path) -> None:
     found = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert found
