@@ -155,7 +155,7 @@ def helm_commands() -> list[tuple[str, str]]:
     return [
         (name, line.strip())
         for name, step in BLOCKS
-        for line in step.commands.splitlines()
+        for line in step.commands.replace("\\\n", "").splitlines()
         if re.search(r"^\s*helm (?:install|upgrade) .*\./chart", line)
     ]
 
