@@ -78,21 +78,6 @@ lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done
 
-##@ Azure
-
-.PHONY: azure
-azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
-	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
-
-$(BIN)/az/.stamp: tests/azcli/requirements.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
-	touch $@
-
-.PHONY: test-azure
-test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
-	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
-
 ##@ Chart
 
 CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order file --log-level warning
@@ -128,3 +113,18 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 	done
 	$(CHART_DOCS) --dry-run | diff --unified chart/README.md - || { echo "chart/README.md is out of date: make docs"; exit 1; }
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yaml
+
+##@ Azure
+
+.PHONY: azure
+azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
+
+$(BIN)/az/.stamp: tests/azcli/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+.PHONY: test-azure
+test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
