@@ -1,148 +1,146 @@
 """Measures the forwarder: hub, sink and forwarder are processes of their own on loopback.
 
-`python -m bench [WORK …]` prints, for each work, events a second, CPU microseconds an event and
-memory of the forwarder alone: at its peak, after a tenth, a half and all of the events. Run by
-`make bench`, without `soak`; no test asserts what it prints.
+Each work is carried for some seconds by the forwarder and by a baseline in turn, several times;
+what is told are medians. CPU and memory are the forwarder's alone. No test asserts a figure.
 """
 
 import argparse
 import asyncio
-import itertools
+import os
+import signal
 import sys
-import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import aiohttp
-import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eventhubs import Server
-from events import messages, real_events, typical_events
-from process import APP, free_port
+from bench import plots, report, sizing
+from bench.figures import Grown, Results, figures
+from bench.processes import staged
+from bench.rounds import Round, play
+from bench.works import DRAIN, GROWTH, WORKS, Carrier, Point, Work
 
-PARTITIONS = 4
-TEMPLATES = 20  # different messages, published over and over: making them is not what is measured
-HUB = "insights-logs-kube-audit"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What goes through: so many events, in messages of so many, with these settings."""
-
-    events: int
-    per_message: int = 22
-    typical: bool = True
-    settings: Mapping[str, str] = field(default_factory=dict)
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / ".cache" / "bench"
+_BUSY = 0.5  # processes that run already
+_START = 2.0  # seconds, about, for starting what is measured
+_SPEED = 60_000  # events a second, about
 
 
-# Lists of 33 KB messages, of 900 KB messages, of events of all sizes; and posts of one event.
-WORKS = {
-    "lists": Work(1_500_000),
-    "large": Work(1_000_000, per_message=570),
-    "real": Work(600_000, typical=False),
-    "single": Work(100_000, settings={"WebSinkMaxEvents": "1"}),
-    "soak": Work(5_000_000, settings={"VerboseLevel": "1"}),
-}
-SHARES = (0.1, 0.5, 1)
+class Bar:
+    """The progress of a run whose parts are guessed in seconds."""
+
+    def __init__(self, progress: Progress, seconds: float) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=seconds)
+
+    @contextmanager
+    def part(self, title: str, seconds: float) -> Iterator[None]:
+        """Show what is done now, and when it is done that it is."""
+        self._progress.update(self._task, description=title)
+        yield
+        self._progress.advance(self._task, seconds)
 
 
-async def serve_hub(work: Work) -> None:
-    """Fill a hub, print its connection string and serve it: the child process of a run."""
-    events = typical_events() if work.typical else real_events()
-    made = list(messages(TEMPLATES * work.per_message, per_message=work.per_message, events=events))
-    async with Server({HUB: PARTITIONS}) as server:
-        for number, message in zip(
-            range(work.events // work.per_message), itertools.cycle(made), strict=False
-        ):
-            server.hubs[HUB].publish(number % PARTITIONS, message.body)
-        print(server.connection_string(), flush=True)  # noqa: T201 - the parent reads it
-        await asyncio.Event().wait()
+def _guess(work: Work, seconds: float) -> float:
+    return (seconds + work.settle + _START) * (2 if work.against else 1) + work.carrier.shared * 8
 
 
-@asynccontextmanager
-async def child(*arguments: str, **environment: str) -> AsyncIterator[Process]:
-    """Run `python -m …` with this environment until the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *arguments,
-        env={"PYTHONPATH": f"{APP}:{Path(__file__).parents[1]}", **environment},
-        stdout=PIPE if arguments[0] != "forwarder" else DEVNULL,
+def _guess_point(point: Point) -> float:
+    whole = point.load.messages * point.load.per_message / _SPEED
+    return (whole if point.seconds == DRAIN else point.seconds) + _START
+
+
+async def _measure(
+    name: str, rounds: int, seconds: float, bar: Bar
+) -> list[tuple[Round, Round | None]]:
+    """Carry a work so many times, by turns with its baseline."""
+    work, found = WORKS[name], []
+    async with staged(work.load, store=work.carrier.shared) as stage:
+        for number in range(rounds):
+            with bar.part(f"{work.title}, round {number + 1}", _guess(work, seconds)):
+                one = await play(stage, work.carrier, seconds, work.settle)
+                other = None
+                if work.against:
+                    other = await play(stage, work.against, seconds, work.settle)
+                found.append((one, other))
+    return found
+
+
+async def _grow(point: Point, bar: Bar) -> Grown:
+    with bar.part(f"{point.growth} {point.x:,g}", _guess_point(point)):
+        async with staged(point.load) as stage:
+            carrier = Carrier(settings=point.settings)
+            one = await play(stage, carrier, point.seconds)
+        return Grown.of(point.growth, point.series, point.x, one)
+
+
+async def run(
+    names: list[str], growth: tuple[Point, ...], rounds: int, share: float, console: Console
+) -> Results:
+    """Measure works and growths; `share` shortens the rounds."""
+    results = Results.empty(rounds)
+    seconds = {name: WORKS[name].seconds * share for name in names}
+    total = sum(rounds * _guess(WORKS[name], seconds[name]) for name in names)
+    total += sum(map(_guess_point, growth))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
-    try:
-        yield process
-    finally:
-        process.kill()
-        await process.wait()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = Bar(progress, total)
+        for name in names:
+            results.figures += figures(name, await _measure(name, rounds, seconds[name], bar))
+        for point in growth:
+            results.growth.append(await _grow(point, bar))
+    return results
 
 
-async def first_line(process: Process) -> str:
-    """Return what a child prints when it is ready."""
-    assert process.stdout
-    return (await process.stdout.readline()).decode().strip()
-
-
-async def measure(name: str, work: Work) -> tuple[float, float, float, list[float], float]:
-    """Run a work; events/s, CPU us an event, RSS in MiB, seconds from exec to first event."""
-    total = work.events // work.per_message * work.per_message
-    async with (
-        child("bench", "--serve", name) as hub,
-        child("webhook") as sink,
-        aiohttp.ClientSession() as http,
-    ):
-        hub_string, url = await first_line(hub), await first_line(sink)
-        with tempfile.TemporaryDirectory() as state:
-            started = time.perf_counter()
-            async with child(
-                "forwarder",
-                EhubNamespaceConnectionString=hub_string,
-                WebSinkURL=url,
-                StateDirectory=state,
-                HttpPort=str(free_port()),
-                **work.settings,
-            ) as forwarder:
-                process = psutil.Process(forwarder.pid)
-                first, peak, taken = 0.0, 0, 0
-                held: list[float] = []
-                while taken < total:
-                    await asyncio.sleep(0.05)
-                    async with http.get(url.replace("/k8s_audit", "/stats")) as response:
-                        taken = (await response.json())["events"]
-                    rss = process.memory_info().rss
-                    peak = max(peak, rss)
-                    held += [rss / 2**20] * (taken >= SHARES[len(held)] * total)
-                    if taken and not first:
-                        first, before = time.perf_counter(), taken
-                        used = sum(process.cpu_times()[:2])
-                seconds = time.perf_counter() - first
-                cpu = sum(process.cpu_times()[:2]) - used
-    done = total - before
-    return done / seconds, cpu / done * 1e6, peak / 2**20, held, first - started
-
-
-async def main(names: list[str]) -> None:
-    """Measure these works and print a table."""
-    shares = [f"MiB at {share:.0%}" for share in SHARES]
-    table = Table("work", "events/s", "us CPU an event", "peak MiB", *shares, "s to first event")
-    for name in names:
-        speed, cpu, peak, held, first = await measure(name, WORKS[name])
-        memory = [f"{one:.0f}" for one in (peak, *held)]
-        table.add_row(name, f"{speed:,.0f}", f"{cpu:.1f}", *memory, f"{first:.2f}")
-    Console().print(table)
+async def main(options: argparse.Namespace) -> None:
+    """Measure, print, keep, draw."""
+    task = asyncio.current_task()
+    assert task
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    console = Console()
+    old = Results.read(options.base) if options.base else None
+    if (load := os.getloadavg()[0]) > _BUSY:
+        console.print(f"[yellow]this machine is busy already (load {load:.1f}): expect noise")
+    short = options.short or options.works
+    names = options.works or [name for name in WORKS if WORKS[name].short or not options.short]
+    results = await run(
+        names,
+        () if short else GROWTH,
+        2 if options.short else 5,
+        0.5 if options.short else 1,
+        console,
+    )
+    report.show(results, console)
+    kept = KEPT / time.strftime("%Y%m%d-%H%M%S.json")
+    results.write(kept)
+    plots.draw(results, KEPT)
+    console.print(f"kept: {kept.relative_to(ROOT)}; plots, if any, are beside it")
+    if old:
+        report.compare(old, results, console)
+    if options.readme and not short:
+        report.put(ROOT / "README.md", "bench", report.markdown(results))
+        report.put(ROOT / "README.md", "sizing", sizing.markdown(results))
+        plots.draw(results, Path(__file__).parent / "plots", plots.IN_README)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "works", nargs="*", help=f"of {', '.join(WORKS)}; if none is named all but soak"
+        "works", nargs="*", choices=[*WORKS, []], metavar="WORK", help=", ".join(WORKS)
     )
-    parser.add_argument("--serve", choices=list(WORKS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    served = options.serve and WORKS[options.serve]
-    asyncio.run(serve_hub(served) if served else main(options.works or [*WORKS][:-1]))
+    parser.add_argument("--short", action="store_true", help="a minute, without growth")
+    parser.add_argument("--base", type=Path, metavar="JSON", help="what an earlier run kept")
+    parser.add_argument("--readme", action="store_true", help="write README's figures and plots")
+    try:
+        asyncio.run(main(parser.parse_args()))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)

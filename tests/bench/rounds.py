@@ -1,0 +1,69 @@
+"""A round: a load carried for some seconds, and what that took."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from bench.processes import Stage
+from bench.works import Carrier
+
+_LOOK = 0.05  # seconds between two looks
+_PATIENCE = 90  # seconds for the first event
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was measured: `events` in `seconds`, for `cpu` seconds, in `memory` MiB at most."""
+
+    events: int
+    seconds: float
+    cpu: float
+    memory: float
+    start: float
+    """Seconds from exec to the first event."""
+    drained: float
+    """Seconds from the first event to the last one that came."""
+    ages: list[float]
+    """Seconds from an event's making to its arrival, of posts of one event."""
+
+
+async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0) -> Round:
+    """Have a stage's load carried for so many seconds, or to its end.
+
+    The clock starts with the first event; after `settle` seconds instead, if that is given; or,
+    if replicas share the partitions, when they have done so.
+    """
+    await stage.counts("start")
+    started = time.monotonic()
+    async with stage.carried(carrier) as carriers:
+        if settle:
+            await asyncio.sleep(settle)
+        elif carrier.shared:
+            await carriers.balanced(stage.http, stage.load.partitions)
+        else:
+            while not (await stage.counts())["events"]:
+                carriers.check()
+                if time.monotonic() - started > _PATIENCE:
+                    raise RuntimeError(f"no event within {_PATIENCE} s")
+                await asyncio.sleep(_LOOK / 5)
+        total = stage.load.messages * stage.load.per_message
+        before = now = await stage.counts()
+        begun, used = time.monotonic(), carriers.cpu()
+        peak = carriers.memory()
+        while (passed := time.monotonic() - begun) < seconds:
+            await asyncio.sleep(min(_LOOK, seconds - passed))
+            now = await stage.counts()
+            peak = max(peak, carriers.memory())
+            if 0 < total <= now["events"]:
+                break
+        passed = time.monotonic() - begun
+        carriers.check()
+        return Round(
+            now["events"] - before["events"],
+            passed,
+            carriers.cpu() - used,
+            peak,
+            now["first"] - started,
+            now["last"] - now["first"],
+            now["ages"][len(before["ages"]) :],
+        )
