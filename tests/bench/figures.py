@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -23,7 +24,6 @@ class Measure:
     """A quantity of a round; or, if it `compares`, of a round and its baseline's."""
 
     name: str
-    unit: str
     of: Callable[[Round, Round], float]
     more: bool = False
     """Whether more is better."""
@@ -32,15 +32,14 @@ class Measure:
 
 
 MEASURES = {
-    "rate": Measure("events a second", "", lambda r, _: r.events / r.seconds, more=True),
-    "cpu": Measure("CPU an event", "us", lambda r, _: r.cpu / r.events * 1e6, digits=1),
-    "memory": Measure("memory", "MiB", lambda r, _: r.memory),
-    "start": Measure("exec to first event", "s", lambda r, _: r.start, digits=2),
-    "delay": Measure("enqueued to accepted", "ms", lambda r, _: statistics.median(r.ages) * 1e3),
-    "share": Measure("CPU", "% of a core", lambda r, _: 100 * r.cpu / r.seconds, digits=1),
+    "rate": Measure("events a second", lambda r, _: r.events / r.seconds, more=True),
+    "cpu": Measure("CPU an event, us", lambda r, _: r.cpu / r.events * 1e6, digits=1),
+    "memory": Measure("memory, MiB", lambda r, _: r.memory),
+    "start": Measure("exec to first event, s", lambda r, _: r.start, digits=2),
+    "delay": Measure("enqueued to accepted, ms", lambda r, _: statistics.median(r.ages) * 1e3),
+    "share": Measure("CPU, % of a core", lambda r, _: 100 * r.cpu / r.seconds, digits=1),
     "gain": Measure(
         "times the baseline",
-        "",
         lambda r, other: (r.events / r.seconds) / (other.events / other.seconds),
         more=True,
         compares=True,
@@ -48,7 +47,6 @@ MEASURES = {
     # What two would do on cores of their own: here they share two cores with hub and sink.
     "scale": Measure(
         "times one, by CPU an event",
-        "",
         lambda r, other: 2 * (other.cpu / other.events) / (r.cpu / r.events),
         more=True,
         compares=True,
@@ -126,14 +124,28 @@ class Results:
 
     machine: str
     when: str
-    rounds: int
     figures: list[Figure] = field(default_factory=list)
     growth: list[Grown] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, rounds: int) -> Self:
+    def empty(cls) -> Self:
         """Start a run on this machine."""
-        return cls(machine(), time.strftime("%Y-%m-%d"), rounds)
+        return cls(machine(), time.strftime("%Y-%m-%d"))
+
+    @property
+    def rounds(self) -> str:
+        """How many rounds figures are medians of: `3 to 5`."""
+        numbers = sorted({len(one.now) for one in self.figures})
+        return " to ".join(str(number) for number in numbers)
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Note that a part failed, and go on: what was measured is not thrown away."""
+        try:
+            yield
+        except (ArithmeticError, RuntimeError, TimeoutError, ValueError) as error:
+            self.failed.append(f"{what}: {error or type(error).__name__}")
 
     @classmethod
     def read(cls, path: Path) -> Self:

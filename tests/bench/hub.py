@@ -1,12 +1,19 @@
-"""Fills a hub with a load and serves it: `python -m bench.hub LOAD`, which is JSON."""
+"""Fills a hub with a load and serves it: `python -m bench.hub LOAD FOLDER`; LOAD is JSON.
+
+It prints its connection string, and that for TLS; the authority for this is FOLDER/ca.pem then.
+"""
 
 import asyncio
 import gc
 import itertools
 import json
+import ssl
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 
+import trustme
 import uvloop
 
 from bench.works import Load
@@ -14,6 +21,7 @@ from eventhubs import Server
 from events import messages, real_events, typical_events
 
 HUB = "insights-logs-kube-audit"
+_TLS_HOST, _TLS_PORT = "127.0.0.9", 5671  # the client knows no other port with TLS
 _TEMPLATES = 400  # events, at least, in the messages that are published over and over
 
 EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
@@ -35,11 +43,20 @@ def fill(server: Server, load: Load) -> None:
         server.hubs[HUB].publish(number % load.partitions, message.body)
 
 
-async def _serve(load: Load) -> None:
-    async with Server({HUB: load.partitions}) as server:
+async def _serve(load: Load, folder: Path) -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Server({HUB: load.partitions}))
         fill(server, load)
         gc.freeze()  # a hundred thousand messages need no looking at
-        print(server.connection_string(), flush=True)  # noqa: T201  whoever started it reads it
+        strings = [server.connection_string()]
+        if load.tls:
+            ca, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            ca.issue_cert(_TLS_HOST).configure_cert(context)
+            ca.cert_pem.write_to_path(folder / "ca.pem")
+            secure = Server({}, host=_TLS_HOST, port=_TLS_PORT, tls=context)
+            secure.hubs = server.hubs
+            strings.append((await stack.enter_async_context(secure)).connection_string())
+        print(json.dumps(strings), flush=True)  # noqa: T201  whoever started it reads it
         if not load.pace:
             await asyncio.Event().wait()
         made = messages(sys.maxsize, per_message=load.per_message, events=EVENTS[load.events]())
@@ -49,4 +66,4 @@ async def _serve(load: Load) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(Load(**json.loads(sys.argv[1]))))
+    uvloop.run(_serve(Load(**json.loads(sys.argv[1])), Path(sys.argv[2])))

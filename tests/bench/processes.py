@@ -92,12 +92,24 @@ async def _owned(http: aiohttp.ClientSession, port: int) -> float:
 class Stage:
     """A hub with a load, a sink and perhaps a store; who carries the load comes and goes."""
 
-    def __init__(
-        self, load: Load, hub: str, url: str, store: Azurite | None, http: aiohttp.ClientSession
-    ) -> None:
+    def __init__(self, load: Load, folder: Path, http: aiohttp.ClientSession) -> None:
         self.load = load
         self.http = http
-        self._hub, self._url, self._store = hub, url, store
+        self._folder = folder
+        self._hubs: list[str] = []
+        self._url = ""
+        self._store: Azurite | None = None
+
+    async def set(self, stack: AsyncExitStack, *, store: bool) -> None:
+        """Start hub, sink and perhaps a store."""
+        load = json.dumps(asdict(self.load))
+        hub = await stack.enter_async_context(child("bench.hub", load, str(self._folder)))
+        sink = await stack.enter_async_context(
+            child("bench.sink", str(self.load.delay), "1" if self.load.pace else "0")
+        )
+        self._hubs = json.loads(await _said(hub))
+        self._url = await _said(sink)
+        self._store = await stack.enter_async_context(azurite()) if store else None
 
     async def counts(self, path: str = "stats") -> dict[str, Any]:
         """Ask the sink; see bench.sink.Counts."""
@@ -116,12 +128,13 @@ class Stage:
                 await stack.enter_async_context(
                     child(
                         carrier.module,
-                        EhubNamespaceConnectionString=self._hub,
+                        EhubNamespaceConnectionString=self._hubs[carrier.tls],
                         WebSinkURL=self._url,
                         BlobStorageConnectionString=shared,
                         BlobContainerName=container,
                         StateDirectory=stack.enter_context(tempfile.TemporaryDirectory()),
                         HttpPort=str(port),
+                        SSL_CERT_FILE=str(self._folder / "ca.pem") if carrier.tls else "",
                         **carrier.settings,
                     )
                 )
@@ -134,15 +147,14 @@ class Stage:
 async def staged(load: Load, *, store: bool = False) -> AsyncIterator[Stage]:
     """Set the stage for a load."""
     async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        lines = []
-        for arguments in (
-            ("bench.hub", json.dumps(asdict(load))),
-            ("bench.sink", str(load.delay), "1" if load.pace else "0"),
-        ):
-            process = await enter(child(*arguments))
-            assert process.stdout
-            lines.append((await process.stdout.readline()).decode().strip())
-        account = await enter(azurite()) if store else None
-        http = await enter(aiohttp.ClientSession())
-        yield Stage(load, lines[0], lines[1], account, http)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        stage = Stage(load, folder, http)
+        await stage.set(stack, store=store)
+        yield stage
+
+
+async def _said(process: Process) -> str:
+    """Return what a child prints when it is ready."""
+    assert process.stdout
+    return (await process.stdout.readline()).decode().strip()

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -19,8 +20,7 @@ def cells(figure: Figure) -> tuple[str, ...]:
     measure = MEASURES[figure.measure]
 
     def shown(value: float) -> str:
-        times = " x" if measure.compares else ""
-        return f"{value:,.{measure.digits}f}{times} {measure.unit}".rstrip()
+        return f"{value:,.{measure.digits}f}" + " x" * measure.compares
 
     ratio = statistics.median(figure.ratios) if figure.ratios else None
     aim = "" if figure.target is None else f"{'≥' if measure.more else '≤'} {figure.target:,g}"
@@ -41,9 +41,7 @@ def spread(values: Sequence[float]) -> float:
 
 def show(results: Results, console: Console) -> None:
     """Print the table."""
-    table = Table(
-        title=f"{results.machine}; medians of {results.rounds} rounds", title_justify="left"
-    )
+    table = Table(box=SIMPLE)
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     colours = {None: "", True: "[green]", False: "[red]"}
@@ -55,9 +53,13 @@ def show(results: Results, console: Console) -> None:
             table.add_row(f"[bold]{WORKS[work].title}")
         name, now, *rest = cells(figure)
         table.add_row(f"  {name}", colours[figure.met] + now, *rest)
+    console.print(f"{results.machine}; medians of {results.rounds} rounds", soft_wrap=True)
     console.print(table)
     if results.growth:
+        console.print("one round each:")
         console.print(_growth(results))
+    for line in results.failed:
+        console.print(f"[red]failed[/] {line}", soft_wrap=True)
 
 
 def _growth(results: Results) -> Table:
@@ -67,7 +69,7 @@ def _growth(results: Results) -> Table:
         "backlog": "events waiting",
         "latency": "ms until the sink answers",
     }
-    table = Table(title="growth, one round each", title_justify="left")
+    table = Table(box=SIMPLE)
     for column in ("", "events a second", "us CPU an event", "MiB", "s in all"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     growth = ""

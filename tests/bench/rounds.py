@@ -30,15 +30,13 @@ class Round:
 async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0) -> Round:
     """Have a stage's load carried for so many seconds, or to its end.
 
-    The clock starts with the first event; after `settle` seconds instead, if that is given; or,
-    if replicas share the partitions, when they have done so.
+    The clock starts `settle` seconds after the first event; if the hub is empty or replicas share
+    the partitions, after all of these have a reader.
     """
     await stage.counts("start")
     started = time.monotonic()
     async with stage.carried(carrier) as carriers:
-        if settle:
-            await asyncio.sleep(settle)
-        elif carrier.shared:
+        if carrier.shared or not (stage.load.messages or stage.load.pace):
             await carriers.balanced(stage.http, stage.load.partitions)
         else:
             while not (await stage.counts())["events"]:
@@ -46,6 +44,7 @@ async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0
                 if time.monotonic() - started > _PATIENCE:
                     raise RuntimeError(f"no event within {_PATIENCE} s")
                 await asyncio.sleep(_LOOK / 5)
+        await asyncio.sleep(settle)
         total = stage.load.messages * stage.load.per_message
         before = now = await stage.counts()
         begun, used = time.monotonic(), carriers.cpu()

@@ -18,6 +18,8 @@ class Load:
     """Seconds between two messages, without end; with 0 all are there from the start."""
     delay: float = 0
     """Seconds."""
+    tls: bool = False
+    """Whether the hub is served over TLS too."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Carrier:
     shared: bool = False
     """Whether checkpoints are in a storage account; measured is then what comes once each replica
     has its share of the partitions."""
+    tls: bool = False
+    """Whether the hub is read over TLS."""
 
 
 OLD = Carrier("bench.baseline")
@@ -48,7 +52,8 @@ class Work:
     seconds: float = 3
     """How long a round is measured, at most, from the first event on."""
     settle: float = 0
-    """Seconds after the start that are not measured, in place of those before the first event."""
+    """Seconds, from the first event on, that are not measured."""
+    rounds: int = 5
     short: bool = True
     """Whether the short run has it."""
 
@@ -75,6 +80,7 @@ WORKS: dict[str, Work] = {
         Load(events="responses", messages=40_000),
         {"rate": 25_000, "cpu": None},
         against=OLD,
+        short=False,
     ),
     "single": Work(
         "one event a POST",
@@ -90,39 +96,53 @@ WORKS: dict[str, Work] = {
         against=OLD,
     ),
     "live": Work(
-        "one event at a time, 10 a second",
+        "a live event, 10 a second",
         Load(per_message=1, messages=0, pace=0.1),
         {"delay": 20},
-        against=OLD,
-        settle=3,
+        settle=1,
+        rounds=3,
     ),
     "idle": Work(
         "4 quiet partitions",
         Load(messages=0),
         {"share": 2, "memory": 60},
-        settle=3,
+        seconds=6,
+        settle=2,
+        rounds=3,
+    ),
+    "tls": Work(
+        "hub over TLS (to without)",
+        Load(tls=True),
+        {"rate": None, "cpu": None},
+        Carrier(tls=True),
+        against=Carrier(),
+        rounds=3,
+        short=False,
     ),
     "level": Work(
-        "log level 4, baseline: level 2",
+        "log level 4 (baseline: 2)",
         Load(),
         {"rate": None, "cpu": None},
         Carrier(settings={"VerboseLevel": "4"}),
         against=Carrier(),
+        rounds=3,
         short=False,
     ),
     "replicas": Work(
-        "2 replicas on 8 partitions, baseline: 1",
+        "2 replicas, 8 partitions (to 1)",
         _WIDE,
         {"rate": None, "cpu": None, "scale": 1.8},
         Carrier(settings=_SHARING, replicas=2, shared=True),
         against=Carrier(settings=_SHARING, shared=True),
+        rounds=3,
         short=False,
     ),
     "many": Work(
-        "4 replicas on 32 partitions",
+        "4 replicas, 32 partitions",
         Load(partitions=32, messages=120_000),
         {"rate": None, "cpu": None, "memory": None},
         Carrier(settings=_SHARING, replicas=4, shared=True),
+        rounds=3,
         short=False,
     ),
 }
