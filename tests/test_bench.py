@@ -13,7 +13,7 @@ import events
 from bench import baseline, plots, report, sizing
 from bench.figures import Figure, Grown, Results, changes
 from bench.run import run
-from bench.works import GROWTH, WORKS, Load, Point
+from bench.works import WORKS, Load, Point
 from eventhubs import Server
 from forwarder.embedded import EmbeddedCheckpointStore
 from running import HUB
@@ -110,9 +110,9 @@ def test_sizes_keep_within_the_limits_of_the_service() -> None:
 
 
 async def test_smallest_work_gives_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Load(messages=40)
+    load = Load(messages=400)
     monkeypatch.setitem(WORKS, "lists", replace(WORKS["lists"], load=load))
-    growth = [Point(one.growth, one.x, load, {}, one.series) for one in GROWTH[:2]]
+    growth = [Point("partitions", load.partitions, load)]
     console = Console(file=io.StringIO(), width=100)
     measured = await run(["lists"], growth, console, short=True)
     assert measured.failed == []

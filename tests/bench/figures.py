@@ -32,22 +32,22 @@ class Measure:
 
 
 MEASURES = {
-    "rate": Measure("events a second", lambda r, _: r.events / r.seconds, more=True),
-    "cpu": Measure("CPU an event, us", lambda r, _: r.cpu / r.events * 1e6, digits=1),
+    "rate": Measure("events a second", lambda r, _: r.rate, more=True),
+    "cpu": Measure("CPU an event, us", lambda r, _: r.cpu_each * 1e6, digits=1),
     "memory": Measure("memory, MiB", lambda r, _: r.memory),
     "start": Measure("exec to first event, s", lambda r, _: r.start, digits=2),
     "delay": Measure("enqueued to accepted, ms", lambda r, _: statistics.median(r.ages) * 1e3),
     "share": Measure("CPU, % of a core", lambda r, _: 100 * r.cpu / r.seconds, digits=1),
     "gain": Measure(
         "times the baseline",
-        lambda r, other: (r.events / r.seconds) / (other.events / other.seconds),
+        lambda r, other: r.rate / other.rate,
         more=True,
         compares=True,
     ),
     # What two would do on cores of their own: here they share two cores with hub and sink.
     "scale": Measure(
         "times one, by CPU an event",
-        lambda r, other: 2 * (other.cpu / other.events) / (r.cpu / r.events),
+        lambda r, other: 2 * other.cpu_each / r.cpu_each,
         more=True,
         compares=True,
         digits=2,
@@ -114,8 +114,7 @@ class Grown:
     @classmethod
     def of(cls, growth: str, series: str, x: float, one: Round) -> Self:
         """Take what is told of a round."""
-        rate, cpu = one.events / one.seconds, one.cpu / max(1, one.events) * 1e6
-        return cls(growth, series, x, rate, cpu, one.memory, one.drained)
+        return cls(growth, series, x, one.rate, one.cpu_each * 1e6, one.memory, one.drained)
 
 
 @dataclass

@@ -15,6 +15,8 @@ _PATIENCE = 90  # seconds for the first event
 class Round:
     """What was measured: `events` in `seconds`, for `cpu` seconds, in `memory` MiB at most."""
 
+    rate: float
+    """Events a second."""
     events: int
     seconds: float
     cpu: float
@@ -25,6 +27,11 @@ class Round:
     """Seconds from the first event to the last one that came."""
     ages: list[float]
     """Seconds from an event's making to its arrival, of posts of one event."""
+
+    @property
+    def cpu_each(self) -> float:
+        """Seconds of CPU an event."""
+        return self.cpu / max(1, self.events)
 
 
 async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0) -> Round:
@@ -57,12 +64,14 @@ async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0
                 break
         passed = time.monotonic() - begun
         carriers.check()
+        events, drained = now["events"] - before["events"], now["last"] - now["first"]
         return Round(
-            now["events"] - before["events"],
-            passed,
-            carriers.cpu() - used,
-            peak,
-            now["first"] - started,
-            now["last"] - now["first"],
-            now["ages"][len(before["ages"]) :],
+            rate=now["events"] / drained if 0 < total <= now["events"] else events / passed,
+            events=events,
+            seconds=passed,
+            cpu=carriers.cpu() - used,
+            memory=peak,
+            start=now["first"] - started,
+            drained=drained,
+            ages=now["ages"][len(before["ages"]) :],
         )

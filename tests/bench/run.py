@@ -39,7 +39,9 @@ async def run(
     results = Results.empty()
     works = {name: WORKS[name] for name in names}
     if short:
-        works = {name: replace(work, rounds=2, seconds=work.seconds / 3) for name, work in works.items()}
+        works = {
+            name: replace(work, rounds=2, seconds=work.seconds / 3) for name, work in works.items()
+        }
     total = sum(work.rounds * _guess(work) for work in works.values())
     total += sum(map(_guess_point, growth))
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
