@@ -111,10 +111,11 @@ def test_sizes_keep_within_the_limits_of_the_service() -> None:
 
 async def test_smallest_work_gives_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = Load(messages=400)
-    monkeypatch.setitem(WORKS, "lists", replace(WORKS["lists"], load=load))
-    growth = [Point("partitions", load.partitions, load)]
+    work = replace(WORKS["lists"], load=load, rounds=1, seconds=0.5)
+    monkeypatch.setitem(WORKS, "lists", work)
+    growth = [Point("partitions", load.partitions, load, seconds=0.5)]
     console = Console(file=io.StringIO(), width=100)
-    measured = await run(["lists"], growth, console, short=True)
+    measured = await run(["lists"], growth, console, short=False)
     assert measured.failed == []
     assert [one.measure for one in measured.figures] == ["rate", "cpu", "memory", "start"]
     assert all(min(*one.now, *one.baseline) > 0 for one in measured.figures if one.measure != "cpu")

@@ -45,14 +45,16 @@ async def main(options: argparse.Namespace) -> int:
         console.print(f"drawn: {', '.join(map(str, sorted(KEPT.glob('*.svg'))))}", soft_wrap=True)
     if old:
         report.compare(old, results, console)
-    if results.failed:
-        return 1
-    if options.readme:
-        readme = ROOT / "README.md"
-        report.put(readme, "bench", report.markdown(results))
-        report.put(readme, "sizing", sizing.markdown(results))
-        plots.draw(results, Path(__file__).parent / "plots", plots.IN_README)
-    return 0
+    if options.readme and not results.failed:
+        write(results)
+    return bool(results.failed)
+
+
+def write(results: Results) -> None:
+    """Write README's figures and plots."""
+    report.put(ROOT / "README.md", "bench", report.markdown(results))
+    report.put(ROOT / "README.md", "sizing", sizing.markdown(results))
+    plots.draw(results, Path(__file__).parent / "plots", plots.IN_README)
 
 
 if __name__ == "__main__":
@@ -62,10 +64,17 @@ if __name__ == "__main__":
     )
     parser.add_argument("--short", action="store_true", help="a minute, without growth")
     parser.add_argument("--base", type=Path, metavar="JSON", help="what an earlier run kept")
-    parser.add_argument("--readme", action="store_true", help="write README's figures and plots")
+    parser.add_argument(
+        "--readme",
+        metavar="1 or JSON",
+        help="write README's figures and plots, after this run or from what an earlier one kept",
+    )
     given = parser.parse_args()
     if given.readme and (given.short or given.works):
         parser.error("README's figures come from a whole run")
+    if given.readme and given.readme != "1":
+        write(Results.read(Path(given.readme)))
+        sys.exit()
     try:
         sys.exit(asyncio.run(main(given)))
     except (KeyboardInterrupt, asyncio.CancelledError):

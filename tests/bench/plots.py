@@ -51,34 +51,29 @@ def _pair(
     for axes, (title, y) in ((left, upper), (right, ("MiB of memory", lambda one: one.memory))):
         _line(axes, points, y)
         axes.set_title(title, fontsize=11, loc="left")
+        axes.set_ylim(0, 1.15 * max(map(y, points)))
+        axes.yaxis.set_major_formatter(_thousands)
         axes.set_xscale("log")
+        axes.set_xticks([one.x for one in points])
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(_thousands)
         axes.set_xlabel(x)
-        axes.set_ylim(bottom=0)
     return left, right
 
 
 def _backlog(canvas: Canvas, points: list[Grown]) -> None:
-    left, right = _pair(canvas, points, ("seconds", lambda one: one.drained), "events waiting")
+    left, _ = _pair(canvas, points, ("seconds", lambda one: one.drained), "events waiting")
+    left.set_ylim(min(one.drained for one in points) / 2, 2 * max(one.drained for one in points))
     left.set_yscale("log")
-    left.set_ylim(auto=True)
     left.yaxis.set_major_formatter(_plain)
-    for axes in (left, right):
-        axes.xaxis.set_major_formatter(_thousands)
 
 
 def _size(canvas: Canvas, points: list[Grown]) -> None:
-    left, right = _pair(canvas, points, ("events a second", lambda one: one.rate), "KB a message")
-    left.yaxis.set_major_formatter(_thousands)
-    for axes in (left, right):
-        axes.xaxis.set_major_formatter(_plain)
+    _pair(canvas, points, ("events a second", lambda one: one.rate), "KB a message")
 
 
 def _partitions(canvas: Canvas, points: list[Grown]) -> None:
-    left, right = _pair(canvas, points, ("events a second", lambda one: one.rate), "partitions")
-    left.yaxis.set_major_formatter(_thousands)
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(_plain)
+    _pair(canvas, points, ("events a second", lambda one: one.rate), "partitions")
 
 
 def _latency(canvas: Canvas, points: list[Grown]) -> None:
