@@ -9,7 +9,7 @@ import uuid
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +89,22 @@ async def _owned(http: aiohttp.ClientSession, port: int) -> float:
     return next((s.value for s in found if s.name == "aks_audit_partitions_owned"), -1)
 
 
+@dataclass(frozen=True)
 class Stage:
     """A hub with a load, a sink and perhaps a store; who carries the load comes and goes."""
 
-    def __init__(self, load: Load, folder: Path, http: aiohttp.ClientSession) -> None:
-        self.load = load
-        self.http = http
-        self._folder = folder
-        self._hubs: list[str] = []
-        self._url = ""
-        self._store: Azurite | None = None
-
-    async def set(self, stack: AsyncExitStack, *, store: bool) -> None:
-        """Start hub, sink and perhaps a store."""
-        load = json.dumps(asdict(self.load))
-        hub = await stack.enter_async_context(child("bench.hub", load, str(self._folder)))
-        sink = await stack.enter_async_context(
-            child("bench.sink", str(self.load.delay), "1" if self.load.pace else "0")
-        )
-        self._hubs = json.loads(await _said(hub))
-        self._url = await _said(sink)
-        self._store = await stack.enter_async_context(azurite()) if store else None
+    load: Load
+    http: aiohttp.ClientSession
+    folder: Path
+    """Has the authority for TLS, if the load wants that."""
+    hubs: list[str]
+    """Connection strings: without TLS, and with it."""
+    url: str
+    store: Azurite | None
 
     async def counts(self, path: str = "stats") -> dict[str, Any]:
         """Ask the sink; see bench.sink.Counts."""
-        async with self.http.get(self._url.replace("k8s_audit", path)) as response:
+        async with self.http.get(self.url.replace("k8s_audit", path)) as response:
             found: dict[str, Any] = await response.json()
             return found
 
@@ -121,20 +112,20 @@ class Stage:
     async def carried(self, carrier: Carrier) -> AsyncIterator[Carriers]:
         """Have the load carried from its beginning."""
         async with AsyncExitStack() as stack:
-            shared = self._store.connection_string if carrier.shared and self._store else ""
+            shared = self.store.connection_string if carrier.shared and self.store else ""
             container = f"bench{uuid.uuid4().hex}"
             ports = [free_port() for _ in range(carrier.replicas)]
             processes = [
                 await stack.enter_async_context(
                     child(
                         carrier.module,
-                        EhubNamespaceConnectionString=self._hubs[carrier.tls],
-                        WebSinkURL=self._url,
+                        EhubNamespaceConnectionString=self.hubs[carrier.tls],
+                        WebSinkURL=self.url,
                         BlobStorageConnectionString=shared,
                         BlobContainerName=container,
                         StateDirectory=stack.enter_context(tempfile.TemporaryDirectory()),
                         HttpPort=str(port),
-                        SSL_CERT_FILE=str(self._folder / "ca.pem") if carrier.tls else "",
+                        SSL_CERT_FILE=str(self.folder / "ca.pem") if carrier.tls else "",
                         **carrier.settings,
                     )
                 )
@@ -147,11 +138,18 @@ class Stage:
 async def staged(load: Load, *, store: bool = False) -> AsyncIterator[Stage]:
     """Set the stage for a load."""
     async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        stage = Stage(load, folder, http)
-        await stage.set(stack, store=store)
-        yield stage
+        hub = await enter(child("bench.hub", json.dumps(asdict(load)), str(folder)))
+        sink = await enter(child("bench.sink", str(load.delay), str(int(load.pace > 0))))
+        yield Stage(
+            load,
+            await enter(aiohttp.ClientSession()),
+            folder,
+            json.loads(await _said(hub)),
+            await _said(sink),
+            await enter(azurite()) if store else None,
+        )
 
 
 async def _said(process: Process) -> str:

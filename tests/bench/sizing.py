@@ -136,7 +136,7 @@ def markdown(results: Results) -> str:
             lambda s: f"{s.writes / 1e6:,.0f}" if s.writes else "none",
         ),
     )
-    lines = ["| | arithmetic | " + " | ".join(f"{s.clusters:,}" for s in sizes) + " |"]
+    lines = ["| clusters | | " + " | ".join(f"{s.clusters:,}" for s in sizes) + " |"]
     lines.append("|---|---" + "|--:" * len(sizes) + "|")
     lines += [
         f"| {name} | {how} | " + " | ".join(of(size) for size in sizes) + " |"
