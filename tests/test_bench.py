@@ -13,7 +13,7 @@ import events
 from bench import baseline, plots, report, sizing
 from bench.figures import Figure, Grown, Results, changes
 from bench.run import run
-from bench.works import WORKS, Load, Point
+from bench.works import DRAIN, WORKS, Load, Point
 from eventhubs import Server
 from forwarder.embedded import EmbeddedCheckpointStore
 from running import HUB
@@ -113,7 +113,7 @@ async def test_smallest_work_gives_figures(tmp_path: Path, monkeypatch: pytest.M
     load = Load(messages=400)
     work = replace(WORKS["lists"], load=load, rounds=1, seconds=0.5)
     monkeypatch.setitem(WORKS, "lists", work)
-    growth = [Point("partitions", load.partitions, load, seconds=0.5)]
+    growth = [Point("partitions", load.partitions, load, seconds=DRAIN)]
     console = Console(file=io.StringIO(), width=100)
     measured = await run(["lists"], growth, console, short=False)
     assert measured.failed == []

@@ -22,7 +22,7 @@ from events import messages, real_events, typical_events
 
 HUB = "insights-logs-kube-audit"
 _TLS_HOST, _TLS_PORT = "127.0.0.9", 5671  # the client knows no other port with TLS
-_TEMPLATES = 400  # events, at least, in the messages that are published over and over
+_TEMPLATES = 400  # events, about, in the messages that are published over and over
 
 EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
     "typical": typical_events,
@@ -38,7 +38,8 @@ EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
 def fill(server: Server, load: Load) -> None:
     """Publish a load's messages, from partition to partition in turn."""
     size = load.per_message
-    made = list(messages(max(_TEMPLATES, 5 * size), per_message=size, events=EVENTS[load.events]()))
+    whole = max(5, _TEMPLATES // size) * size
+    made = list(messages(whole, per_message=size, events=EVENTS[load.events]()))
     for number, message in zip(range(load.messages), itertools.cycle(made), strict=False):
         server.hubs[HUB].publish(number % load.partitions, message.body)
 
