@@ -67,17 +67,17 @@ def _growth(results: Results) -> Table:
         "partitions": "partitions",
         "size": "KB a message",
         "backlog": "events waiting",
-        "latency": "ms until the sink answers",
+        "latency": "ms to answer",
     }
     table = Table(box=SIMPLE)
-    for column in ("", "events a second", "us CPU an event", "MiB", "s in all"):
+    for column in ("", "events a second", "CPU an event, us", "memory, MiB", "s"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     growth = ""
     for one in results.growth:
         if one.growth != growth:
             growth = one.growth
             table.add_section()
-        series = f", WebSinkConcurrency {one.series}" if one.series else ""
+        series = f", concurrency {one.series}" if one.series else ""
         seconds = f"{one.drained:.1f}" if growth == "backlog" else ""
         numbers = (f"{one.rate:,.0f}", f"{one.cpu:.1f}", f"{one.memory:.0f}", seconds)
         table.add_row(f"{one.x:,g} {titles[growth]}{series}", *numbers)
