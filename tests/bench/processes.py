@@ -57,11 +57,13 @@ class Carriers:
         self._watched = [psutil.Process(one.pid) for one in processes]
 
     def cpu(self) -> float:
-        """Seconds of CPU that all have used."""
+        """Seconds of CPU that all have used; RuntimeError if one has ended."""
+        self.check()
         return float(sum(sum(one.cpu_times()[:2]) for one in self._watched))
 
     def memory(self) -> float:
-        """MiB that the largest holds."""
+        """MiB that the largest holds; RuntimeError if one has ended."""
+        self.check()
         return float(max(one.memory_info().rss for one in self._watched) / 2**20)
 
     def check(self) -> None:

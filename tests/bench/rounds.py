@@ -63,7 +63,6 @@ async def play(stage: Stage, carrier: Carrier, seconds: float, settle: float = 0
             if 0 < total <= now["events"]:
                 break
         passed = time.monotonic() - begun
-        carriers.check()
         events, drained = now["events"] - before["events"], now["last"] - now["first"]
         return Round(
             rate=now["events"] / drained if 0 < total <= now["events"] else events / passed,
