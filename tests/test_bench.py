@@ -76,6 +76,14 @@ def test_comparison_tells_only_what_is_beyond_the_noise(
     assert [one for *_, one in found] == [better] * (better is not None)
 
 
+def test_comparison_takes_a_faster_machine_for_no_change() -> None:
+    old = results(Figure("lists", "rate", [100.0, 101.0], [10.0, 10.0]))
+    machine = results(Figure("lists", "rate", [200.0, 202.0], [20.0, 20.1]))
+    code = results(Figure("lists", "rate", [200.0, 202.0], [10.0, 10.1]))
+    assert list(changes(old, machine)) == []
+    assert len(list(changes(old, code))) == 1
+
+
 def test_results_that_were_kept_are_read_again(tmp_path: Path) -> None:
     kept = results(Figure("lists", "rate", [2.0], [1.0]))
     kept.growth = [Grown("size", "", 1, 2, 3, 4, 5)]

@@ -180,14 +180,20 @@ def machine() -> str:
 def changes(old: Results, new: Results) -> Iterator[tuple[Figure, Figure, bool]]:
     """Yield the figures that changed beyond the noise: old, new, and whether it is better.
 
-    They did if no round of the one run lies among those of the other, and the medians are further
+    They did if no round of the one run lies among those of the other, if the same is so of the
+    ratios to a baseline, for else it is the machine that changed, and if the medians are further
     apart than 5 %.
     """
     before = {(one.work, one.measure): one for one in old.figures}
     for now in new.figures:
         then = before.get((now.work, now.measure))
-        if not then:
+        if not then or not _apart(then.now, now.now):
             continue
-        apart = min(now.now) > max(then.now) or max(now.now) < min(then.now)
-        if apart and abs(now.median - then.median) > _NOISE * then.median:
+        if then.baseline and now.baseline and not _apart(then.ratios, now.ratios):
+            continue
+        if abs(now.median - then.median) > _NOISE * then.median:
             yield then, now, (now.median > then.median) == MEASURES[now.measure].more
+
+
+def _apart(some: list[float], others: list[float]) -> bool:
+    return min(some) > max(others) or max(some) < min(others)

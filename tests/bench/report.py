@@ -87,20 +87,15 @@ def _growth(results: Results) -> Table:
 def compare(old: Results, new: Results, console: Console) -> None:
     """Print what changed beyond the noise."""
     if old.machine != new.machine:
-        console.print(
-            f"[yellow]the earlier run was on another machine: {old.machine}", soft_wrap=True
-        )
+        line = f"[yellow]the earlier run was on another machine: {old.machine}"
+        console.print(line, soft_wrap=True)
     found = list(changes(old, new))
     for then, now, better in found:
         measure = MEASURES[now.measure]
-        drift = ""
-        if then.baseline and now.baseline:
-            of_it = statistics.median(now.baseline) / statistics.median(then.baseline) - 1
-            drift = f", baseline {of_it:+.0%}"  # that much is the machine's
         console.print(
             f"{'[green]better' if better else '[red]worse'}[/]  {WORKS[now.work].title}, "
             f"{measure.name}: {cells(then)[1]} → {cells(now)[1]} "
-            f"({now.median / then.median - 1:+.0%}{drift})",
+            f"({now.median / then.median - 1:+.0%})",
             soft_wrap=True,
         )
     if not found:
