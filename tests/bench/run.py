@@ -76,6 +76,8 @@ async def _grow(point: Point, bar: Bar) -> Grown:
     with bar.part(f"{point.growth} {point.x:,g}", _guess_point(point)):
         async with staged(point.load) as stage:
             one = await play(stage, Carrier(settings=point.settings), point.seconds)
+        if one.seconds >= DRAIN:
+            raise TimeoutError(f"not through in {DRAIN:.0f} s")
         return Grown.of(point.growth, point.series, point.x, one)
 
 

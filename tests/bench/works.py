@@ -162,7 +162,7 @@ class Point:
     seconds: float = 3
 
 
-DRAIN = 300.0  # seconds for what is measured to its end
+DRAIN = 200.0  # seconds, at most, for what is measured to its end
 PER_MESSAGE = (1, 7, 22, 70, 220, 640)  # events of 1.5 KB: 1.5 KB to 965 KB
 DELAYS = (0, 0.005, 0.05, 0.5)  # seconds
 
