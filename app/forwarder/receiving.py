@@ -9,6 +9,7 @@ from typing import Any, Final
 from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
 _GATHER: Final = 0.05  # seconds for what comes next, or in a flood each message were a post
+_LOOK: Final = 0.5  # seconds after which it is seen that the client has stopped
 
 
 def mend_receiving() -> None:
@@ -29,7 +30,7 @@ class _Buffer(deque[Any]):
         self.filled.set()
 
 
-async def _hand_on(consumer: Any, _: object, most: int, seconds: float) -> None:
+async def _hand_on(consumer: Any, batch: object, most: int, seconds: float | None) -> None:
     """Hand on at most so many messages at once, or none when none came for so many seconds."""
     if not isinstance(consumer._message_buffer, _Buffer):
         consumer._message_buffer = _Buffer()
@@ -38,9 +39,10 @@ async def _hand_on(consumer: Any, _: object, most: int, seconds: float) -> None:
         if not buffer:
             buffer.filled.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds or _LOOK):
                     await buffer.filled.wait()
         some = [consumer._next_message_in_buffer() for _ in range(min(most, len(buffer)))]
-        await consumer._on_event_received(some)
+        if some or seconds:
+            await consumer._on_event_received(some if batch else next(iter(some), None))
         if some and not buffer:
             await asyncio.sleep(_GATHER)
