@@ -90,7 +90,7 @@ class Settings:
         for item in fields(cls):
             name = item.metadata["variable"]
             try:
-                if text := _read(environ, name):
+                if text := variable(environ, name):
                     values[item.name] = item.metadata["parser"](text)
             except PolicyError as error:
                 problems += [f"{name}: {problem}" for problem in error.problems]
@@ -182,7 +182,7 @@ def _shown(problem: str) -> str:
     return _KEY.sub(r"\1***", " ".join(problem.split()))
 
 
-def _read(environ: Mapping[str, str], name: str) -> str:
+def variable(environ: Mapping[str, str], name: str) -> str:
     """Return the variable's text, from the file that NAME_FILE names if that is given."""
     text, path = environ.get(name, "").strip(), environ.get(f"{name}_FILE", "").strip()
     if text and path:

@@ -62,7 +62,7 @@ class Engine:
     def apply(self, event: bytes, found: Facts) -> Outcome:
         """Apply the first rule that matches; `found` is what was decoded of the event."""
         asked = facts.attributes(found, groups=self._groups, names=self._names)
-        if (found.target is None or not found.uri) and facts.is_cut_off(event):
+        if facts.is_unsure(found, event):
             ruling = self._ruling(*asked, unsure=True)
         elif len(found.uri) < _LONG:
             ruling = self._remembered(*asked)

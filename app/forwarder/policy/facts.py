@@ -64,9 +64,9 @@ class Request(NamedTuple):
 decode = msgspec.json.Decoder(Facts).decode
 
 
-def is_cut_off(event: bytes) -> bool:
-    """Tell whether the event has lost fields: see `salvage`."""
-    return _CUT_OFF in event
+def is_unsure(facts: Facts, event: bytes) -> bool:
+    """Tell whether the event was cut off before it says what the request is about."""
+    return (facts.target is None or not facts.uri) and _CUT_OFF in event
 
 
 def attributes(facts: Facts, *, groups: bool = True, names: bool = True) -> tuple[Any, ...]:
