@@ -18,7 +18,7 @@ Edits = Mapping[bytes, tuple[Raw, bytes]]
 def edited(event: bytes, level: str, new: str, edits: Edits) -> bytes:
     """Return the event with another level and its top-level objects edited."""
     if not event.startswith(b'%b%b"' % (_HEAD, level.encode())):
-        return _rebuilt(event, new, edits)
+        return _rebuilt(event, level, new, edits)
     at = len(_HEAD) + len(level.encode())
     pieces = [_HEAD, new.encode()]
     for name, (raw, instead) in edits.items():
@@ -28,7 +28,7 @@ def edited(event: bytes, level: str, new: str, edits: Edits) -> bytes:
         # Found once, with this value: there may be fields of this name inside another object.
         here = start >= 0 and event.startswith(value, start + len(field))
         if not here or event.find(field, end) >= 0:
-            return _rebuilt(event, new, edits)
+            return _rebuilt(event, level, new, edits)
         pieces += [event[at:start], field + instead if instead else b""]
         at = end
     return b"".join((*pieces, event[at:]))
@@ -81,8 +81,10 @@ def _strip(fields: dict[str, Raw]) -> None:
             fields["metadata"] = Raw(_joined(metadata))
 
 
-def _rebuilt(event: bytes, level: str, edits: Edits) -> bytes:
-    fields = _fields(event) | {"level": Raw(msgspec.json.encode(level))}
+def _rebuilt(event: bytes, level: str, new: str, edits: Edits) -> bytes:
+    fields = _fields(event)
+    if new != level:
+        fields["level"] = Raw(msgspec.json.encode(new))
     for name, (_, instead) in edits.items():
         if instead:
             fields[name.decode()] = Raw(instead)

@@ -74,10 +74,11 @@ class Engine:
         if not rank or found.stage in omitted:
             return rule, LEVELS[0], None
         given = _RANK.get(found.level, _HIGHEST)
-        edits = _edits(found, rank, strips=strips) if strips or rank < given else None
+        has_objects = found.request_object or found.response_object
+        edits = _edits(found, rank, strips=strips) if has_objects else None
         if rank >= given and not edits:
             return rule, found.level, event
-        level = LEVELS[min(rank, given)]
+        level = found.level if rank >= given else LEVELS[rank]
         return rule, level, edited(event, found.level, level, edits or {})
 
     def steps(self, request: Request, *, unsure: bool) -> Iterator[tuple[Ruling, str | None]]:

@@ -8,7 +8,7 @@ from msgspec import Raw, Struct, field
 
 from forwarder.salvage import ANNOTATION
 
-_CUT_OFF = ANNOTATION.encode()
+_CUT_OFF = ANNOTATION.partition(":")[0].encode()
 
 
 class User(Struct, gc=False):
