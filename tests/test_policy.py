@@ -2,7 +2,7 @@
 
 import json
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -149,7 +149,7 @@ def test_no_rule_drops_and_the_first_one_wins() -> None:
 
 def test_stages_are_omitted_by_policy_and_rule_together() -> None:
     applied = engine({"level": "Metadata", "omitStages": ["Panic"]}, omitStages=["ResponseStarted"])
-    kept = [s for s in document.get_args(document.Stage) if left(applied, made(stage=s))]
+    kept = [s for s in get_args(document.Stage) if left(applied, made(stage=s))]
     assert kept == ["RequestReceived", "ResponseComplete"]
 
 
