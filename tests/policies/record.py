@@ -1,4 +1,4 @@
-"""`python -m policies.record [NAME ...]`: ask a real kube-apiserver what policies do.
+"""`python -m policies.record [NAME ...] [--compare]`: ask a real kube-apiserver what policies do.
 
 It starts etcd, and a kube-apiserver for each policy, on loopback; both programs come from PATH, of
 whatever version. Each API server has an empty past and is sent the list of `requests`. With
@@ -6,8 +6,8 @@ PYTHONPATH=app:tests, at the root of the repository:
 
     python -m policies.record                       all recordings anew, that of everything too
     python -m policies.record users verbs           only these, against that of everything
-    python -m policies.record --compare MODULE:NAME  no file is written: is this function's result
-                                                    of the events the API server's own?
+    python -m policies.record --compare [NAME ...]  nothing is written: does the forwarder's engine
+                                                    leave what the API server writes now?
 
 To add a policy, write `recorded/NAME.yaml` and record it by its name; new requests need all of them
 recorded anew. Five seconds or so are needed for each. What differs between two runs of the API
@@ -31,6 +31,7 @@ from policies.requests import REQUESTS
 Apply = Callable[[str, bytes], bytes | None]
 """Given a policy's text and an event: what is left of the event, None if nothing is."""
 
+_APPLY = "test_policy_recordings:apply"
 _STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete", "Panic")
 _OBJECTS = ("requestObject", "responseObject")
 _BECAME = ("whole", "absent", "unmanaged")
@@ -40,7 +41,7 @@ _DIFFERENT = re.compile(
     r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|(?<=generated-)[a-z0-9]{5}\b"
     r"|^\d+s$"  # an age in a table
-    r"|(?<=127\.0\.0\.1:)\d+"
+    r"|(?<=192\.0\.2\.1:)\d+"
 )
 _VERSIONS = ("resourceVersion", "continue")
 _BY_CHANCE = ("apiserver.latency.k8s.io/", "authorization.k8s.io/reason")
@@ -54,7 +55,7 @@ def record(server: Etcd, names: list[str]) -> None:
     everything = keyed((RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines())
     for name in names or _names():
         written = keyed(_lines(server, name))
-        _write(name, [json.dumps(line).encode() for line in _told(written, everything)])
+        _write(name, [_line(told) for told in _told(written, everything)])
         _say(f"{name}: {len(written)} of {len(everything)} events")
 
 
@@ -146,6 +147,10 @@ def _lines(server: Etcd, name: str) -> list[bytes]:
     return [line for _, line in sorted(found)]
 
 
+def _line(told: Event) -> bytes:
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
 def _policy(name: str) -> Path:
     return RECORDED / f"{name}.yaml"
 
@@ -173,7 +178,7 @@ def main() -> int:
     """Record or compare; the exit status."""
     parser = argparse.ArgumentParser("policies.record", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of recorded/NAME.yaml")
-    parser.add_argument("--compare", metavar="MODULE:NAME", type=_function)
+    parser.add_argument("--compare", metavar="MODULE:NAME", nargs="?", const=_APPLY, type=_function)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
         if not arguments.compare:
