@@ -83,20 +83,21 @@ def compare(server: Etcd, names: list[str], apply: Apply) -> list[str]:
 
 def _told(written: dict[Key, Event], everything: dict[Key, Event]) -> list[Event]:
     """Tell what became of everything; an event that was changed in another way is an error."""
-    told = []
+    told: dict[str, Event] = {}
     for audit_id in dict.fromkeys(audit_id for audit_id, _ in written):
         events = {stage: event for (one, stage), event in written.items() if one == audit_id}
         before = {stage: everything[audit_id, stage] for stage in events}
-        parts = [part for part in _OBJECTS if any(part in event for event in before.values())]
         level = next(iter(events.values()))["level"]
-        line: Event = {"auditID": audit_id, "level": level, "stages": list(events)}
-        line |= {part: _became(part, before, events) for part in parts}
+        line: Event = {"level": level, "stages": list(events)}
+        for part in _OBJECTS:
+            if any(part in event for event in before.values()):
+                line[part] = _became(part, before, events)
         for stage, event in events.items():
             expected, actual = _normal(event_of(before[stage], line)), _normal(event)
             if expected != actual:
                 raise RuntimeError(f"{audit_id}, {stage}: {expected}\n    API server: {actual}")
-        told.append(line)
-    return told
+        told.setdefault(str(line), line | {"auditIDs": []})["auditIDs"].append(audit_id)
+    return list(told.values())
 
 
 def _became(part: str, before: dict[str, Event], after: dict[str, Event]) -> str:
