@@ -1,7 +1,7 @@
 """The Prometheus metrics; their names and labels are the public interface."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,6 +68,9 @@ class Metrics:
         self.oldest = gauge(
             "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
         )
+        self._ruled = counter(
+            "policy_rule", "Events by the rule that matched and the level left", "rule", "level"
+        )
         self.letters_waiting = gauge(
             "dead_letters_waiting", "Dead letters not written yet: they hold checkpoints back"
         )
@@ -100,6 +103,11 @@ class Metrics:
         for stamp in filter(None, stage_timestamps):
             with suppress(ValueError):
                 self._delay.observe(max(0.0, now - datetime.fromisoformat(stamp).timestamp()))
+
+    def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
+        """Count the events that the audit policy saw, by rule and the level they are left at."""
+        for labels, count in ruled.items():
+            self._ruled.labels(*labels).inc(count)
 
     def exposition(self) -> bytes:
         """Return everything in the Prometheus text format."""
