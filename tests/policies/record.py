@@ -10,12 +10,12 @@ PYTHONPATH=app:tests, at the root of the repository:
                                                     leave what the API server writes now?
 
 To add a policy, write `recorded/NAME.yaml` and record it by its name; new requests need all of them
-recorded anew. Five seconds or so are needed for each. What differs between two runs of the API
-server, such as instants and UIDs, is left out of all comparisons.
+recorded anew. Ten seconds or so are needed for each. What differs between two runs of the API
+server, such as instants, UIDs and which of several reasons is given for an authorization, is left
+out of all comparisons.
 """
 
 import argparse
-import importlib
 import json
 import re
 import sys
@@ -24,14 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forwarder.policy import document, facts
+from forwarder.policy.engine import Engine
 from policies import EVERYTHING, RECORDED, Event, Key, event_of, keyed
 from policies.apiserver import Etcd, etcd
 from policies.requests import REQUESTS
 
-Apply = Callable[[str, bytes], bytes | None]
-"""Given a policy's text and an event: what is left of the event, None if nothing is."""
+Apply = Callable[[bytes], bytes | None]
+"""Given an event: what a policy leaves of it, None if nothing."""
 
-_APPLY = "test_policy_recordings:apply"
 _STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete", "Panic")
 _OBJECTS = ("requestObject", "responseObject")
 _BECAME = ("whole", "absent", "unmanaged")
@@ -59,22 +60,18 @@ def record(server: Etcd, names: list[str]) -> None:
         _say(f"{name}: {len(written)} of {len(everything)} events")
 
 
-def compare(server: Etcd, names: list[str], apply: Apply) -> list[str]:
-    """Return where the function's results differ from what the API server writes now."""
+def compare(server: Etcd, names: list[str], engine: Callable[[str], Apply]) -> list[str]:
+    """Return where what an engine leaves, given a policy's text, is not what is written now."""
     events = _lines(server, EVERYTHING)
     differences = []
     for name in names or _names():
-        policy = _policy(name)
-        text = policy.read_text()
-        left = keyed([event for one in events if (event := apply(text, one)) is not None])
-        written = keyed(_lines(server, name))
+        apply = engine(_policy(name).read_text())
+        left = _comparable([event for one in events if (event := apply(one)) is not None])
+        written = _comparable(_lines(server, name))
         found = [
-            f"{name}: {audit_id}, {stage}: {mine or 'dropped'}\n    API server: {its or 'dropped'}"
-            for audit_id, stage in sorted(left.keys() | written.keys())
-            for mine, its in [
-                (_normal(left.get((audit_id, stage))), _normal(written.get((audit_id, stage))))
-            ]
-            if mine != its
+            f"{name}: {key}: {left.get(key, 'dropped')}\n    {written.get(key, 'not written')}"
+            for key in sorted(left.keys() | written.keys())
+            if left.get(key) != written.get(key)
         ]
         _say(f"{name}: {len(written)} events, {len(found)} differ")
         differences += found
@@ -112,10 +109,12 @@ def _became(part: str, before: dict[str, Event], after: dict[str, Event]) -> str
     raise RuntimeError(f"{part} is neither whole, absent nor unmanaged: {after}")
 
 
-def _normal(event: Event | None) -> Event:
+def _comparable(lines: list[bytes]) -> dict[Key, Event]:
+    return {key: _normal(event) for key, event in keyed(lines).items()}
+
+
+def _normal(event: Event) -> Event:
     """Return an event without what differs from run to run."""
-    if event is None:
-        return {}
     annotations = event.get("annotations", {})
     kept = {key: value for key, value in annotations.items() if not key.startswith(_BY_CHANCE)}
     normal: Event = _same(event | {"annotations": kept})
@@ -164,10 +163,9 @@ def _write(name: str, lines: list[bytes]) -> None:
     (RECORDED / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def _function(name: str) -> Apply:
-    module, _, attribute = name.partition(":")
-    found: Apply = getattr(importlib.import_module(module), attribute)
-    return found
+def _engine(policy: str) -> Apply:
+    engine = Engine(document.parse(policy))
+    return lambda event: engine.apply(event, facts.decode(event))[2]
 
 
 def _say(*lines: str) -> None:
@@ -179,13 +177,13 @@ def main() -> int:
     """Record or compare; the exit status."""
     parser = argparse.ArgumentParser("policies.record", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of recorded/NAME.yaml")
-    parser.add_argument("--compare", metavar="MODULE:NAME", nargs="?", const=_APPLY, type=_function)
+    parser.add_argument("--compare", action="store_true", help="write nothing: judge the engine")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
         if not arguments.compare:
             record(server, arguments.names)
             return 0
-        differences = compare(server, arguments.names, arguments.compare)
+        differences = compare(server, arguments.names, _engine)
     _say(*differences)
     return int(bool(differences))
 
