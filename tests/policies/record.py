@@ -18,6 +18,7 @@ out of all comparisons.
 import argparse
 import json
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -179,11 +180,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of recorded/NAME.yaml")
     parser.add_argument("--compare", action="store_true", help="write nothing: judge the engine")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
-        if not arguments.compare:
-            record(server, arguments.names)
-            return 0
-        differences = compare(server, arguments.names, _engine)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop what was started
+    try:
+        with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
+            if not arguments.compare:
+                record(server, arguments.names)
+                return 0
+            differences = compare(server, arguments.names, _engine)
+    except RuntimeError as error:
+        _say(str(error), *getattr(error, "__notes__", ()))
+        return 1
     _say(*differences)
     return int(bool(differences))
 

@@ -215,6 +215,17 @@ _ROLES = [
             ],
         ),
     ),
+    _put(
+        "clusterrole-update-that-names-a-namespace",
+        f"{_RBAC}/clusterroles/developers",
+        _object(
+            "rbac.authorization.k8s.io/v1",
+            "ClusterRole",
+            "developers",
+            metadata={"namespace": "team-b"},
+            rules=_rules("", "configmaps", "*") + _rules("", "pods", "get", "list"),
+        ),
+    ),
     _post(
         "clusterrolebinding-create",
         f"{_RBAC}/clusterrolebindings",
