@@ -1,9 +1,9 @@
 """Recordings of what a real kube-apiserver writes under many audit policies, of the same requests.
 
 `recorded/everything.jsonl` is its audit log of all of them under a policy that keeps everything;
-`recorded/NAME.jsonl` tells what it wrote under `recorded/NAME.yaml`: one line a request that has an
-event, with the level, the stages, and what became of the objects. README.md says what is to be
-learnt from them; `python -m policies.record` makes them anew.
+`recorded/NAME.jsonl` tells what it wrote under `recorded/NAME.yaml`: a line has the level, the
+stages, what became of the objects, and the Audit-IDs of all requests with just that. README.md says
+what is to be learnt from them; `python -m policies.record` makes them anew.
 """
 
 import json
@@ -80,7 +80,8 @@ def unmanaged(thing: Any) -> Any:
 
 def _kept(text: str, everything: dict[Key, Event]) -> dict[Key, Event]:
     return {
-        (line["auditID"], stage): event_of(everything[line["auditID"], stage], line)
+        (audit_id, stage): event_of(everything[audit_id, stage], line)
         for line in map(json.loads, text.splitlines())
+        for audit_id in line["auditIDs"]
         for stage in line["stages"]
     }

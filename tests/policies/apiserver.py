@@ -111,7 +111,7 @@ def _api_server(etcd: Etcd, directory: Path, policy: Path, log: Path) -> Iterato
     tokens = directory / "tokens.csv"
     tokens.write_text(
         "".join(
-            f'{token(short)},{name},uid-of-{short},"{groups}"\n'
+            f"{token(short)},{name},uid-of-{short}" + (f',"{groups}"' if groups else "") + "\n"
             for short, (name, groups) in USERS.items()
         )
     )
@@ -127,7 +127,8 @@ def _api_server(etcd: Etcd, directory: Path, policy: Path, log: Path) -> Iterato
         "service-account-key-file": key,
         "service-account-signing-key-file": key,
         "service-cluster-ip-range": "10.96.0.0/16",
-        "endpoint-reconciler-type": "none",  # it wants no loopback address
+        "advertise-address": "192.0.2.1",  # nobody's, for it must not be on loopback
+        "endpoint-reconciler-type": "none",
         "authorization-mode": "Node,RBAC",
         "token-auth-file": tokens,
         "audit-policy-file": policy,

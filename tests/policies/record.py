@@ -1,4 +1,4 @@
-"""`python -m policies.record [NAME ...]`: ask a real kube-apiserver what policies do.
+"""`python -m policies.record [NAME ...] [--compare]`: ask a real kube-apiserver what policies do.
 
 It starts etcd, and a kube-apiserver for each policy, on loopback; both programs come from PATH, of
 whatever version. Each API server has an empty past and is sent the list of `requests`. With
@@ -6,30 +6,33 @@ PYTHONPATH=app:tests, at the root of the repository:
 
     python -m policies.record                       all recordings anew, that of everything too
     python -m policies.record users verbs           only these, against that of everything
-    python -m policies.record --compare MODULE:NAME  no file is written: is this function's result
-                                                    of the events the API server's own?
+    python -m policies.record --compare [NAME ...]  nothing is written: does the forwarder's engine
+                                                    leave what the API server writes now?
 
 To add a policy, write `recorded/NAME.yaml` and record it by its name; new requests need all of them
-recorded anew. Five seconds or so are needed for each. What differs between two runs of the API
-server, such as instants and UIDs, is left out of all comparisons.
+recorded anew. Ten seconds or so are needed for each. What differs between two runs of the API
+server, such as instants, UIDs and which of several reasons is given for an authorization, is left
+out of all comparisons.
 """
 
 import argparse
-import importlib
 import json
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forwarder.policy import document, facts
+from forwarder.policy.engine import Engine
 from policies import EVERYTHING, RECORDED, Event, Key, event_of, keyed
 from policies.apiserver import Etcd, etcd
 from policies.requests import REQUESTS
 
-Apply = Callable[[str, bytes], bytes | None]
-"""Given a policy's text and an event: what is left of the event, None if nothing is."""
+Apply = Callable[[bytes], bytes | None]
+"""Given an event: what a policy leaves of it, None if nothing."""
 
 _STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete", "Panic")
 _OBJECTS = ("requestObject", "responseObject")
@@ -40,7 +43,7 @@ _DIFFERENT = re.compile(
     r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|(?<=generated-)[a-z0-9]{5}\b"
     r"|^\d+s$"  # an age in a table
-    r"|(?<=127\.0\.0\.1:)\d+"
+    r"|(?<=192\.0\.2\.1:)\d+"
 )
 _VERSIONS = ("resourceVersion", "continue")
 _BY_CHANCE = ("apiserver.latency.k8s.io/", "authorization.k8s.io/reason")
@@ -54,26 +57,22 @@ def record(server: Etcd, names: list[str]) -> None:
     everything = keyed((RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines())
     for name in names or _names():
         written = keyed(_lines(server, name))
-        _write(name, [json.dumps(line).encode() for line in _told(written, everything)])
+        _write(name, [_line(told) for told in _told(written, everything)])
         _say(f"{name}: {len(written)} of {len(everything)} events")
 
 
-def compare(server: Etcd, names: list[str], apply: Apply) -> list[str]:
-    """Return where the function's results differ from what the API server writes now."""
+def compare(server: Etcd, names: list[str], engine: Callable[[str], Apply]) -> list[str]:
+    """Return where what an engine leaves, given a policy's text, is not what is written now."""
     events = _lines(server, EVERYTHING)
     differences = []
     for name in names or _names():
-        policy = _policy(name)
-        text = policy.read_text()
-        left = keyed([event for one in events if (event := apply(text, one)) is not None])
-        written = keyed(_lines(server, name))
+        apply = engine(_policy(name).read_text())
+        left = _comparable([event for one in events if (event := apply(one)) is not None])
+        written = _comparable(_lines(server, name))
         found = [
-            f"{name}: {audit_id}, {stage}: {mine or 'dropped'}\n    API server: {its or 'dropped'}"
-            for audit_id, stage in sorted(left.keys() | written.keys())
-            for mine, its in [
-                (_normal(left.get((audit_id, stage))), _normal(written.get((audit_id, stage))))
-            ]
-            if mine != its
+            f"{name}: {key}: {left.get(key, 'dropped')}\n    {written.get(key, 'not written')}"
+            for key in sorted(left.keys() | written.keys())
+            if left.get(key) != written.get(key)
         ]
         _say(f"{name}: {len(written)} events, {len(found)} differ")
         differences += found
@@ -82,20 +81,21 @@ def compare(server: Etcd, names: list[str], apply: Apply) -> list[str]:
 
 def _told(written: dict[Key, Event], everything: dict[Key, Event]) -> list[Event]:
     """Tell what became of everything; an event that was changed in another way is an error."""
-    told = []
+    told: dict[str, Event] = {}
     for audit_id in dict.fromkeys(audit_id for audit_id, _ in written):
         events = {stage: event for (one, stage), event in written.items() if one == audit_id}
         before = {stage: everything[audit_id, stage] for stage in events}
-        parts = [part for part in _OBJECTS if any(part in event for event in before.values())]
         level = next(iter(events.values()))["level"]
-        line: Event = {"auditID": audit_id, "level": level, "stages": list(events)}
-        line |= {part: _became(part, before, events) for part in parts}
+        line: Event = {"level": level, "stages": list(events)}
+        for part in _OBJECTS:
+            if any(part in event for event in before.values()):
+                line[part] = _became(part, before, events)
         for stage, event in events.items():
             expected, actual = _normal(event_of(before[stage], line)), _normal(event)
             if expected != actual:
                 raise RuntimeError(f"{audit_id}, {stage}: {expected}\n    API server: {actual}")
-        told.append(line)
-    return told
+        told.setdefault(str(line), line | {"auditIDs": []})["auditIDs"].append(audit_id)
+    return list(told.values())
 
 
 def _became(part: str, before: dict[str, Event], after: dict[str, Event]) -> str:
@@ -110,10 +110,12 @@ def _became(part: str, before: dict[str, Event], after: dict[str, Event]) -> str
     raise RuntimeError(f"{part} is neither whole, absent nor unmanaged: {after}")
 
 
-def _normal(event: Event | None) -> Event:
+def _comparable(lines: list[bytes]) -> dict[Key, Event]:
+    return {key: _normal(event) for key, event in keyed(lines).items()}
+
+
+def _normal(event: Event) -> Event:
     """Return an event without what differs from run to run."""
-    if event is None:
-        return {}
     annotations = event.get("annotations", {})
     kept = {key: value for key, value in annotations.items() if not key.startswith(_BY_CHANCE)}
     normal: Event = _same(event | {"annotations": kept})
@@ -146,6 +148,10 @@ def _lines(server: Etcd, name: str) -> list[bytes]:
     return [line for _, line in sorted(found)]
 
 
+def _line(told: Event) -> bytes:
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
 def _policy(name: str) -> Path:
     return RECORDED / f"{name}.yaml"
 
@@ -158,10 +164,9 @@ def _write(name: str, lines: list[bytes]) -> None:
     (RECORDED / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def _function(name: str) -> Apply:
-    module, _, attribute = name.partition(":")
-    found: Apply = getattr(importlib.import_module(module), attribute)
-    return found
+def _engine(policy: str) -> Apply:
+    engine = Engine(document.parse(policy))
+    return lambda event: engine.apply(event, facts.decode(event))[2]
 
 
 def _say(*lines: str) -> None:
@@ -173,13 +178,18 @@ def main() -> int:
     """Record or compare; the exit status."""
     parser = argparse.ArgumentParser("policies.record", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of recorded/NAME.yaml")
-    parser.add_argument("--compare", metavar="MODULE:NAME", type=_function)
+    parser.add_argument("--compare", action="store_true", help="write nothing: judge the engine")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
-        if not arguments.compare:
-            record(server, arguments.names)
-            return 0
-        differences = compare(server, arguments.names, arguments.compare)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop what was started
+    try:
+        with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
+            if not arguments.compare:
+                record(server, arguments.names)
+                return 0
+            differences = compare(server, arguments.names, _engine)
+    except RuntimeError as error:
+        _say(str(error), *getattr(error, "__notes__", ()))
+        return 1
     _say(*differences)
     return int(bool(differences))
 

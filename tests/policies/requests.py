@@ -215,6 +215,17 @@ _ROLES = [
             ],
         ),
     ),
+    _put(
+        "clusterrole-update-that-names-a-namespace",
+        f"{_RBAC}/clusterroles/developers",
+        _object(
+            "rbac.authorization.k8s.io/v1",
+            "ClusterRole",
+            "developers",
+            metadata={"namespace": "team-b"},
+            rules=_rules("", "configmaps", "*") + _rules("", "pods", "get", "list"),
+        ),
+    ),
     _post(
         "clusterrolebinding-create",
         f"{_RBAC}/clusterrolebindings",
@@ -307,6 +318,11 @@ _CONFIG_MAPS = [
     _get("configmap-list-by-name", f"{_A}/configmaps?fieldSelector=metadata.name%3Dsettings"),
     _get("configmap-list-but-name", f"{_A}/configmaps?fieldSelector=metadata.name%21%3Dsettings"),
     _get(
+        "configmap-list-by-name-and-namespace",
+        f"{_A}/configmaps?fieldSelector=metadata.namespace%3Dteam-a%2Cmetadata.name%3Dsettings",
+    ),
+    _get("configmap-list-wrong", f"{_A}/configmaps?fieldSelector=colour&labelSelector=%21%21"),
+    _get(
         "configmap-list-everywhere",
         "/api/v1/configmaps?fieldSelector=metadata.name%3Dsettings",
     ),
@@ -321,6 +337,10 @@ _CONFIG_MAPS = [
         f"{_A}/configmaps?fieldSelector=metadata.name%3Dsettings&timeoutSeconds=1&watch=1",
     ),
     _get("configmap-watch-old", "/api/v1/watch/namespaces/team-a/configmaps?timeoutSeconds=1"),
+    _get(
+        "configmap-watch-old-by-name",
+        "/api/v1/watch/namespaces/team-a/configmaps/settings?timeoutSeconds=1",
+    ),
     _put("configmap-update", f"{_A}/configmaps/settings", _config_map("settings", colour="green")),
     _put(
         "configmap-update-conflict",
@@ -351,6 +371,7 @@ _CONFIG_MAPS = [
         ),
     ),
     _put("configmap-update-absent", f"{_A}/configmaps/absent", _config_map("else")),
+    _put("configmap-update-of-all", f"{_A}/configmaps", _config_map("settings")),
     _patch(
         "configmap-apply",
         f"{_A}/configmaps/applied?fieldManager=kubectl",
@@ -441,6 +462,11 @@ _PODS = [
         f"{_A}/pods/web-0/binding",
         _object("v1", "Binding", "web-0", target={"kind": "Node", "name": "node-1"}),
         "scheduler",
+    ),
+    _post(
+        "binding-create",
+        f"{_A}/bindings",
+        _object("v1", "Binding", "web-0", target={"kind": "Node", "name": "node-1"}),
     ),
     _post("pod-create-outside", "/api/v1/pods", _pod("web-1")),
     _delete("pod-delete", f"{_A}/pods/web-0?gracePeriodSeconds=0"),
@@ -584,6 +610,7 @@ _PATHS = [
     _get("version", "/version", ""),
     _get("version-slash", "/version/", "alice"),
     _post("version-post", "/version", {}, "carol"),
+    Request("version-head", "HEAD", "/version"),
     Request("version-options", "OPTIONS", "/version"),
     _get("root", "/", "alice"),
     _get("api", "/api", "proxy"),
@@ -645,6 +672,7 @@ _IMPERSONATED = [
 ]
 
 _LAST = [
+    _delete("namespace-deletecollection", "/api/v1/namespaces"),
     _delete("namespace-delete", "/api/v1/namespaces/team-b"),
     _put(
         "namespace-finalize",

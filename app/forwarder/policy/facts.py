@@ -76,7 +76,7 @@ def attributes(facts: Facts, *, groups: bool = True, names: bool = True) -> tupl
     if target is None:
         return user.username, known, facts.verb, None, "", "", "", "", _path(facts.uri)
     namespace, name = target.namespace, target.name if names else ""
-    if (name or namespace) and facts.verb == "create" and facts.uri:
+    if (name or namespace) and facts.verb in ("create", "update") and facts.uri:
         namespace, name = _before_the_object(_path(facts.uri), namespace, name)
     resource, subresource, group = target.resource, target.subresource, target.group
     return user.username, known, facts.verb, resource, subresource, group, namespace, name, ""
