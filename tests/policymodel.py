@@ -46,8 +46,8 @@ def about(rule: Object, event: Object) -> bool:
 
 
 def as_asked_for(target: Object, verb: str, path: str) -> Object:
-    """Return the target without what the API server took from the object in a create's body."""
-    if verb != "create" or not path:
+    """Return the target without what the API server took from the object in the body."""
+    if verb not in ("create", "update") or not path:
         return target
     segments = path.strip("/").split("/")
     segments = segments[2:] if segments[0] == "api" else segments[3:]

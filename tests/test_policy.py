@@ -297,7 +297,7 @@ recorded = st.fixed_dictionaries(
     {
         "auditID": st.just("1"),
         "stage": stages,
-        "verb": words(["get", "create", "patch"]),
+        "verb": words(["get", "create", "update", "patch"]),
         "user": st.fixed_dictionaries(
             {}, optional={"username": words(["me", "you"]), "groups": st.lists(words(["g", "i"]))}
         ),

@@ -55,13 +55,17 @@ class Engine:
             )
             for number, rule in enumerate(policy.rules, 1)
         ]
-        self._groups = any(rule.user_groups for rule in policy.rules)
-        self._names = any(one.resource_names for rule in policy.rules for one in rule.resources)
+        rules = policy.rules
+        self._asked = {
+            "groups": any(rule.user_groups for rule in rules),
+            "names": any(one.resource_names for rule in rules for one in rule.resources),
+            "namespaces": any(rule.namespaces for rule in rules),
+        }
         self._remembered = lru_cache(_REMEMBERED)(self._ruling)
 
     def apply(self, event: bytes, found: Facts) -> Outcome:
         """Apply the first rule that matches; `found` is what was decoded of the event."""
-        asked = facts.attributes(found, groups=self._groups, names=self._names)
+        asked = facts.attributes(found, **self._asked)
         if facts.is_unsure(found, event):
             ruling = self._ruling(*asked, unsure=True)
         elif len(found.uri) < _LONG:

@@ -8,6 +8,7 @@ from msgspec import Raw, Struct, field
 
 from forwarder.salvage import ANNOTATION
 
+_FILLED_IN = ("create", "update")  # verbs of requests that carry the whole object
 _CUT_OFF = ANNOTATION.partition(":")[0].encode()
 
 
@@ -69,14 +70,17 @@ def is_unsure(facts: Facts, event: bytes) -> bool:
     return (facts.target is None or not facts.uri) and _CUT_OFF in event
 
 
-def attributes(facts: Facts, *, groups: bool = True, names: bool = True) -> tuple[Any, ...]:
-    """Return the fields of its Request; groups and names are left empty if no rule asks."""
+def attributes(
+    facts: Facts, *, groups: bool = True, names: bool = True, namespaces: bool = True
+) -> tuple[Any, ...]:
+    """Return the fields of its Request; those that no rule asks for are left empty."""
     user, target = facts.user, facts.target
     known = user.groups if groups else ()
     if target is None:
         return user.username, known, facts.verb, None, "", "", "", "", _path(facts.uri)
-    namespace, name = target.namespace, target.name if names else ""
-    if (name or namespace) and facts.verb in ("create", "update") and facts.uri:
+    namespace = target.namespace if namespaces else ""
+    name = target.name if names else ""
+    if (name or namespace) and facts.verb in _FILLED_IN and facts.uri:
         namespace, name = _before_the_object(_path(facts.uri), namespace, name)
     resource, subresource, group = target.resource, target.subresource, target.group
     return user.username, known, facts.verb, resource, subresource, group, namespace, name, ""
