@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -48,8 +48,8 @@ class Unpacked(msgspec.Struct, gc=False):
 class Screen(Protocol):
     """What is wanted of the events; see `forwarder.screen`."""
 
-    def wants(self, resource_id: str | None) -> bool:
-        """Tell whether records of this cluster are wanted."""
+    wants: Callable[[str | None], bool] | None
+    """Tells whether records of this cluster are wanted; None if all are."""
 
     def add(
         self, unpacked: Unpacked, body: bytes, resource_id: str | None, *, salvaged: bool
@@ -128,8 +128,9 @@ def unpack(message: bytes, categories: frozenset[str], screen: Screen | None = N
     unpacked = Unpacked([], [])
     try:
         if screen:
+            wants = screen.wants
             for one in _identified.decode(message).records:
-                if one.category in categories and screen.wants(one.resourceId):
+                if one.category in categories and (not wants or wants(one.resourceId)):
                     _add(unpacked, one.properties.log, one.time, screen, one.resourceId)
                 else:
                     unpacked.skipped += 1
@@ -173,7 +174,7 @@ def _add(
         if screen:
             screen.add(unpacked, body, resource_id, salvaged=False)
         else:
-            unpacked.events.append(plain(body))
+            unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp or ""))
     except msgspec.ValidationError as error:
         unpacked.refused.append(Refused(log.encode(), f"not an audit event: {error}"))
     except _UNREADABLE as error:
@@ -198,7 +199,8 @@ def _unpack_loosely(
                 raise UnusableError("not JSON of Azure Monitor, or cut off")
             record = _loose_record.decode(body)
             cluster = record.resourceId if isinstance(record.resourceId, str) else None
-            if record.category in categories and (not screen or screen.wants(cluster)):
+            wants = screen.wants if screen else None
+            if record.category in categories and (not wants or wants(cluster)):
                 _add(unpacked, _log(bytes(record.properties)), record.time, screen, cluster)
             else:
                 unpacked.skipped += 1

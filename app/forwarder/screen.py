@@ -1,6 +1,7 @@
 """The screen: what the user wants of each event, by its cluster and by the audit policy."""
 
 import re
+from collections.abc import Callable, Sequence
 from fnmatch import translate
 from functools import lru_cache
 from typing import Final, Self
@@ -23,18 +24,14 @@ class Screen:
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings.audit_policy) if settings.audit_policy else None
         self._annotates = settings.cluster_annotation
-        globs = "|".join(translate(glob) for glob in settings.resource_ids)
-        self._wanted = lru_cache(1024)(re.compile(globs, re.IGNORECASE).match) if globs else None
+        self.wants = _clusters(settings.resource_ids) if settings.resource_ids else None
+        """Tells whether a cluster is one of ResourceIds; None if all are wanted."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
         """Return the screen; None if everything is wanted as it is, which then costs nothing."""
         wishes = (settings.audit_policy, settings.cluster_annotation, settings.resource_ids)
         return cls(settings) if any(wishes) else None
-
-    def wants(self, resource_id: str | None) -> bool:
-        """Tell whether it is a cluster of ResourceIds; a record that names none is not lost."""
-        return not (self._wanted and resource_id) or bool(self._wanted(resource_id))
 
     def add(
         self, unpacked: Unpacked, body: bytes, resource_id: str | None, *, salvaged: bool
@@ -59,3 +56,14 @@ class Screen:
         if self._annotates and resource_id:
             left = annotated(left, annotations, ANNOTATION, resource_id)
         unpacked.events.append(Event(left, stamp, salvaged))
+
+
+def _clusters(globs: Sequence[str]) -> Callable[[str | None], bool]:
+    pattern = re.compile("|".join(map(translate, globs)), re.IGNORECASE)
+
+    @lru_cache(1024)
+    def wants(resource_id: str | None) -> bool:
+        # A record that names no cluster is not known to be of another one.
+        return not resource_id or bool(pattern.match(resource_id))
+
+    return wants

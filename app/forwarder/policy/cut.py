@@ -4,10 +4,30 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct, field
+
+from forwarder.policy.document import LEVELS
 
 # As kube-apiserver begins every event; one of somebody else is taken apart instead.
-_HEAD: Final = b'{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"'
+_HEADS: Final = {
+    level: b'{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"%b"' % level.encode()
+    for level in LEVELS
+}
+_MANAGED: Final = b'"managedFields"'
+
+
+class _Document(Struct, gc=False):
+    metadata: Raw = field(default_factory=Raw)
+    items: Raw = field(default_factory=Raw)
+    rows: Raw = field(default_factory=Raw)
+
+
+class _Metadata(Struct, gc=False):
+    managed_fields: Raw = field(default_factory=Raw, name="managedFields")
+
+
+_document: Final = msgspec.json.Decoder(_Document).decode
+_metadata: Final = msgspec.json.Decoder(_Metadata).decode
 _fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _items: Final = msgspec.json.Decoder(list[Raw]).decode
 
@@ -17,21 +37,24 @@ Edits = Mapping[bytes, tuple[Raw, bytes]]
 
 def edited(event: bytes, level: str, new: str, edits: Edits) -> bytes:
     """Return the event with another level and its top-level objects edited."""
-    if not event.startswith(b'%b%b"' % (_HEAD, level.encode())):
+    head = _HEADS.get(level, b"")
+    if not head or not event.startswith(head):
         return _rebuilt(event, level, new, edits)
-    at = len(_HEAD) + len(level.encode())
-    pieces = [_HEAD, new.encode()]
+    at, pieces = len(head), [_HEADS[new]]
     for name, (raw, instead) in edits.items():
-        field, value = b',"%b":' % name, bytes(raw)
-        start = event.find(field, at)
-        end = start + len(field) + len(value)
+        key, value = b',"%b":' % name, bytes(raw)
+        start = event.find(key, at)
+        end = start + len(key) + len(value)
         # Found once, with this value: there may be fields of this name inside another object.
-        here = start >= 0 and event.startswith(value, start + len(field))
-        if not here or event.find(field, end) >= 0:
+        here = start >= 0 and event.startswith(value, start + len(key))
+        if not here or event.find(key, end) >= 0:
             return _rebuilt(event, level, new, edits)
-        pieces += [event[at:start], field + instead if instead else b""]
+        pieces.append(event[at:start])
+        if instead:
+            pieces.append(key + instead)
         at = end
-    return b"".join((*pieces, event[at:]))
+    pieces.append(event[at:])
+    return b"".join(pieces)
 
 
 def annotated(event: bytes, annotations: Raw | None, key: str, value: str) -> bytes:
@@ -50,10 +73,21 @@ def annotated(event: bytes, annotations: Raw | None, key: str, value: str) -> by
 
 
 def without_managed_fields(document: Raw) -> bytes:
-    """Return an object, list or table of objects without their metadata.managedFields."""
+    """Return an object, list or table of objects without their metadata.managedFields.
+
+    Returns b"" if there are none.
+    """
     value = bytes(document)
-    if b'"managedFields"' not in value or not value.startswith(b"{"):
-        return value
+    if not (count := value.count(_MANAGED)) or not value.startswith(b"{"):
+        return b""
+    found = _document(value)
+    if count == 1 and not found.items and not found.rows:
+        # Of what else is in an object, nothing is decoded.
+        metadata = bytes(found.metadata)
+        managed = _metadata(metadata).managed_fields if metadata.startswith(b"{") else Raw()
+        field = b",%b:%b" % (_MANAGED, managed)
+        if not managed or value.count(field) == 1:
+            return value.replace(field, b"") if managed else b""
     fields = _fields(value)
     for name, inside in (("items", ""), ("rows", "object")):
         if (raw := bytes(fields.get(name, b""))).startswith(b"["):

@@ -56,17 +56,17 @@ class Engine:
             for number, rule in enumerate(policy.rules, 1)
         ]
         rules = policy.rules
-        self._asked = {
-            "groups": any(rule.user_groups for rule in rules),
-            "names": any(one.resource_names for rule in rules for one in rule.resources),
-            "namespaces": any(rule.namespaces for rule in rules),
-        }
+        self._asked = facts.Asked(
+            groups=any(rule.user_groups for rule in rules),
+            names=any(one.resource_names for rule in rules for one in rule.resources),
+            namespaces=any(rule.namespaces for rule in rules),
+        )
         self._remembered = lru_cache(_REMEMBERED)(self._ruling)
 
     def apply(self, event: bytes, found: Facts) -> Outcome:
         """Apply the first rule that matches; `found` is what was decoded of the event."""
-        asked = facts.attributes(found, **self._asked)
-        if facts.is_unsure(found, event):
+        asked = facts.attributes(found, self._asked)
+        if (found.target is None or not found.uri) and facts.is_cut_off(event):
             ruling = self._ruling(*asked, unsure=True)
         elif len(found.uri) < _LONG:
             ruling = self._remembered(*asked)
@@ -78,8 +78,9 @@ class Engine:
         if not rank or found.stage in omitted:
             return rule, LEVELS[0], None
         given = _RANK.get(found.level, _HIGHEST)
-        has_objects = found.request_object or found.response_object
-        edits = _edits(found, rank, strips=strips) if has_objects else None
+        edits = None
+        if found.request_object or found.response_object:
+            edits = _edits(found, rank, strips=strips)
         if rank >= given and not edits:
             return rule, found.level, event
         level = found.level if rank >= given else LEVELS[rank]
@@ -115,12 +116,14 @@ class Engine:
 def _edits(found: Facts, rank: int, *, strips: bool) -> dict[bytes, tuple[Raw, bytes]]:
     """Return what is to become of the objects in an event: see `edited`."""
     edits = {}
-    for name, raw, needed, is_object in (
-        (b"requestObject", found.request_object, 2, found.verb != "patch"),
-        (b"responseObject", found.response_object, 3, True),
-    ):
-        if raw and rank < needed:
-            edits[name] = (raw, b"")
-        elif raw and strips and is_object and (left := without_managed_fields(raw)) != bytes(raw):
-            edits[name] = (raw, left)
+    if raw := found.request_object:
+        if rank < _RANK["Request"]:
+            edits[b"requestObject"] = raw, b""
+        elif strips and found.verb != "patch" and (left := without_managed_fields(raw)):
+            edits[b"requestObject"] = raw, left
+    if raw := found.response_object:
+        if rank < _HIGHEST:
+            edits[b"responseObject"] = raw, b""
+        elif strips and (left := without_managed_fields(raw)):
+            edits[b"responseObject"] = raw, left
     return edits

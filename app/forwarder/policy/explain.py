@@ -135,7 +135,10 @@ def trace(policy: Policy, event: bytes) -> Trace:
     """Follow one event; raises msgspec's errors if it is none."""
     engine, found = Engine(policy), facts.decode(event)
     rule, level, left = engine.apply(event, found)
-    request, unsure = Request(*facts.attributes(found)), facts.is_unsure(found, event)
+    request, unsure = (
+        Request(*facts.attributes(found, facts.Asked())),
+        facts.is_unsure(found, event),
+    )
     checks = [
         Check(ruling.rule, LEVELS[ruling.rank], shown(one), matches=failed is None, because=failed)
         for one, (ruling, failed) in zip(

@@ -45,6 +45,14 @@ class Facts(Struct, gc=False):
     annotations: Raw = field(default_factory=Raw)
 
 
+class Asked(NamedTuple):
+    """What some rule of a policy asks for, of what differs between many requests."""
+
+    groups: bool = True
+    names: bool = True
+    namespaces: bool = True
+
+
 class Request(NamedTuple):
     """What kube-apiserver's rules see of a request; `resource` is None if it is about none.
 
@@ -65,16 +73,20 @@ class Request(NamedTuple):
 decode = msgspec.json.Decoder(Facts).decode
 
 
+def is_cut_off(event: bytes) -> bool:
+    """Tell whether the event has lost fields: see `salvage`."""
+    return _CUT_OFF in event
+
+
 def is_unsure(facts: Facts, event: bytes) -> bool:
     """Tell whether the event was cut off before it says what the request is about."""
-    return (facts.target is None or not facts.uri) and _CUT_OFF in event
+    return (facts.target is None or not facts.uri) and is_cut_off(event)
 
 
-def attributes(
-    facts: Facts, *, groups: bool = True, names: bool = True, namespaces: bool = True
-) -> tuple[Any, ...]:
+def attributes(facts: Facts, asked: Asked) -> tuple[Any, ...]:
     """Return the fields of its Request; those that no rule asks for are left empty."""
     user, target = facts.user, facts.target
+    groups, names, namespaces = asked
     known = user.groups if groups else ()
     if target is None:
         return user.username, known, facts.verb, None, "", "", "", "", _path(facts.uri)
