@@ -1,7 +1,7 @@
-"""The policy `security` against what a security sensor's rules look at.
+"""The policies that are built in: `quiet`, and `security` against a sensor's rules.
 
-The conditions are those of the rules for audit events that Falco publishes, in our words: which
-events each fires on, and which parts of the event's objects it looks at or shows.
+The conditions of the latter are those of the rules for audit events that Falco publishes, in our
+words: which events each fires on, and which parts of the event's objects it looks at or shows.
 """
 
 import itertools
@@ -13,8 +13,11 @@ import pytest
 
 import events
 from forwarder.policy import document, facts
+from forwarder.policy.document import PRESETS
 from forwarder.policy.engine import Engine
+from forwarder.policy.explain import report
 from policies import EVERYTHING, RECORDED
+from test_readme import README
 
 Event = dict[str, Any]
 ENGINE = Engine(document.load("security"))
@@ -296,3 +299,50 @@ def test_no_rule_of_a_sensor_loses_an_event_or_what_it_looks_at(
         ]
     assert lost == []
     assert source is not thinkable or fired == set(RULES)
+
+
+def is_kept(event: Event) -> bool:
+    """Tell whether `quiet` says that it keeps an event, of the last stage or the one before."""
+    target = event.get("objectRef", {})
+    writes = event["verb"] in ("create", "update", "patch", "delete", "deletecollection")
+    into = target.get("subresource") in ("exec", "attach", "portforward", "token")
+    return event["stage"] != "RequestReceived" and (
+        not user(event)  # it could not log in
+        or (target.get("resource") == "secrets" and not target["apiGroup"])
+        or (into and not target["apiGroup"])
+        or (bool(target) and not of_system(event) and user(event) != "aksService")
+        or (writes and target.get("subresource") == "" and target["resource"] not in CHATTER)
+    )
+
+
+CHATTER = ("events", "leases")
+
+
+def test_quiet_keeps_what_it_says_and_no_secret() -> None:
+    engine, lost = Engine(document.load("quiet")), []
+    for event in filter(is_kept, thinkable()):
+        body = json.dumps(event).encode()
+        left = json.loads(engine.apply(body, facts.decode(body))[2] or b"null")
+        target = event.get("objectRef", {})
+        secret = target.get("resource") == "secrets" and not target["apiGroup"]
+        secret = secret or target.get("subresource") == "token"
+        written = event["verb"] in ("create", "update", "patch") and target and not secret
+        into = target.get("subresource") in ("exec", "attach", "portforward")
+        if (
+            not left
+            or (secret and {"requestObject", "responseObject"} & left.keys())
+            or (written and not into and "requestObject" not in left)
+        ):
+            lost.append(event)
+    assert lost == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_readme_has_the_effect_that_was_measured(name: str) -> None:
+    found = report(document.load(name), events.real_events(), frozenset())
+    kept = (
+        f"{found.left.events / found.came.events:.0%}",
+        f"{found.left.bytes / found.came.bytes:.0%}",
+    )
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    assert row.replace(" %", "%").endswith(f"| {kept[0]} | {kept[1]} |")
