@@ -1,6 +1,7 @@
 """The user's audit policy: what is accepted, what it leaves of events, and that it loses none."""
 
 import json
+import tracemalloc
 from random import Random
 from typing import Any, get_args
 
@@ -147,6 +148,67 @@ def test_no_rule_drops_and_the_first_one_wins() -> None:
     assert left(engine({"level": "Metadata"}, {"level": "None"}), event) is not None
 
 
+@pytest.mark.parametrize(
+    ("spelling", "matched"),
+    [
+        ("pods", ["pods"]),
+        ("pods/log", ["pods/log"]),
+        ("pods/*", ["pods", "pods/log"]),
+        ("*/log", ["pods/log", "jobs/log"]),
+        ("*", ["pods", "pods/log", "jobs/log"]),
+        ("*/*", []),
+    ],
+)
+def test_resources_and_subresources_are_spelt_as_for_the_api_server(
+    spelling: str, matched: list[str]
+) -> None:
+    applied = engine({"level": "Metadata", "resources": [{"resources": [spelling]}]})
+    found = []
+    for name in ("pods", "pods/log", "jobs/log"):
+        resource, _, subresource = name.partition("/")
+        target = {"resource": resource} | ({"subresource": subresource} if subresource else {})
+        if left(applied, made(objectRef=target)):
+            found.append(name)
+    assert found == matched
+
+
+@pytest.mark.parametrize(
+    ("url", "matched"),
+    [
+        ("/a b", ["/a%20b?c=d"]),
+        ("/a%20b", []),
+        ("/a", ["/a"]),
+        ("/a*", ["/a%20b?c=d", "/a", "/a/b"]),
+        ("*", ["/a%20b?c=d", "/a", "/a/b", "/?/a"]),
+    ],
+)
+def test_paths_are_those_of_requests_about_no_resource(url: str, matched: list[str]) -> None:
+    applied = engine({"level": "Metadata", "nonResourceURLs": [url]})
+    uris = ["/a%20b?c=d", "/a", "/a/b", "/?/a"]
+    assert [u for u in uris if left(applied, made(requestURI=u, objectRef=None))] == matched
+    assert left(applied, made(requestURI="/a")) is None
+
+
+def test_a_field_of_the_same_name_inside_another_object_stays() -> None:
+    inside = {"x": 1, "requestObject": {}, "responseObject": {}}
+    result = left(
+        engine({"level": "Metadata"}), made(other=inside, requestObject={}, responseObject={})
+    )
+    assert json.loads(result or b"")["other"] == inside
+    assert not {"requestObject", "responseObject"} & json.loads(result or b"").keys()
+
+
+def test_requests_are_not_remembered_by_what_a_client_can_make_long() -> None:
+    applied = engine({"level": "Metadata", "nonResourceURLs": ["/a"]}, {"level": "Metadata"})
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            assert left(applied, made(requestURI=f"/{number}{'a' * 100_000}", objectRef=None))
+        assert tracemalloc.get_traced_memory()[0] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_stages_are_omitted_by_policy_and_rule_together() -> None:
     applied = engine({"level": "Metadata", "omitStages": ["Panic"]}, omitStages=["ResponseStarted"])
     kept = [s for s in get_args(document.Stage) if left(applied, made(stage=s))]
@@ -184,6 +246,10 @@ def test_managed_fields_go_from_objects_lists_and_tables_but_not_from_patches() 
         ({"items": [managed, 1]}, {"items": [bare, 1]}),
         ({"rows": [{"object": managed}, {}]}, {"rows": [{"object": bare}, {}]}),
         (deep, deep),
+        (
+            {"metadata": {"managedFields": [1], "a": 1}, "b": {"c": 1, "managedFields": [1]}},
+            {"metadata": {"a": 1}, "b": {"c": 1, "managedFields": [1]}},
+        ),
         ([managed], [managed]),
     ]:
         event = made(requestObject=before, responseObject=before)

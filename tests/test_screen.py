@@ -99,6 +99,7 @@ def test_an_event_is_annotated_with_its_cluster_and_else_unchanged(
         envelope([json.dumps(event, separators=(",", ":")).encode()]), ClusterAnnotation="true"
     )
     (found,) = bodies(unpacked)
+    assert unpacked.events[0].body.count(b"aks-audit/cluster") == 1
     assert found.pop("annotations") == {**others, "aks-audit/cluster": RESOURCE_ID}
     assert found == {key: value for key, value in event.items() if key != "annotations"}
 
