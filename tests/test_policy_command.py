@@ -146,6 +146,23 @@ def test_what_is_wrong_is_said(arguments: list[str], status: int, said: str) -> 
     assert said in errors
 
 
+@pytest.mark.parametrize("command", [[], ["check"]])
+async def test_a_wrong_policy_stops_forwarder_and_check_at_once(
+    command: list[str], tmp_path: Path
+) -> None:
+    environment = {
+        "EventHubNamespace": "a.servicebus.windows.net",
+        "AuditPolicyFile": write(tmp_path / "p", {"level": "All"}, {"verb": []}),
+    }
+    async with Forwarder(environment, *command) as forwarder:
+        assert await forwarder.wait(30) == 2
+    assert [line.partition(";")[0] for line in forwarder.stderr.splitlines()] == [
+        "AuditPolicyFile: rule 1: level: Invalid enum value 'All'",
+        "AuditPolicyFile: rule 2: verb: unknown field",
+        "AuditPolicyFile: rule 2: level: missing",
+    ]
+
+
 async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
     async with Server({HUB: 2}) as server:
         for number, message in enumerate(events.messages(60, per_message=10)):
