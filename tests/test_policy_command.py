@@ -16,6 +16,7 @@ from eventhubs import Server
 from forwarder.letter import Letter
 from forwarder.policy.document import PRESETS, load
 from process import APP, Forwarder
+from webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
 FILE = str(events.EVENTS_FILE)
@@ -178,3 +179,24 @@ async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
         assert json.loads("\n".join(command.lines))["came"]["events"] == 40
         assert not (tmp_path / "state").exists()
         assert not server.receivers
+
+
+async def test_a_hub_that_a_forwarder_reads_is_not_disturbed_but_says_what_to_do(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    async with Server({HUB: 1}) as server:
+        (message,) = events.messages(10, per_message=10)
+        server.hubs[HUB].publish(0, message.body)
+        environment = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "StateDirectory": str(tmp_path / "state"),
+            "WebSinkURL": webhook.url,
+        }
+        async with Forwarder(environment) as forwarder:
+            await webhook.until(lambda: webhook.total == 10)
+            arguments = ("policy", "explain", "--hub", "1", "--policy", "quiet")
+            async with Forwarder(environment, *arguments) as command:
+                assert await command.wait(60) == 1
+            assert "a forwarder reads the hub as '$Default': set ConsumerGroup" in command.stderr
+            server.hubs[HUB].publish(0, message.body)
+            await forwarder.until(lambda: webhook.duplicates == 10)

@@ -89,7 +89,7 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
             peeked = await asyncio.gather(
                 *(peek(client, settings, one, each, _PEEK_SECONDS) for one in filled)
             )
-        if peeked and not any(map(bool, peeked)):
+        if peeked and all(bodies is None for bodies in peeked):
             raise ForwarderError(
                 f"a forwarder reads the hub as '{settings.consumer_group}': set ConsumerGroup to "
                 "another consumer group, or wait until no partition has a reader"
