@@ -69,12 +69,12 @@ lint: $(VENV)/.stamp ## Lint and type-check
 	$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure events a second, CPU and memory on this machine
-	@PYTHONPATH=app:tests $(VENV)/bin/python -m bench
+bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 12 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write it there
+	@$(WITH_TOOLS) PYTHONPATH=app:tests $(VENV)/bin/python -m bench $(ONLY) $(if $(SHORT),--short) $(if $(BASE),--base '$(BASE)') $(if $(README),--readme '$(README)')
 
 .PHONY: lock
 lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
-	for name in app/requirements tests/requirements tests/tools/requirements; do \
+	for name in app/requirements tests/requirements tests/tools/requirements tests/azcli/requirements; do \
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done
 
@@ -113,3 +113,18 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 	done
 	$(CHART_DOCS) --dry-run | diff --unified chart/README.md - || { echo "chart/README.md is out of date: make docs"; exit 1; }
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yaml
+
+##@ Azure
+
+.PHONY: azure
+azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
+
+$(BIN)/az/.stamp: tests/azcli/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+.PHONY: test-azure
+test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
