@@ -95,3 +95,17 @@ def mounted_files(manifests: Iterable[Manifest]) -> list[str]:
         for source in volume.get("projected", {}).get("sources", [])
         for item in source.get("secret", {}).get("items", [])
     ]
+
+
+def mounted_config(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Return the paths and contents of all files that come from ConfigMaps."""
+    manifests = list(manifests)
+    config = {item["metadata"]["name"]: item["data"] for item in of_kind(manifests, "ConfigMap")}
+    (container,) = pod(manifests)["containers"]
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    return {
+        f"{places[volume['name']]}/{key}": text
+        for volume in pod(manifests)["volumes"]
+        if "configMap" in volume
+        for key, text in config[volume["configMap"]["name"]].items()
+    }

@@ -50,10 +50,12 @@ value_files = pytest.mark.parametrize(
 def settings(manifests: list[chart.Manifest], place: Path) -> Settings:
     """Read the environment as the pod would, the mounted files below `place`."""
     environ = chart.environment(manifests, EXISTING)
-    for path in chart.mounted_files(manifests):
+    secret = {path: FILES[Path(path).name] for path in chart.mounted_files(manifests)}
+    config = {path: text.encode() for path, text in chart.mounted_config(manifests).items()}
+    for path, content in {**secret, **config}.items():
         file = place / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(FILES[file.name])
+        file.write_bytes(content)
         environ = {name: str(file) if text == path else text for name, text in environ.items()}
     return Settings.from_env(environ)
 
@@ -63,6 +65,8 @@ def leaves(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(values, dict) and name != "headers":
         for key, value in values.items():
             yield from leaves(value, key)
+    elif isinstance(values, bool):
+        yield name, str(values).lower()
     else:
         yield name, ",".join(values) if isinstance(values, list) else str(values)
 
@@ -101,7 +105,8 @@ def test_every_value_arrives_in_the_variable_that_ends_with_its_name() -> None:
     environ["WebSinkHeaders"] = str(yaml.safe_load(environ["WebSinkHeaders"]))
     for key, text in leaves(yaml.safe_load(EVERY.read_text())):
         (name,) = (name for name, found in environ.items() if found == text)
-        assert name.lower().endswith(key.removesuffix("Seconds").lower())
+        ends = (key.removesuffix("Seconds").lower(), f"{key}File".lower())
+        assert name.lower().endswith(ends)
 
 
 def test_the_defaults_of_the_chart_are_those_of_the_app(tmp_path: Path) -> None:
@@ -243,6 +248,9 @@ def test_a_changed_setting_or_secret_rolls_the_pod_and_nothing_else_does() -> No
     assert secret["checksum/secret"] != before["checksum/secret"]
     assert secret["checksum/config"] == before["checksum/config"]
     assert annotations("--set", "commonLabels.a=b") == before
+    policy = annotations("--set-json", 'auditPolicy={"rules": [{"level": "Metadata"}]}')
+    other = annotations("--set-json", 'auditPolicy={"rules": [{"level": "Request"}]}')
+    assert policy["checksum/policy"] != other["checksum/policy"]
 
 
 @value_files

@@ -51,6 +51,14 @@ def dashboard() -> dict[str, Any]:
     return found
 
 
+def all_of_it(directory: Path) -> str:
+    """Return the path of a policy, for its metric, that leaves everything as it is."""
+    rules = [{"level": "RequestResponse"}]
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+    (directory / "policy.yaml").write_text(yaml.dump(policy))
+    return str(directory / "policy.yaml")
+
+
 def queries() -> Iterator[tuple[str, str]]:
     """Yield the title of each panel with each of its queries, variables filled in."""
     for panel in dashboard()["panels"]:
@@ -320,7 +328,11 @@ async def busy(stage: Scene) -> None:
 
 
 async def test_rules_cases_and_dashboard_speak_of_what_a_forwarder_exports(tmp_path: Path) -> None:
-    async with scene(tmp_path, partitions=2) as stage, stage.forwarder() as forwarder:
+    policy = all_of_it(tmp_path)
+    async with (
+        scene(tmp_path, partitions=2) as stage,
+        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+    ):
         await busy(stage)
         async with stage.traffic(100):
             await forwarder.wait_for("partition claimed")
@@ -337,7 +349,11 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
     tmp_path: Path,
 ) -> None:
     written = write(tmp_path / "rules.yaml", rules())
-    async with scene(tmp_path, partitions=2) as stage, stage.forwarder() as forwarder:
+    policy = all_of_it(tmp_path)
+    async with (
+        scene(tmp_path, partitions=2) as stage,
+        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+    ):
         await forwarder.listening()
         target = f"127.0.0.1:{forwarder.port}"
         async with prometheus(tmp_path, target, written, namespace="sysdig-agent") as server:

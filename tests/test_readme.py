@@ -41,6 +41,8 @@ def shown(default: object) -> str:
     match default:
         case None | ():
             return ""
+        case bool():
+            return str(default).lower()
         case frozenset():
             return ",".join(sorted(default))
         case float():

@@ -386,3 +386,19 @@ async def test_a_terminal_shows_a_bar(webhook: Webhook, tmp_path: Path) -> None:
     assert "60 accepted" in output.decode()
     assert "░   0%" in shown
     assert f"\r{'█' * 30} 100%  60 dead letters selected" in shown
+
+
+async def test_the_audit_policy_is_for_messages_and_not_again_for_events(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    """An event that the sink refused has passed the policy, or was too cut off for it."""
+    policy = tmp_path / "policy.json"
+    head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
+    policy.write_text(json.dumps({**head, "rules": [{"level": "None"}]}))
+    alone, *inside = fresh(5)
+    bury(tmp_path, [alone, events.envelope(inside)])
+    environment = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
+    status, said = await replay(environment)
+    assert status == 0, said
+    assert "2 accepted and removed" in said
+    assert list(webhook.bytes.values()) == [alone]

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from yarl import URL
 
 from forwarder.errors import SettingsError
+from forwarder.policy import document
 from forwarder.settings import Settings
 
 KEY = "c2VjcmV0IG9mIHRoZSBodWI="
@@ -65,6 +66,9 @@ DEFAULTS: dict[str, Any] = {
     "StallTimeout": 300,
     "DeadLetterMaxBytes": 104857600,
     "ReceiveBufferBytes": 33554432,
+    "AuditPolicyFile": None,
+    "ClusterAnnotation": False,
+    "ResourceIds": (),
     "LogFormat": "json",
     "HttpPort": 5000,
 }
@@ -126,6 +130,10 @@ ACCEPTED: list[tuple[str, str, Any]] = [
     ("StallTimeout", "60", 60),
     ("DeadLetterMaxBytes", "1024", 1024),
     ("ReceiveBufferBytes", "1024", 1024),
+    ("AuditPolicyFile", "quiet", document.load("quiet")),
+    ("ClusterAnnotation", "true", True),
+    ("ClusterAnnotation", "false", False),
+    ("ResourceIds", " */A , */b,", ("*/A", "*/b")),
     ("LogFormat", "json", "json"),
     ("LogFormat", "text", "text"),
     ("HttpPort", "0", 0),
@@ -208,6 +216,10 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("StallTimeout", "inf", SECONDS),
     ("DeadLetterMaxBytes", "1023", ["at least 1024"]),
     ("ReceiveBufferBytes", "1e9", ["at least 1024"]),
+    ("AuditPolicyFile", "/nowhere/policy", ["'/nowhere/policy'", "quiet", "No such file"]),
+    ("AuditPolicyFile", "PEMS/token", ["no object with apiVersion: audit.k8s.io/v1"]),
+    ("ClusterAnnotation", "yes", ["'yes'", "true, false"]),
+    ("ResourceIds", " , ", ["commas"]),
     ("LogFormat", "xml", ["'xml'", "json, text"]),
     ("HttpPort", "-1", ["from 0 to 65535"]),
     ("HttpPort", "65536", ["from 0 to 65535"]),
@@ -323,6 +335,17 @@ def test_a_variable_given_twice_or_in_an_unreadable_file_is_named(variable: str)
         line.startswith(f"{variable}: {variable}_FILE, '/nowhere/file', cannot be read")
         for line in problems(**unreadable)
     )
+
+
+def test_each_problem_of_a_policy_has_a_line_with_rule_and_field(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{verb: []}, {level: All}]")
+    assert [line.partition("; ")[0] for line in problems(AuditPolicyFile=str(file))] == [
+        "AuditPolicyFile: rule 1: verb: unknown field",
+        "AuditPolicyFile: rule 1: level: missing",
+        "AuditPolicyFile: rule 2: level: Invalid enum value 'All'",
+    ]
+    assert read(AuditPolicyFile="quiet").audit_policy == document.load("quiet")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from forwarder import __version__, log
 from forwarder.app import run
 from forwarder.check.command import check
 from forwarder.errors import ForwarderError, SettingsError
-from forwarder.parse import start_position
+from forwarder.parse import start_position, whole
+from forwarder.policy.command import explain
+from forwarder.policy.document import PRESETS, text
 from forwarder.replay import replay
 from forwarder.repost import Selection
 from forwarder.settings import Settings
@@ -33,7 +35,10 @@ def main(
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_check(commands)
     _add_replay(commands)
+    _add_policy(commands)
     given = parser.parse_args(arguments)
+    if given.command == "policy":
+        return _policy(given)
     try:
         settings = Settings.from_env()
     except SettingsError as error:
@@ -92,6 +97,43 @@ def _add_replay(commands: Any) -> None:
         "--reason", default="", metavar="TEXT", help="only those with this text in their reason"
     )
     parser.add_argument("--dry-run", action="store_true", help="just count them")
+
+
+def _add_policy(commands: Any) -> None:
+    text = "show what an audit policy makes of events, or print one that is built in"
+    verbs = commands.add_parser("policy", help=text, description=text).add_subparsers(
+        dest="verb", metavar="COMMAND", required=True
+    )
+    text = "say for each rule which events it matches and what is left of them"
+    parser = verbs.add_parser("explain", help=text, description=text)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "file",
+        nargs="?",
+        default="",
+        metavar="FILE",
+        help="events as JSON lines, dead letters; or -",
+    )
+    where.add_argument(
+        "--hub", type=whole(1), default=0, metavar="N", help="the newest N messages of the hub"
+    )
+    parser.add_argument(
+        "--policy",
+        default="",
+        metavar="POLICY",
+        help="FILE, quiet or security, not AuditPolicyFile",
+    )
+    parser.add_argument("--event", action="store_true", help="the first event, rule by rule")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    text = "print a policy that is built in, to start your own from"
+    verbs.add_parser("show", help=text, description=text).add_argument("name", choices=PRESETS)
+
+
+def _policy(given: argparse.Namespace) -> int:
+    if given.verb == "show":
+        sys.stdout.write(text(given.name))
+        return 0
+    return explain(given.file, given.policy, given.hub, event=given.event, as_json=given.json)
 
 
 def _since(text: str) -> datetime | timedelta:

@@ -162,6 +162,9 @@ class Partition:
         self.metrics.received_bytes.inc(message.size)
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
+        if unpacked.ruled:
+            self.metrics.outcomes["filtered"].inc(unpacked.filtered)
+            self._outlets.metrics.judged(unpacked.ruled)
         self.metrics.salvaged.inc(sum(event.salvaged for event in unpacked.events))
         if self.last is None:
             self.before = message.sequence_number - 1

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -27,16 +27,34 @@ class Refused(msgspec.Struct, gc=False, frozen=True):
 
 
 class Unpacked(msgspec.Struct, gc=False):
-    """What one message held; `skipped` counts the records of other categories."""
+    """What one message held; `skipped` counts the records of other categories and clusters.
+
+    `filtered` counts the events that the audit policy dropped, `ruled` all that it saw, by rule and
+    the level that they are left at.
+    """
 
     events: list[Event]
     refused: list[Refused]
     skipped: int = 0
+    filtered: int = 0
+    ruled: dict[tuple[str, str], int] = {}
 
     @property
     def records(self) -> int:
         """The number of records in the message."""
-        return len(self.events) + len(self.refused) + self.skipped
+        return len(self.events) + len(self.refused) + self.skipped + self.filtered
+
+
+class Screen(Protocol):
+    """What is wanted of the events; see `forwarder.screen`."""
+
+    wants: Callable[[str | None], bool] | None
+    """Tells whether records of this cluster are wanted; None if all are."""
+
+    def add(
+        self, unpacked: Unpacked, body: bytes, resource_id: str | None, *, salvaged: bool
+    ) -> None:
+        """Add what is wanted of an event; raises as `plain` if it is none."""
 
 
 class _Audit(msgspec.Struct, gc=False):
@@ -63,10 +81,19 @@ class _Envelope(msgspec.Struct, gc=False):
     records: list[_Record]
 
 
+class _IdentifiedRecord(_Record, gc=False):
+    resourceId: str | None = None  # noqa: N815 - the name in the JSON
+
+
+class _IdentifiedEnvelope(msgspec.Struct, gc=False):
+    records: list[_IdentifiedRecord]
+
+
 class _LooseRecord(msgspec.Struct, gc=False):
     category: str
     properties: msgspec.Raw = msgspec.Raw(b"null")
     time: str | None = None
+    resourceId: Any = None  # noqa: N815 - the name in the JSON
 
 
 class _LooseProperties(msgspec.Struct, gc=False):
@@ -74,6 +101,7 @@ class _LooseProperties(msgspec.Struct, gc=False):
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
+_identified = msgspec.json.Decoder(_IdentifiedEnvelope)
 _audit = msgspec.json.Decoder(_Audit)
 _loose_record = msgspec.json.Decoder(_LooseRecord)
 _loose_properties = msgspec.json.Decoder(_LooseProperties)
@@ -92,21 +120,34 @@ _SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
 _scan: Final = json.JSONDecoder(parse_int=str).raw_decode  # int() refuses 4,301 digits
 
 
-def unpack(message: bytes, categories: frozenset[str]) -> Unpacked:
+def unpack(message: bytes, categories: frozenset[str], screen: Screen | None = None) -> Unpacked:
     """Take a message apart; never raises, and one bad record never costs its neighbours.
 
     Takes `{"records":[…]}`, a bare array of records and a single record.
     """
     unpacked = Unpacked([], [])
     try:
+        if screen:
+            wants = screen.wants
+            for one in _identified.decode(message).records:
+                if one.category in categories and (not wants or wants(one.resourceId)):
+                    _add(unpacked, one.properties.log, one.time, screen, one.resourceId)
+                else:
+                    unpacked.skipped += 1
+            return unpacked
         for record in _envelope.decode(message).records:
             if record.category in categories:
                 _add(unpacked, record.properties.log, record.time)
             else:
                 unpacked.skipped += 1
     except _UNREADABLE:
-        _unpack_loosely(unpacked, message, categories)
+        _unpack_loosely(unpacked, message, categories, screen)
     return unpacked
+
+
+def plain(body: bytes, *, salvaged: bool = False) -> Event:
+    """Return the event as it is; raises msgspec's errors if it is none."""
+    return Event(body, _audit.decode(body).stageTimestamp or "", salvaged)
 
 
 def categories(message: bytes) -> list[str]:
@@ -120,33 +161,47 @@ def categories(message: bytes) -> list[str]:
     return found
 
 
-def _add(unpacked: Unpacked, log: str, time: str | None) -> None:
+def _add(
+    unpacked: Unpacked,
+    log: str,
+    time: str | None,
+    screen: Screen | None = None,
+    resource_id: str | None = None,
+) -> None:
     """Add an event, salvaged if it was cut off, or the log itself as refused."""
     try:
         body = log.encode().strip()
-        unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp or ""))
+        if screen:
+            screen.add(unpacked, body, resource_id, salvaged=False)
+        else:
+            unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp or ""))
     except msgspec.ValidationError as error:
         unpacked.refused.append(Refused(log.encode(), f"not an audit event: {error}"))
     except _UNREADABLE as error:
         try:
             body = salvage(log, time).encode()
-            unpacked.events.append(
-                Event(body, _audit.decode(body).stageTimestamp or "", salvaged=True)
-            )
+            if screen:
+                screen.add(unpacked, body, resource_id, salvaged=True)
+            else:
+                unpacked.events.append(plain(body, salvaged=True))
         except (UnusableError, *_UNREADABLE) as hopeless:
             reason = str(hopeless if isinstance(hopeless, UnusableError) else error)
             unpacked.refused.append(Refused(log.encode(), reason))
 
 
-def _unpack_loosely(unpacked: Unpacked, message: bytes, categories: frozenset[str]) -> None:
+def _unpack_loosely(
+    unpacked: Unpacked, message: bytes, categories: frozenset[str], screen: Screen | None
+) -> None:
     """Take apart, record by record, what is not quite the envelope that is expected."""
     for body, whole in _records(message):
         try:
             if not whole:
                 raise UnusableError("not JSON of Azure Monitor, or cut off")
             record = _loose_record.decode(body)
-            if record.category in categories:
-                _add(unpacked, _log(bytes(record.properties)), record.time)
+            cluster = record.resourceId if isinstance(record.resourceId, str) else None
+            wants = screen.wants if screen else None
+            if record.category in categories and (not wants or wants(cluster)):
+                _add(unpacked, _log(bytes(record.properties)), record.time, screen, cluster)
             else:
                 unpacked.skipped += 1
         except (UnusableError, *_UNREADABLE) as error:

@@ -49,3 +49,11 @@ class RetryableError(ForwarderError):
 
 class MisconfiguredError(RetryableError):
     """The sink will not take anything until somebody changes a setting, here or there."""
+
+
+class PolicyError(ForwarderError, ValueError):
+    """An audit policy that cannot be used. `problems`: one line each, with rule and field."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems

@@ -12,6 +12,7 @@ from forwarder import log
 from forwarder.delivery import Outlets, Partition
 from forwarder.envelope import Refused, Unpacked, unpack
 from forwarder.poison import Poison
+from forwarder.screen import Screen
 from forwarder.summary import summary
 from forwarder.window import Message
 
@@ -35,6 +36,7 @@ class Intake:
     def __init__(self, outlets: Outlets, poison: Poison) -> None:
         self._buffer = outlets.buffer
         self._categories = outlets.settings.categories
+        self._screen = Screen.of(outlets.settings)
         self._poison = poison
 
     async def take(self, partition: Partition, message: Message, body: bytes) -> None:
@@ -74,6 +76,6 @@ class Intake:
             log.error("the process died of a message", partition=partition, sequenceNumber=number)
             return Unpacked([], [Refused(body, "the process died of it")])
         try:
-            return unpack(body, self._categories)
+            return unpack(body, self._categories, self._screen)
         except Exception as error:  # noqa: BLE001 - a poison message must not stop its partition
             return Unpacked([], [Refused(body, f"internal error: {log.describe(error)}")])

@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -94,6 +94,9 @@ class Metrics:
         self.oldest = gauge(
             "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
         )
+        self._ruled = counter(
+            "policy_rule", "Events by the rule that matched and the level left", "rule", "level"
+        )
         self.letters_waiting = gauge(
             "dead_letters_waiting", "Dead letters not written yet: they hold checkpoints back"
         )
@@ -130,6 +133,11 @@ class Metrics:
             except ValueError:
                 continue
         self._delays.observe(delays)
+
+    def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
+        """Count the events that the audit policy saw, by rule and the level they are left at."""
+        for labels, count in ruled.items():
+            self._ruled.labels(*labels).inc(count)
 
     def exposition(self) -> bytes:
         """Return everything in the Prometheus text format."""

@@ -54,6 +54,16 @@ def one_of(*accepted: str) -> Callable[[str], str]:
     return parser
 
 
+def truth(text: str) -> bool:
+    """Parse true or false."""
+    return one_of("true", "false")(text) == "true"
+
+
+def globs(text: str) -> tuple[str, ...]:
+    """Parse a list of patterns joined by commas."""
+    return tuple(sorted(names(text)))
+
+
 def names(text: str) -> frozenset[str]:
     """Parse a list of names joined by commas."""
     found = frozenset(filter(None, (name.strip() for name in text.split(","))))

@@ -20,6 +20,7 @@ from forwarder.letter import Letter, letters
 from forwarder.letterblobs import LetterBlobs
 from forwarder.letterfiles import LetterFiles
 from forwarder.metrics import Metrics
+from forwarder.screen import Screen
 from forwarder.settings import Settings
 from forwarder.sink import Sink
 from forwarder.window import Message
@@ -44,6 +45,7 @@ class Repost:
         self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
         self._dry, self._reason, since = selection.dry_run, selection.reason, selection.since
         self._since = datetime.now(UTC) - since if isinstance(since, timedelta) else since
+        self._screen = Screen.of(settings)
         self._metrics = Metrics(__version__)
         self.sink = Sink(self._settings, self._metrics)
         self.selected = self.accepted = self.unreadable = self.bytes = 0
@@ -116,14 +118,17 @@ class Repost:
         return (not self._since or letter.time >= self._since) and self._reason in letter.reason
 
     def _unpack(self, body: bytes) -> Unpacked:
-        """Return the event that a letter holds, or what its record or message holds by now."""
+        """Return the event that a letter holds, or what its record or message holds by now.
+
+        An event has passed the screen already.
+        """
         categories = self._settings.categories
         with suppress(UnicodeDecodeError):
             record = {"category": min(categories), "properties": {"log": body.decode()}}
             unpacked = unpack(msgspec.json.encode({"records": [record]}), categories)
             if unpacked.events:
                 return unpacked
-        return unpack(body, categories)
+        return unpack(body, categories, self._screen)
 
 
 class _Staying:

@@ -13,7 +13,8 @@ from yarl import URL
 
 from forwarder import parse
 from forwarder.connection import BlobConnection, HubConnection, blob_connection, hub_connection
-from forwarder.errors import SettingsError
+from forwarder.errors import PolicyError, SettingsError
+from forwarder.policy.document import Policy, load
 
 _DEFAULT_HUB = "insights-logs-kube-audit"
 _KEY = re.compile(r"\b(\w*(?:key|sig|signature)=)[^;&'\s]{8,}", re.IGNORECASE)
@@ -75,6 +76,9 @@ class Settings:
     stall_timeout: float = _variable("StallTimeout", 300.0, parse.seconds)
     dead_letter_max_bytes: int = _variable("DeadLetterMaxBytes", 104_857_600, parse.whole(1_024))
     receive_buffer_bytes: int = _variable("ReceiveBufferBytes", 33_554_432, parse.whole(1_024))
+    audit_policy: Policy | None = _variable("AuditPolicyFile", None, load)
+    cluster_annotation: bool = _variable("ClusterAnnotation", default=False, parser=parse.truth)
+    resource_ids: tuple[str, ...] = _variable("ResourceIds", (), parse.globs)
     log_format: str = _variable("LogFormat", "json", parse.one_of("json", "text"))
     http_port: int = _variable("HttpPort", 5000, parse.whole(0, 65_535))
 
@@ -86,8 +90,10 @@ class Settings:
         for item in fields(cls):
             name = item.metadata["variable"]
             try:
-                if text := _read(environ, name):
+                if text := variable(environ, name):
                     values[item.name] = item.metadata["parser"](text)
+            except PolicyError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems]
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         hub = values.get("hub_connection")
@@ -176,7 +182,7 @@ def _shown(problem: str) -> str:
     return _KEY.sub(r"\1***", " ".join(problem.split()))
 
 
-def _read(environ: Mapping[str, str], name: str) -> str:
+def variable(environ: Mapping[str, str], name: str) -> str:
     """Return the variable's text, from the file that NAME_FILE names if that is given."""
     text, path = environ.get(name, "").strip(), environ.get(f"{name}_FILE", "").strip()
     if text and path:

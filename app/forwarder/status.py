@@ -41,6 +41,6 @@ def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
             value = shown_url(value)
         elif not item.repr:
             value = "given" if value else None
-        elif isinstance(value, frozenset):
+        elif isinstance(value, frozenset | tuple):
             value = ", ".join(sorted(value))
         yield item.metadata["variable"], "" if value is None else str(value)

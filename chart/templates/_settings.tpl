@@ -34,6 +34,13 @@
 {{- if regexMatch "[@?]" .Values.webhook.url }}true{{ end }}
 {{- end }}
 
+{{/* The audit policy as the forwarder reads it; nothing if there is none, or one that is built in. */}}
+{{- define "aks-audit.auditPolicy" -}}
+{{- if and .Values.auditPolicy (kindIs "map" .Values.auditPolicy) }}
+{{- merge (deepCopy .Values.auditPolicy) (dict "apiVersion" "audit.k8s.io/v1" "kind" "Policy") | toYaml }}
+{{- end }}
+{{- end }}
+
 {{/* What is secret, as a map of environment variables. */}}
 {{- define "aks-audit.secrets" -}}
 {{- with .Values.eventHub.connectionString | trim }}
@@ -95,6 +102,15 @@ WebSinkCAFile: {{ include "aks-audit.webhookFiles" . }}/ca.crt
 WebSinkCertFile: {{ include "aks-audit.webhookFiles" . }}/tls.crt
 WebSinkKeyFile: {{ include "aks-audit.webhookFiles" . }}/tls.key
 {{- end }}
+{{- end }}
+{{- with .Values.auditPolicy }}
+AuditPolicyFile: {{ kindIs "map" . | ternary "/etc/aks-audit/policy/policy.yaml" . | quote }}
+{{- end }}
+{{- if .Values.clusterAnnotation }}
+ClusterAnnotation: "true"
+{{- end }}
+{{- with .Values.resourceIds }}
+ResourceIds: {{ join "," . | quote }}
 {{- end }}
 VerboseLevel: {{ int64 .Values.verboseLevel | quote }}
 LogFormat: {{ quote .Values.logFormat }}

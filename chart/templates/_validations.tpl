@@ -23,6 +23,14 @@ secret. All that are broken are reported together.
 {{- $errors = append $errors "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: partitions are lost between two renewals otherwise." }}
 {{- end }}
 
+{{- if kindIs "map" .Values.auditPolicy }}
+{{- range $index, $rule := .Values.auditPolicy.rules }}
+{{- if and $rule.nonResourceURLs (or $rule.resources $rule.namespaces) }}
+{{- $errors = append $errors (printf "auditPolicy: rule %d is for nonResourceURLs and for resources or namespaces, and no request has both: make it two rules." (add1 $index)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- $logins := list }}
 {{- range $key := list "connectionString" "accountUrl" "inExistingSecret" }}
 {{- if index $.Values.blobStorage $key }}{{ $logins = append $logins (print "blobStorage." $key) }}{{ end }}

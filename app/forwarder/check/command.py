@@ -106,6 +106,6 @@ def _summary(settings: Settings) -> str:
     store = settings.blob_container_name
     if not settings.blob_connection and not settings.blob_account_url:
         store = str(settings.state_directory)
-    return (
-        f"{settings.event_hub_name} to {shown_url(settings.web_sink_url)}, checkpoints in {store}"
-    )
+    policy = f", audit policy {settings.audit_policy}" if settings.audit_policy else ""
+    sink = shown_url(settings.web_sink_url)
+    return f"{settings.event_hub_name} to {sink}, checkpoints in {store}{policy}"

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from azure.eventhub import EventData
 from azure.eventhub._pyamqp.error import AMQPLinkError
 from azure.eventhub.exceptions import EventHubError
 
@@ -17,7 +16,7 @@ from forwarder.cause import Cause
 from forwarder.check import reach
 from forwarder.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.envelope import categories
-from forwarder.hub import QUIET, SHARED, attach, connect, trusted
+from forwarder.hub import QUIET, SHARED, attach, connect, peek, trusted
 from forwarder.settings import Settings
 
 _CLOCK_OFF: Final = 300.0  # seconds
@@ -163,7 +162,11 @@ class HubCheck:
         filled.sort(key=lambda found: found["last_enqueued_time_utc"], reverse=True)
         if not filled:
             return Skip("there is no message to look into")
-        seen = await asyncio.gather(*map(self._peek, filled[:_PEEKED]))
+        look = (
+            peek(self._client, self._settings, found, _MESSAGES, _PEEK_SECONDS)
+            for found in filled[:_PEEKED]
+        )
+        seen = await asyncio.gather(*look)
         messages = [body for bodies in seen if bodies is not None for body in bodies]
         if None in seen and not messages:
             return Skip("a forwarder reads the partitions: its log and metrics tell")
@@ -183,36 +186,6 @@ class HubCheck:
             "turn on kube-audit or kube-audit-admin in the cluster's diagnostic setting; or see "
             "Categories (eventHub.categories)",
         )
-
-    async def _peek(self, found: Mapping[str, Any]) -> list[bytes] | None:
-        """Return the newest messages of a partition, None if somebody owns it."""
-        last = found["last_enqueued_sequence_number"]
-        first = max(found["beginning_sequence_number"], last - _MESSAGES + 1)
-        bodies: list[bytes] = []
-        whole = asyncio.Event()
-
-        async def take(received: Sequence[EventData]) -> None:
-            for data in received:
-                bodies.append(data.body_as_str().encode())
-                if (data.sequence_number or 0) >= last:
-                    whole.set()
-
-        try:
-            receiver = await attach(self._client, self._settings, found["id"], first, take)
-        except AMQPLinkError as error:
-            if error.condition not in SHARED:
-                raise
-            return None
-        reading = asyncio.create_task(receiver.receive(batch=True, max_batch_size=_MESSAGES))
-        waiting = asyncio.create_task(whole.wait())
-        await asyncio.wait(
-            {reading, waiting}, timeout=_PEEK_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        waiting.cancel()
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await receiver.close()
-        return bodies
 
 
 def _clock(ahead: float, host: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""The user's audit policy: `document` reads it, `engine` applies it, `explain` shows its effect."""
