@@ -5,7 +5,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from itertools import repeat
+from typing import Any, Protocol
 
 from forwarder import log
 from forwarder.buffer import ReceiveBuffer
@@ -17,10 +18,7 @@ from forwarder.settings import Settings
 from forwarder.sink import LIST_OVERHEAD, Sink
 from forwarder.window import Message, Window
 
-
-class _Waiting(NamedTuple):
-    event: Event
-    message: Message
+_Waiting = tuple[Event, Message]
 
 
 class Keeper(Protocol):
@@ -78,7 +76,7 @@ class Partition:
         self.newest = message
         self.progress = time.monotonic()
         self.window.add(message, len(unpacked.events) + len(unpacked.refused))
-        self._queue.extend(_Waiting(event, message) for event in unpacked.events)
+        self._queue.extend(zip(unpacked.events, repeat(message)))
         if unpacked.refused:
             self._spawn(self._bury(message, unpacked.refused))
 
@@ -110,7 +108,7 @@ class Partition:
         settings, size = self._outlets.settings, LIST_OVERHEAD
         found: list[_Waiting] = []
         while self._queue and len(found) < settings.web_sink_max_events:
-            size += len(self._queue[0].event.body) + 1
+            size += len(self._queue[0][0].body) + 1
             if found and size > settings.web_sink_max_bytes:
                 break
             found.append(self._queue.popleft())
@@ -119,11 +117,12 @@ class Partition:
     async def _deliver(self, events: Sequence[_Waiting]) -> None:
         """Post the events; what is refused is halved until the bad one stands alone."""
         try:
-            await self._outlets.sink.post([waiting.event.body for waiting in events])
+            await self._outlets.sink.post([event.body for event, _ in events])
         except RejectedError as error:
             if len(events) == 1:
-                refused = Refused(events[0].event.body, f"refused by the sink: {error}")
-                await self._bury(events[0].message, [refused])
+                ((event, message),) = events
+                refused = Refused(event.body, f"refused by the sink: {error}")
+                await self._bury(message, [refused])
                 return
             half = len(events) // 2
             await self._deliver(events[:half])
@@ -131,8 +130,8 @@ class Partition:
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
-            self._outlets.metrics.delayed(waiting.event.stage_timestamp for waiting in events)
-            for message, count in Counter(waiting.message for waiting in events).items():
+            self._outlets.metrics.delayed(event.stage_timestamp for event, _ in events)
+            for message, count in Counter(message for _, message in events).items():
                 self._settle(message, count)
 
     async def _bury(self, message: Message, refused: Sequence[Refused]) -> None:
