@@ -1,6 +1,7 @@
 """The sink that other tests rely on is strict, remembers, and misbehaves to order."""
 
 import asyncio
+import hashlib
 import json
 import math
 import ssl
@@ -53,6 +54,7 @@ async def test_it_remembers_each_event_byte_for_byte_and_how_often_it_came(
         ("POST", JSON, b"[" + FEW[0] + b"]", 400),
         ("POST", JSON, b"{}", 400),
         ("POST", JSON, event_list([b"{}"]), 400),
+        ("POST", JSON, FEW[0].replace(b'"stageTimestamp":', b'"stagetimestamp":'), 400),
         ("POST", JSON, event_list(FEW).replace(b"k8s.io/v1", b"k8s.io/v2", 1), 400),
         ("POST", JSON, event_list(FEW)[:-1], 400),
         ("POST", JSON, FEW[0] + b" " * MAX_BODY, 400),
@@ -151,4 +153,18 @@ async def test_the_fast_mode_counts_the_same(client: aiohttp.ClientSession) -> N
         assert await post(client, webhook.url, FEW[0]) == 200
         assert webhook.total == 377
         async with client.get(webhook.url.replace("k8s_audit", "stats")) as response:
-            assert json.loads(await response.text()) == {"events": 377, "posts": 2}
+            stats = json.loads(await response.text())
+            assert (stats["events"], stats["posts"]) == (377, 2)
+
+
+async def test_it_tells_over_http_what_it_took(
+    webhook: Webhook, client: aiohttp.ClientSession
+) -> None:
+    await post(client, webhook.url, event_list(FEW))
+    await post(client, webhook.url, FEW[0])
+    async with client.get(webhook.url.replace("k8s_audit", "events")) as response:
+        told = await response.json()
+    assert told == [
+        [*events.key(event), 2 if event is FEW[0] else 1, hashlib.sha256(event).hexdigest()]
+        for event in FEW
+    ]
