@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from e2e.commands import BLOCKS, MIGRATION, block, blocks
 from forwarder import __version__
 from forwarder.settings import Settings
 
@@ -54,3 +55,8 @@ def test_promises_name_tests_that_exist() -> None:
         if not re.search(rf'def {name}\(|^    "{name}": ', (ROOT / file).read_text(), re.MULTILINE)
     ]
     assert missing == []
+
+
+def test_the_commands_that_are_typed_on_a_cluster_stand_in_the_readmes() -> None:
+    assert all(block(name) for name in BLOCKS)
+    assert len(blocks(*MIGRATION)) == 6

@@ -13,12 +13,12 @@ IMAGE = os.environ.get("E2E_NEW", "")
 
 # Where the commands stand: file, heading, and a text that no other block there has.
 BLOCKS = {
-    "install": ("README.md", "Install", "helm install"),
-    "log and level": ("README.md", "Install", "kubectl logs"),
+    "install": ("README.md", "Quick start", "helm install"),
+    "see": ("README.md", "Quick start", "kubectl logs"),
     "check": ("README.md", "Why does nothing arrive?", "forwarder check"),
     "dead letters": ("README.md", "AksAuditDeadLetters", "replay --dry-run"),
     "replicas": ("chart/README.md", "Variations", "replicaCount=3"),
-    "uninstall": ("chart/README.md", "Uninstall", "helm uninstall"),
+    "uninstall": ("README.md", "Uninstall", "helm uninstall"),
 }
 MIGRATION = ("README.md", "Coming from sysdiglabs/aks-audit-log-forwarder")
 

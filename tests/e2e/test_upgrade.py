@@ -9,7 +9,7 @@ from e2e.cluster import ROOT, run, until
 from e2e.commands import IMAGE, block, type_in
 from e2e.conftest import Lap, Note
 from e2e.world import World
-from events import real_events
+from events import messages, real_events
 
 NAMESPACE = "aks-audit-upgrade"
 CHECKPOINTED = 7  # seconds, more than two checkpoints of a partition are apart
@@ -52,8 +52,8 @@ def test_an_upgrade_keeps_volume_and_checkpoints(world: World, note: Note, lap: 
     world.rolled()
     note("upgrade from the previous version: to ready pod", lap())
     assert world.pod()["spec"]["containers"][0]["image"] == IMAGE
-    world.publish([event.replace(b'"auditID":"', b'"auditID":"0') for event in real_events()])
-    assert world.settled() == 2 * len(real_events())
+    world.publish([event for made in messages(500) for event in made.events])
+    assert world.settled() == len(real_events()) + 500
     assert world.doubled() == 0
     assert world.get("persistentvolumeclaim", "aks-audit")["spec"]["volumeName"] == claim
 
