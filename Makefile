@@ -107,7 +107,7 @@ e2e: tools ## Test image and chart on the cluster of KUBECONFIG (tests/e2e/READM
 	$(call BUILD,tests/e2e/Dockerfile,tests,$(word 3,$(E2E_IMAGES)),--build-arg IMAGE=$(word 1,$(E2E_IMAGES)))
 	$(if $(E2E_LOAD),for image in $(E2E_IMAGES); do $(E2E_LOAD) $$image; done)
 	$(WITH_TOOLS) E2E_NEW=$(word 1,$(E2E_IMAGES)) E2E_OLD=$(word 2,$(E2E_IMAGES)) E2E_TOOLS=$(word 3,$(E2E_IMAGES)) \
-		$(E2E_RUN) $(VENV)/bin/python -m pytest -m e2e --numprocesses 2 --dist loadgroup --exitfirst --timeout 600 tests/e2e $(if $(ONLY),-k '$(ONLY)')
+		$(E2E_RUN) $(VENV)/bin/python -m pytest -m e2e --numprocesses 2 --dist loadfile --exitfirst --timeout 600 tests/e2e $(if $(ONLY),-k '$(ONLY)')
 
 ##@ Chart
 

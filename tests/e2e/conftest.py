@@ -58,13 +58,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
             for command in (
                 ("get", "pods,services,persistentvolumeclaims", "--output=wide"),
                 ("get", "events", "--sort-by=.lastTimestamp"),
-                ("logs", "--selector=app=aks-audit-log-forwarder", "--tail=40"),
+                ("logs", "--selector=app=aks-audit-log-forwarder", "--tail=200"),
             ):
                 try:
                     said = run("kubectl", "--namespace", world.namespace, *command)
                 except CommandError as error:
                     said = str(error)
-                report.sections.append((f"kubectl {' '.join(command)}", said[-8000:]))
+                report.sections.append((f"kubectl {' '.join(command)}", said[-20000:]))
     return report
 
 

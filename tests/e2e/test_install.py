@@ -20,7 +20,7 @@ NAMESPACE = "sysdig-agent"
 IN_FLIGHT = 4 * 4 * 100  # events under way at most: partitions, posts each, events a post
 OUTAGE = float(os.environ.get("E2E_OUTAGE", "120"))  # seconds
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("sysdig-agent")]
+pytestmark = pytest.mark.e2e
 
 
 def name(world: World) -> str:
@@ -50,6 +50,9 @@ def test_one_command_installs_it_where_restricted_is_enforced(
     pod = name(world)
     began = world.metric(pod, "process_start_time_seconds")
     first = json.loads(world.kubectl("logs", pod).splitlines()[0])["timestamp"]
+    (ready,) = (one for one in world.pod()["status"]["conditions"] if one["type"] == "Ready")
+    since = datetime.fromisoformat(ready["lastTransitionTime"]).timestamp()
+    note("start to ready, as Kubernetes tells it", f"{since - began:.0f} s")
     note("start to first log line", f"{datetime.fromisoformat(first).timestamp() - began:.2f} s")
     note("start to first event at the sink", f"{world.stats()['first'] - began:.2f} s")
 
@@ -162,7 +165,7 @@ def drain(world: World) -> None:
 
 
 def kill_for_memory(world: World) -> None:
-    few = "resources.limits.memory=40Mi", "resources.requests.memory=40Mi"
+    few = "resources.limits.memory=24Mi", "resources.requests.memory=24Mi"
     upgrade(*few)
     until("a kill for memory", lambda: "OOMKilled" in json.dumps(world.pods()), 120)
     run("helm", "rollback", "aks-audit", "--namespace", NAMESPACE)
@@ -201,6 +204,8 @@ def test_a_sink_that_is_away_makes_it_unready_and_nothing_else(
     world.forget_sink()
     pod = world.pod()
     world.kubectl("scale", "deployment", "sysdig-agent", "--replicas=0")
+    until("the sink's end", lambda: not world.get("pods", "--selector=app=sysdig-agent"))
+    lap()
     with Feed(world, 40) as feed:
         until("an unready pod", lambda: not world.ready())
         note("sink away: to unready", lap())

@@ -14,7 +14,7 @@ NAMESPACE = "aks-audit-replicas"
 RATE = 300  # events a second
 RESPREAD = 180  # seconds
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("others")]
+pytestmark = pytest.mark.e2e
 
 
 def owned(world: World) -> list[float]:

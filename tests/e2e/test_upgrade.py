@@ -14,13 +14,15 @@ from events import messages, real_events
 NAMESPACE = "aks-audit-upgrade"
 CHECKPOINTED = 7  # seconds, more than two checkpoints of a partition are apart
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("others")]
+pytestmark = pytest.mark.e2e
 
 
 def belongings(world: World) -> set[str]:
     """Return all that carries the release's label, of every kind, and its Secrets."""
     kinds = run("kubectl", "api-resources", "--namespaced", "--verbs=list,delete", "--output=name")
-    wanted = ",".join(kind for kind in kinds.split() if not kind.startswith("events"))
+    wanted = ",".join(
+        kind for kind in kinds.split() if kind.split(".")[0] not in {"events", "endpoints"}
+    )
     mine = world.kubectl(
         "get", wanted, "--selector=app.kubernetes.io/instance=aks-audit", "--output=name"
     )
@@ -63,6 +65,7 @@ def test_uninstalling_leaves_what_the_readme_says(world: World) -> None:
     uninstall, delete_claim = block("uninstall").splitlines()
     type_in(uninstall, NAMESPACE)
     kept = {"persistentvolumeclaim/aks-audit"}
-    until("only the volume", lambda: belongings(world) == kept)
+    until("no pod", lambda: not world.get("pods", "--selector=app=aks-audit-log-forwarder"))
+    assert belongings(world) == kept
     type_in(delete_claim, NAMESPACE)
     until("nothing", lambda: not belongings(world))

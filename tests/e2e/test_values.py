@@ -15,7 +15,7 @@ NAMESPACE = "aks-audit-values"
 OWN_DISK = ("default", "falco", "sysdig-agent", "sysdig-shield")
 SHARED = ("blob-replicas",)
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("others")]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("names", [OWN_DISK, SHARED], ids=["own disk", "shared storage"])

@@ -25,6 +25,7 @@ _ARGUMENTS = {
         "/azurite/node", "/azurite/node_modules/azurite/dist/src/blob/main.js",
         "--blobHost", "0.0.0.0", "--blobPort", "10000",
         "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+        "--disableProductStyleUrl",
     ],
 }  # fmt: skip
 _PORTS = {"eventhubs": [5672, 8080], "sysdig-agent": [7765], "azurite": [10000]}
