@@ -74,7 +74,7 @@ bench: $(VENV)/.stamp ## Measure events a second, CPU and memory on this machine
 
 .PHONY: lock
 lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
-	for name in app/requirements tests/requirements tests/tools/requirements; do \
+	for name in app/requirements tests/requirements tests/tools/requirements tests/azcli/requirements; do \
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done
 
@@ -108,6 +108,21 @@ e2e: tools ## Test image and chart on the cluster of KUBECONFIG (tests/e2e/READM
 	$(if $(E2E_LOAD),for image in $(E2E_IMAGES); do $(E2E_LOAD) $$image; done)
 	$(WITH_TOOLS) E2E_NEW=$(word 1,$(E2E_IMAGES)) E2E_OLD=$(word 2,$(E2E_IMAGES)) E2E_TOOLS=$(word 3,$(E2E_IMAGES)) \
 		$(E2E_RUN) $(VENV)/bin/python -m pytest -m e2e --numprocesses 2 --dist loadfile --exitfirst --timeout 600 tests/e2e $(if $(ONLY),-k '$(ONLY)')
+
+##@ Azure
+
+.PHONY: azure
+azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
+
+$(BIN)/az/.stamp: tests/azcli/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+.PHONY: test-azure
+test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
 
 ##@ Chart
 

@@ -32,6 +32,7 @@ from webhook import Answer, Webhook
 
 HUB = "insights-logs-kube-audit"
 TEXT = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=a2V5"
+OWN_POLICY = f"--namespace-name ns --eventhub-name {HUB} --name reader"
 Report = dict[str, dict[str, str]]
 
 
@@ -347,6 +348,8 @@ def _status(text: str) -> AuthenticationError:
         (_status("401\nDescription: Unauthorized"), "entra", "rights", "Data Receiver"),
         (ConnectError("'Listen' claim(s) are required"), "entra", "rights", "Data Receiver"),
         (ConnectError("'Listen' claim(s) are required"), "key", "rights", "--rights Listen"),
+        (ConnectError("'Listen' claim(s) are required"), "hub's key", "rights", OWN_POLICY),
+        (_status("401\nDescription: InvalidSignature: x"), "hub's key", "key", OWN_POLICY),
         (CredentialUnavailableError("none"), "entra", "identity", "workloadIdentity.enabled"),
         (ClientAuthenticationError("AADSTS700016"), "entra", "identity", "federated-credential"),
         (TimeoutError(), "key", "silent", "websockets"),
@@ -358,10 +361,12 @@ def _status(text: str) -> AuthenticationError:
 def test_an_error_of_the_client_has_a_cause(
     error: Exception, login: str, kind: str, do: str
 ) -> None:
-    way = {"key": ("EhubNamespaceConnectionString", TEXT)}.get(
-        login, ("EventHubNamespace", "ns.servicebus.windows.net")
-    )
-    found = cause.of_hub(error, Settings.from_env(dict([way])))
+    ways = {
+        "key": {"EhubNamespaceConnectionString": TEXT},
+        "hub's key": {"EhubNamespaceConnectionString": f"{TEXT};EntityPath={HUB}"},
+        "entra": {"EventHubNamespace": "ns.servicebus.windows.net"},
+    }
+    found = cause.of_hub(error, Settings.from_env(ways[login]))
     assert found.kind == kind
     assert do in found.do
     assert "\n" not in str(found)

@@ -43,14 +43,12 @@ def of_hub(error: BaseException, settings: Settings) -> Cause:
         "group": settings.consumer_group,
         "policy": connection.policy if connection else "",
     }
-    names["who"] = f"policy '{names['policy']}'" if connection else "the identity"
-    names["rights"] = _TEXTS["rights"]["policy" if connection else "identity"].format_map(names)
     own = connection and connection.entity_path
-    level, which = ("eventhub", f" --eventhub-name {names['hub']}") if own else ("namespace", "")
-    names["keys"] = (
-        f"az eventhubs {level} authorization-rule keys list --resource-group GROUP "
-        f"--namespace-name {names['name']}{which} --name {names['policy']}"
-    )
+    names["level"] = "eventhub" if own else "namespace"
+    names["which"] = f" --eventhub-name {names['hub']}" if own else ""
+    names["who"] = f"policy '{names['policy']}'" if connection else "the identity"
+    texts = {name: text.format_map(names) for name, text in _TEXTS["rights"].items()}
+    names["rights"], names["keys"] = texts["policy" if connection else "identity"], texts["keys"]
     return of_network(error, "hub", *address) or _look_up(error, "hub", names)
 
 

@@ -15,7 +15,7 @@ _HUB_KEYS = {
     "usedevelopmentemulator": "UseDevelopmentEmulator",
 }
 _PUBLIC_CLOUD = "core.windows.net"
-_FIND_HUB_STRING = "az eventhubs namespace authorization-rule keys list shows it"
+_FIND_HUB_STRING = "see az eventhubs namespace authorization-rule keys list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ def blob_connection(text: str) -> BlobConnection:
     if parts.get("endpoint", "").startswith("sb:"):
         raise ValueError(
             "this is an Event Hubs connection string, it belongs in EhubNamespaceConnectionString; "
-            "expected a storage account's (az storage account show-connection-string shows it)"
+            "expected a storage account's (see az storage account show-connection-string)"
         )
     known = parts.keys() & {"accountkey", "sharedaccesssignature"}
     if not known or not parts.keys() & {"accountname", "blobendpoint"}:
         raise ValueError(
             "lacks AccountName and AccountKey (or BlobEndpoint and SharedAccessSignature): copy it "
-            "whole, az storage account show-connection-string shows it"
+            "whole, see az storage account show-connection-string"
         )
     secrets = _present(parts, "accountkey", "sharedaccesssignature")
     account, suffix = parts.get("accountname", ""), parts.get("endpointsuffix", _PUBLIC_CLOUD)

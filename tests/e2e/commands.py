@@ -3,11 +3,10 @@
 import os
 import re
 import textwrap
-from pathlib import Path
 
-from e2e.cluster import run
+from azcli import steps
+from e2e.cluster import ROOT, run
 
-ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("E2E_NEW", "")
 """The image under test, REPOSITORY:TAG."""
 
@@ -41,20 +40,9 @@ kubectl() {
 
 
 def blocks(file: str, heading: str) -> list[str]:
-    """Return the fenced `sh` blocks of a Markdown file between a heading and the next one."""
-    found: list[str] = []
-    fence, here = "", False
-    for line in (ROOT / file).read_text().splitlines(keepends=True):
-        mark = line.strip()
-        if fence and mark != "```":
-            if here and fence == "```sh":
-                found[-1] += line
-        elif mark.startswith("```"):
-            fence = "" if fence else mark
-            found += [""] * (here and fence == "```sh")
-        elif mark.startswith("#"):
-            here = mark.lstrip("# ") == heading
-    return [textwrap.dedent(block) for block in found]
+    """Return the `sh` blocks of a Markdown file between a heading and the next one."""
+    found = steps.blocks((ROOT / file).read_text())
+    return [textwrap.dedent(step.commands) for step in found if step.heading == heading]
 
 
 def block(name: str) -> str:

@@ -1,6 +1,7 @@
 """From the previous version's chart and image to these, and away again."""
 
 import os
+import re
 import time
 
 import pytest
@@ -62,10 +63,13 @@ def test_an_upgrade_keeps_volume_and_checkpoints(world: World, note: Note, lap: 
 
 def test_uninstalling_leaves_what_the_readme_says(world: World) -> None:
     assert len(belongings(world)) > 5
+    type_in("helm test aks-audit --namespace sysdig-agent", NAMESPACE)
     uninstall, delete_claim = block("uninstall").splitlines()
     type_in(uninstall, NAMESPACE)
-    kept = {"persistentvolumeclaim/aks-audit"}
+    kept = {"persistentvolumeclaim/aks-audit", "pod/aks-audit-check"}
     until("no pod", lambda: not world.get("pods", "--selector=app=aks-audit-log-forwarder"))
     assert belongings(world) == kept
+    (delete_check,) = re.findall(r"`(kubectl delete pod .*?)`", (ROOT / "README.md").read_text())
+    type_in(delete_check, NAMESPACE)
     type_in(delete_claim, NAMESPACE)
     until("nothing", lambda: not belongings(world))
