@@ -109,21 +109,6 @@ e2e: tools ## Test image and chart on the cluster of KUBECONFIG (tests/e2e/READM
 	$(WITH_TOOLS) E2E_NEW=$(word 1,$(E2E_IMAGES)) E2E_OLD=$(word 2,$(E2E_IMAGES)) E2E_TOOLS=$(word 3,$(E2E_IMAGES)) \
 		$(E2E_RUN) $(VENV)/bin/python -m pytest -m e2e --numprocesses 2 --dist loadfile --exitfirst --timeout 600 tests/e2e $(if $(ONLY),-k '$(ONLY)')
 
-##@ Azure
-
-.PHONY: azure
-azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
-	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
-
-$(BIN)/az/.stamp: tests/azcli/requirements.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
-	touch $@
-
-.PHONY: test-azure
-test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
-	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
-
 ##@ Chart
 
 CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order file --log-level warning
@@ -159,3 +144,18 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 	done
 	$(CHART_DOCS) --dry-run | diff --unified chart/README.md - || { echo "chart/README.md is out of date: make docs"; exit 1; }
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yaml
+
+##@ Azure
+
+.PHONY: azure
+azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
+
+$(BIN)/az/.stamp: tests/azcli/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	touch $@
+
+.PHONY: test-azure
+test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py

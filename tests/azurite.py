@@ -12,7 +12,7 @@ _PACKAGES = Path(__file__).parents[1] / ".bin" / "js" / "node_modules"
 # The account of every storage emulator: public, documented by Microsoft, no secret.
 _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-_START = 30.0  # seconds
+_START = 60.0  # seconds
 
 
 class Azurite:

@@ -37,12 +37,12 @@ class Step:
 
     @property
     def question(self) -> str:
-        """What to ask before: the heading, after what it costs or deletes; "" if neither."""
+        """What to ask before: the heading, and what it costs or deletes; "" if neither."""
         prose = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(self.prose.split()))
         marked = [one for one in re.split(r"(?<=[.:])\s", prose) if _MARKED.search(one)]
         if not marked and not self.optional:
             return ""
-        return " ".join([*marked, f"{self.heading}?"]).replace("*", "").replace("`", "")
+        return " ".join([f"{self.heading}?", *marked]).replace("*", "").replace("`", "")
 
 
 def blocks(markdown: str) -> Iterator[Step]:

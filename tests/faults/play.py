@@ -78,6 +78,7 @@ class Play(Scene):
         """Send SIGTERM; unless it says otherwise, all that it took is settled and checkpointed."""
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
+        self.again |= await _waited_in_vain(forwarder)
         forwarder.terminate()
         assert (await forwarder.wait(), forwarder.stderr) == (0, ""), forwarder.lines[-20:]
         stored = await self.look()
@@ -94,6 +95,19 @@ class Play(Scene):
         yield
         self.ledger.restarted(before)
 
+    async def says(self, message: str) -> None:
+        """Wait until a forwarder, running or ended, has a log entry whose message begins so."""
+
+        async def said() -> bool:
+            return any(one.entries(message) for one in (*self.ended, *self.running.values()))
+
+        await eventually(said, lambda: f"nobody says {message!r}")
+
+    async def once(self) -> None:
+        """Assert that no event came twice, unless its answer took too long on a busy machine."""
+        late = [await _waited_in_vain(forwarder) for forwarder in self.running.values()]
+        assert any(late) or not self.webhook.duplicates
+
     async def stored(self) -> Stored:
         """Return the checkpoints, read past whatever befalls the store."""
         if self.store is None:
@@ -103,8 +117,11 @@ class Play(Scene):
     async def look(self) -> Stored:
         """Return the checkpoints; none is past an unsettled event, and none has gone back."""
         async with self._looking:  # of two looks at once one would be old
-            stored = await self.stored()
-            await self._read_letters()
+            remade = None
+            while remade != self.remade:  # else what was read is an earlier hub's
+                remade = self.remade
+                stored = await self.stored()
+                await self._read_letters()
             try:
                 self.ledger.judge_checkpoints(stored)
             except AssertionError:  # a letter was perhaps on its way from a file into a blob
@@ -259,6 +276,15 @@ async def _owned(forwarder: Forwarder) -> int:
     except OSError:  # it does not listen yet
         assert forwarder.process.returncode is None, forwarder.stderr
         return -1
+
+
+async def _waited_in_vain(forwarder: Forwarder) -> bool:
+    """Tell whether a post was repeated that the sink perhaps took."""
+    try:
+        samples = await forwarder.metrics()
+    except OSError:  # it does not listen yet
+        return False
+    return samples.total("aks_audit_post_retries_total", reason="timeout") > 0
 
 
 async def _sums(forwarder: Forwarder) -> bool:

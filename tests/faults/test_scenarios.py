@@ -87,7 +87,7 @@ SCENARIOS: dict[str, Scenario] = {
         quick=True,
     ),
     "sink slow": Scenario(
-        [(sink.is_slow, 2), (sink.hangs, 3), (sink.answers_too_late, 3)], said=["sink down"]
+        [(sink.is_slow, 2), (sink.hangs, 4), (sink.answers_too_late, 3)], said=["sink down"]
     ),
     "token rotated": Scenario([(sink.changes_its_token, 3)], settings=TOKEN, said=["sink up"]),
     "certificate expired and renewed": Scenario(
@@ -182,10 +182,10 @@ async def test_nothing_is_lost(scenario: Scenario, tmp_path: Path) -> None:
                 await fault(stage, seconds)
             stage.ledger.publish(100, refuse=50)
             await stage.settled()
-        assert not (scenario.once and stage.webhook.duplicates)
-        forwarders = [*stage.ended, *stage.running.values()]
-        # No receiver was closed for its count of errors, to be opened a balancing later.
-        assert not (scenario.once and any(one.entries("partition given up") for one in forwarders))
+        if scenario.once:
+            await stage.once()
+            # No receiver was closed for its count of errors, to be opened a balancing later.
+            assert not any(one.entries("partition given up") for one in stage.running.values())
         for message in scenario.said:
-            assert any(forwarder.entries(message) for forwarder in forwarders), message
+            await stage.says(message)
         await stage.verdict(scenario.rss)
