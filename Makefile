@@ -92,7 +92,9 @@ image: ## Build the image with docker, podman or buildah, as IMAGE=name:tag
 
 # The version before this one: the last tag, or without any the chart's first commit.
 PREVIOUS = $(shell git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null || git log --diff-filter=A --format=%H -- chart/Chart.yaml | tail -1)
-E2E_IMAGES := $(addprefix localhost/aks-audit-e2e:,new old tools)
+# Where the cluster finds the images, by the tags new, old and tools.
+E2E_REPOSITORY ?= localhost/aks-audit-e2e
+E2E_IMAGES = $(addprefix $(E2E_REPOSITORY):,new old tools)
 # Gives the cluster an image by its name, such as 'kind load docker-image'.
 E2E_LOAD ?=
 # Runs the tests where the cluster is reached from.
