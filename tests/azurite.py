@@ -53,6 +53,7 @@ async def azurite(port: int = 0) -> AsyncIterator[Azurite]:
     process = await asyncio.create_subprocess_exec(
         "node", _PACKAGES / "azurite/dist/src/blob/main.js", "--blobPort", str(port),
         "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+        stdout=asyncio.subprocess.DEVNULL,  # --silent is not
     )  # fmt: skip
     store = Azurite(port, process.pid)
     try:

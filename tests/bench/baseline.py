@@ -1,0 +1,44 @@
+"""A plain forwarder to compare with: one event a POST, in turn, and a checkpoint a message."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import aiohttp
+from azure.eventhub import EventData
+from azure.eventhub.aio import CheckpointStore, EventHubConsumerClient, PartitionContext
+
+from forwarder.embedded import EmbeddedCheckpointStore
+
+_HUB = "insights-logs-kube-audit"
+_JSON = {"Content-Type": "application/json"}
+
+
+async def forward(connection: str, url: str, store: CheckpointStore) -> None:
+    """Forward what is in the hub, and what comes, without end."""
+    client = EventHubConsumerClient.from_connection_string(
+        connection, "$Default", eventhub_name=_HUB, checkpoint_store=store
+    )
+    async with client, aiohttp.ClientSession() as http:
+
+        async def take(partition: PartitionContext, message: EventData | None) -> None:
+            assert message
+            for record in json.loads(message.body_as_str())["records"]:
+                event = record["properties"]["log"].strip().encode()
+                async with http.post(url, data=event, headers=_JSON) as response:
+                    response.raise_for_status()
+            await partition.update_checkpoint(message)
+
+        await client.receive(take, starting_position="-1")
+
+
+if __name__ == "__main__":
+    state = Path(os.environ["StateDirectory"])  # noqa: SIM112  as the forwarder's
+    asyncio.run(
+        forward(
+            os.environ["EhubNamespaceConnectionString"],  # noqa: SIM112
+            os.environ["WebSinkURL"],  # noqa: SIM112
+            EmbeddedCheckpointStore(state / "checkpoints.db"),
+        )
+    )

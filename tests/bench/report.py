@@ -1,0 +1,127 @@
+"""Tables: for the terminal, and for README between its marks."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bench.figures import MEASURES, Figure, Results, changes
+from bench.works import WORKS
+
+COLUMNS = ("", "now", "target", "baseline", "ratio", "spread")
+
+
+def cells(figure: Figure) -> tuple[str, ...]:
+    """Return a figure's row, for COLUMNS."""
+    measure = MEASURES[figure.measure]
+
+    def shown(value: float) -> str:
+        return f"{value:,.{measure.digits}f}" + " x" * measure.compares
+
+    ratio = statistics.median(figure.ratios) if figure.ratios else None
+    aim = "" if figure.target is None else f"{'≥' if measure.more else '≤'} {figure.target:,g}"
+    return (
+        measure.name,
+        shown(figure.median),
+        aim,
+        shown(statistics.median(figure.baseline)) if figure.baseline else "",
+        "" if ratio is None else f"{ratio:,.{1 if ratio < 10 else 0}f} x",
+        f"± {spread(figure.now):.0%}".replace("%", " %") if len(figure.now) > 1 else "",
+    )
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return how far values lie around their median: half their range, as a share of it."""
+    return (max(values) - min(values)) / 2 / (statistics.median(values) or 1)
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the table."""
+    table = Table(box=SIMPLE)
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    colours = {None: "", True: "[green]", False: "[red]"}
+    work = ""
+    for figure in results.figures:
+        if figure.work != work:
+            work = figure.work
+            table.add_section()
+            table.add_row(f"[bold]{WORKS[work].title}")
+        name, now, *rest = cells(figure)
+        table.add_row(f"  {name}", colours[figure.met] + now, *rest)
+    console.print(f"{results.machine}; medians of {results.rounds} rounds", soft_wrap=True)
+    console.print(table)
+    if results.growth:
+        console.print("one round each:")
+        console.print(_growth(results))
+    for line in results.failed:
+        console.print(f"[red]failed[/] {line}", soft_wrap=True)
+
+
+def _growth(results: Results) -> Table:
+    titles = {
+        "partitions": "partitions",
+        "size": "KB a message",
+        "backlog": "events waiting",
+        "latency": "ms to answer",
+    }
+    table = Table(box=SIMPLE)
+    for column in ("", "events a second", "CPU an event, us", "memory, MiB", "s"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    growth = ""
+    for one in results.growth:
+        if one.growth != growth:
+            growth = one.growth
+            table.add_section()
+        series = f", concurrency {one.series}" if one.series else ""
+        seconds = f"{one.drained:.1f}" if growth == "backlog" else ""
+        numbers = (f"{one.rate:,.0f}", f"{one.cpu:.1f}", f"{one.memory:.0f}", seconds)
+        table.add_row(f"{one.x:,g} {titles[growth]}{series}", *numbers)
+    return table
+
+
+def compare(old: Results, new: Results, console: Console) -> None:
+    """Print what changed beyond the noise."""
+    if old.machine != new.machine:
+        line = f"[yellow]the earlier run was on another machine: {old.machine}"
+        console.print(line, soft_wrap=True)
+    found = list(changes(old, new))
+    for then, now, better in found:
+        measure = MEASURES[now.measure]
+        console.print(
+            f"{'[green]better' if better else '[red]worse'}[/]  {WORKS[now.work].title}, "
+            f"{measure.name}: {cells(then)[1]} → {cells(now)[1]} "
+            f"({now.median / then.median - 1:+.0%})",
+            soft_wrap=True,
+        )
+    if not found:
+        console.print("nothing changed beyond the noise")
+
+
+def markdown(results: Results) -> str:
+    """Return the table as Markdown."""
+    lines = ["| work | " + " | ".join(("figure", *COLUMNS[1:])) + " |"]
+    lines.append("|---|---" + "|--:" * (len(COLUMNS) - 1) + "|")
+    work = ""
+    for figure in results.figures:
+        title = WORKS[figure.work].title if figure.work != work else ""
+        work = figure.work
+        name, now, *rest = cells(figure)
+        marked = f"**{now}**" if figure.met else now
+        lines.append("| " + " | ".join((title, name, marked, *rest)).replace("|  |", "| |") + " |")
+    lines += ["", f"{results.machine}; {results.when}, medians of {results.rounds} rounds."]
+    return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+
+
+def put(path: Path, mark: str, text: str) -> None:
+    """Replace what is between `<!-- mark -->` and `<!-- /mark -->` in a file."""
+    whole = path.read_text()
+    between = re.compile(rf"(<!-- {mark} -->\n).*?(\n<!-- /{mark} -->)", re.DOTALL)
+    written, found = between.subn(lambda marks: marks[1] + text + marks[2], whole)
+    if found != 1:
+        raise ValueError(f"{path.name} has no place for this between <!-- {mark} --> marks")
+    path.write_text(written)
