@@ -1,8 +1,8 @@
 """A sink as strict as Falco's k8saudit, that remembers what it took and misbehaves to order.
 
 In a test: `async with Webhook() as webhook:`. As a process of its own `python -m webhook --port N`
-prints its URL, and answers GET /stats with its counts. For benchmarks it reads no event; with
-`--keep` it does, and answers GET /events with auditID, stage, count and SHA-256 of all it took.
+prints its URL; it answers GET /stats with its counts, and GET /events with auditID, stage, count
+and SHA-256 of all that it took.
 """
 
 import argparse
@@ -227,8 +227,8 @@ class Webhook:
         return None
 
 
-async def _serve(host: str, port: int, *, fast: bool) -> None:
-    async with Webhook(host=host, port=port, fast=fast, stamped=not fast) as webhook:
+async def _serve(host: str, port: int) -> None:
+    async with Webhook(host=host, port=port, stamped=True) as webhook:
         print(webhook.url, flush=True)  # noqa: T201  whoever started it reads it
         await asyncio.Event().wait()
 
@@ -238,10 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m webhook", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--keep", action="store_true", help="read the events and remember them")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(options.host, options.port, fast=not options.keep))
+        asyncio.run(_serve(options.host, options.port))
 
 
 if __name__ == "__main__":

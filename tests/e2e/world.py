@@ -20,7 +20,7 @@ _MESSAGE_BYTES = 200_000
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 _ARGUMENTS = {
     "eventhubs": ["python", "-m", "e2e.hub"],
-    "sysdig-agent": ["python", "-m", "webhook", "--keep", "--host", "0.0.0.0", "--port", "7765"],
+    "sysdig-agent": ["python", "-m", "webhook", "--host", "0.0.0.0", "--port", "7765"],
     "azurite": [
         "/azurite/node", "/azurite/node_modules/azurite/dist/src/blob/main.js",
         "--blobHost", "0.0.0.0", "--blobPort", "10000",
