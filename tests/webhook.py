@@ -81,7 +81,7 @@ def unpack(body: bytes) -> list[bytes]:
 
 
 class Webhook:
-    """A sink. `fast` counts events without reading them, for benchmarks.
+    """A sink. `fast` counts events without reading them, where memory or time is measured.
 
     `stamped` refuses those without a stageTimestamp, which Falco drops.
     """
