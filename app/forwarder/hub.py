@@ -15,6 +15,7 @@ from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.aio._consumer_async import EventHubConsumer
 
 from forwarder import cause, log
+from forwarder.receiving import mend_receiving
 from forwarder.settings import Settings
 
 _LEAKY: Final = "5.15.1"  # the version of the client whose inside is known
@@ -82,18 +83,19 @@ async def attach(
 
 
 def mend_client() -> None:
-    """Stop the client from keeping every message's delivery tag, 78 bytes, for ever.
+    """Stop the client from keeping every message's delivery tag for ever, and from dawdling.
 
-    It looks one up only to settle a message, which nobody does with those of an event hub.
-    Without effect, and said, with a version of the client that is not known.
+    It looks a tag, 78 bytes, up only to settle a message, which nobody does with those of an event
+    hub. Without effect, and said, with a version of the client that is not known.
     """
     if azure.eventhub.__version__ != _LEAKY:
-        log.error("client library is another one, memory may grow", known=_LEAKY)
+        log.error("client library is another one, memory may grow, delivery dawdle", known=_LEAKY)
         return
     from azure.eventhub._pyamqp.aio import _receiver_async as inside  # noqa: PLC0415 - known
 
     link: Any = inside.ReceiverLink
     link._received_delivery_tags = property(lambda _: set(), lambda *_: None)  # noqa: SLF001
+    mend_receiving()
 
 
 def _starting_position(settings: Settings) -> str | datetime:

@@ -1,0 +1,72 @@
+"""A message that comes after a pause is handed on at once, with the client mended."""
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from azure.eventhub import EventData
+from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
+from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
+
+from eventhubs import Server
+from forwarder.hub import mend_client
+from running import HUB
+
+OF_THE_CLIENT: Any = vars(PyamqpTransportAsync)["_callback_task"]  # no test has mended it yet
+MESSAGES = 20
+
+
+async def test_a_message_after_a_pause_is_handed_on_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client alone, and so with a version that is not known, looks every 50 ms; both work."""
+    monkeypatch.setattr(PyamqpTransportAsync, "_callback_task", OF_THE_CLIENT)
+    alone, _ = await _receive([random.uniform(0.1, 0.2) for _ in range(MESSAGES)])
+    mend_client()
+    mended, _ = await _receive([random.uniform(0.1, 0.2) for _ in range(MESSAGES)])
+    assert mended < alone * 2 / 3, f"{mended * 1000:.0f} ms, {alone * 1000:.0f} ms"
+
+
+async def test_what_comes_close_together_is_handed_on_together() -> None:
+    """Woken by each message, a flood would be a post a message."""
+    mend_client()
+    _, sizes = await _receive([0.002] * 400)
+    assert len(sizes) < 200
+
+
+async def _receive(pauses: Sequence[float]) -> tuple[float, list[int]]:
+    """Publish a message after each pause; its median way in seconds, and how many came at once."""
+    ways: list[float] = []
+    sizes: list[int] = []
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    async def on_batch(_: PartitionContext, received: list[EventData]) -> None:
+        now = time.monotonic()
+        if received:
+            ways.extend(now - float(one.body_as_str()) for one in received)
+            sizes.append(len(received))
+            begun.set()
+        if len(ways) > len(pauses):
+            done.set()
+
+    async with Server({HUB: 1}) as server:
+        publish = server.hubs[HUB].publish
+        publish(0, f"{time.monotonic()}".encode())
+        client = EventHubConsumerClient.from_connection_string(
+            server.connection_string(HUB), "$Default"
+        )
+        async with client, asyncio.timeout(60):
+            receiving = asyncio.create_task(
+                client.receive_batch(on_batch, starting_position="-1", max_wait_time=0.5)
+            )
+            await begun.wait()
+            for pause in pauses:
+                await asyncio.sleep(pause)
+                publish(0, f"{time.monotonic()}".encode())
+            await done.wait()
+        receiving.cancel()
+    return statistics.median(ways[1:]), sizes
