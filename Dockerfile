@@ -1,17 +1,20 @@
+# Requirements by hash, then the package; compiled, for the root file system may be read-only.
 FROM python:3.13-slim AS build
 COPY app/requirements.txt /tmp/
 RUN python -m venv --without-pip /venv \
- && pip --python /venv/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r /tmp/requirements.txt
+ && pip --python /venv/bin/python install --no-cache-dir --no-compile --only-binary=:all: --require-hashes -r /tmp/requirements.txt
 COPY app/forwarder /tmp/forwarder
 RUN cp -r /tmp/forwarder "$(/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
  && /venv/bin/python -m compileall -q /venv
 
 FROM python:3.13-slim
-ARG VERSION
+ARG VERSION=unknown
 LABEL org.opencontainers.image.title="aks-audit" \
       org.opencontainers.image.description="Delivers the Kubernetes audit log of AKS from Azure Event Hubs to a security sensor's webhook" \
+      org.opencontainers.image.source="https://github.com/aks-audit/aks-audit" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
+RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip* /usr/local/lib/python3.*/ensurepip
 COPY --from=build /venv /venv
 ENV PATH="/venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -78,6 +78,39 @@ lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done
 
+##@ Image and cluster
+
+VERSION = $(shell awk '$$1 == "appVersion:" {print $$2}' chart/Chart.yaml)
+IMAGE ?= aks-audit:$(VERSION)
+BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 2>&1 && echo $$name && break; done)
+# Called with Dockerfile, context, name and options; a cluster that takes images in its own way has it replaced.
+BUILD = $(or $(BUILDER),$(error docker, podman or buildah is needed, and a daemon that runs)) build --file $1 --tag $3 $4 $2
+
+.PHONY: image
+image: ## Build the image with docker, podman or buildah, as IMAGE=name:tag
+	$(call BUILD,Dockerfile,.,$(IMAGE),--build-arg VERSION=$(VERSION))
+
+# The version before this one: the last tag, or without any the chart's first commit.
+PREVIOUS = $(shell git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null || git log --diff-filter=A --format=%H -- chart/Chart.yaml | tail -1)
+# Where the cluster finds the images, by the tags new, old and tools.
+E2E_REPOSITORY ?= localhost/aks-audit-e2e
+E2E_IMAGES = $(addprefix $(E2E_REPOSITORY):,new old tools)
+# Gives the cluster an image by its name, such as 'kind load docker-image'.
+E2E_LOAD ?=
+# Runs the tests where the cluster is reached from.
+E2E_RUN ?=
+
+.PHONY: e2e
+e2e: tools ## Test image and chart on the cluster of KUBECONFIG (tests/e2e/README.md), ONLY=part-of-a-name
+	rm -rf .cache/previous && mkdir -p .cache/previous
+	git archive $(PREVIOUS) app chart Dockerfile .dockerignore | tar -x -C .cache/previous
+	$(call BUILD,Dockerfile,.,$(word 1,$(E2E_IMAGES)),--build-arg VERSION=$(VERSION))
+	$(call BUILD,.cache/previous/Dockerfile,.cache/previous,$(word 2,$(E2E_IMAGES)),--build-arg VERSION=previous)
+	$(call BUILD,tests/e2e/Dockerfile,tests,$(word 3,$(E2E_IMAGES)),--build-arg IMAGE=$(word 1,$(E2E_IMAGES)))
+	$(if $(E2E_LOAD),for image in $(E2E_IMAGES); do $(E2E_LOAD) $$image; done)
+	$(WITH_TOOLS) E2E_NEW=$(word 1,$(E2E_IMAGES)) E2E_OLD=$(word 2,$(E2E_IMAGES)) E2E_TOOLS=$(word 3,$(E2E_IMAGES)) \
+		$(E2E_RUN) $(VENV)/bin/python -m pytest -m e2e --numprocesses 2 --dist loadfile --exitfirst --timeout 600 tests/e2e $(if $(ONLY),-k '$(ONLY)')
+
 ##@ Chart
 
 CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order file --log-level warning

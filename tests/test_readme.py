@@ -13,6 +13,7 @@ import yaml
 
 import chart
 from azcli import steps
+from e2e import commands
 from forwarder import __version__
 from forwarder.settings import Settings
 
@@ -126,6 +127,11 @@ def test_promises_name_tests_that_exist() -> None:
         in_faults = tests / "faults" / f"test_{file}.py"
         text = (in_faults if in_faults.exists() else tests / f"{file}.py").read_text()
         assert re.search(rf'def {name}\(|^    "{name}": ', text, re.MULTILINE), f"{file}::{name}"
+
+
+def test_the_commands_that_are_typed_on_a_cluster_stand_in_the_readmes() -> None:
+    assert all(commands.block(name) for name in commands.BLOCKS)
+    assert len(commands.blocks(*commands.MIGRATION)) == 6
 
 
 @pytest.mark.parametrize("part", steps.PARTS)

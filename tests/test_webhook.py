@@ -1,6 +1,7 @@
 """The sink that other tests rely on is strict, remembers, and misbehaves to order."""
 
 import asyncio
+import hashlib
 import json
 import math
 import ssl
@@ -151,4 +152,28 @@ async def test_the_fast_mode_counts_the_same(client: aiohttp.ClientSession) -> N
         assert await post(client, webhook.url, FEW[0]) == 200
         assert webhook.total == 377
         async with client.get(webhook.url.replace("k8s_audit", "stats")) as response:
-            assert json.loads(await response.text()) == {"events": 377, "posts": 2}
+            stats = json.loads(await response.text())
+            assert (stats["events"], stats["posts"]) == (377, 2)
+
+
+async def test_it_refuses_an_event_without_a_stage_timestamp_if_asked(
+    client: aiohttp.ClientSession,
+) -> None:
+    async with Webhook(stamped=True) as webhook:
+        assert await post(client, webhook.url, FEW[0]) == 200
+        unstamped = FEW[1].replace(b'"stageTimestamp":', b'"stagetimestamp":')
+        assert await post(client, webhook.url, event_list([FEW[0], unstamped])) == 400
+        assert webhook.total == 1
+
+
+async def test_it_tells_over_http_what_it_took(
+    webhook: Webhook, client: aiohttp.ClientSession
+) -> None:
+    await post(client, webhook.url, event_list(FEW))
+    await post(client, webhook.url, FEW[0])
+    async with client.get(webhook.url.replace("k8s_audit", "events")) as response:
+        told = await response.json()
+    assert told == [
+        [*events.key(event), 2 if event is FEW[0] else 1, hashlib.sha256(event).hexdigest()]
+        for event in FEW
+    ]

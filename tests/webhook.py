@@ -1,17 +1,20 @@
 """A sink as strict as Falco's k8saudit, that remembers what it took and misbehaves to order.
 
-In a test: `async with Webhook() as webhook:`. As a process of its own, for a benchmark:
-`python -m webhook --port N` prints its URL, and answers GET /stats with its counts.
+In a test: `async with Webhook() as webhook:`. As a process of its own `python -m webhook --port N`
+prints its URL; it answers GET /stats with its counts, and GET /events with auditID, stage, count
+and SHA-256 of all that it took.
 """
 
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Self
 
 import msgspec
@@ -61,7 +64,12 @@ class _Event(msgspec.Struct, tag_field="kind", tag="Event"):
     apiVersion: str  # noqa: N815  as above
 
 
+class _Stamped(msgspec.Struct):
+    stageTimestamp: datetime  # noqa: N815  as above
+
+
 _decoder = msgspec.json.Decoder(_List | _Event)
+_stamp = msgspec.json.Decoder(_Stamped)
 
 
 def unpack(body: bytes) -> list[bytes]:
@@ -73,7 +81,10 @@ def unpack(body: bytes) -> list[bytes]:
 
 
 class Webhook:
-    """A sink. `fast` counts events without reading them, for benchmarks."""
+    """A sink. `fast` counts events without reading them, where memory or time is measured.
+
+    `stamped` refuses those without a stageTimestamp, which Falco drops.
+    """
 
     def __init__(
         self,
@@ -82,11 +93,13 @@ class Webhook:
         port: int = 0,
         tls: ssl.SSLContext | None = None,
         fast: bool = False,
+        stamped: bool = False,
     ) -> None:
         self.host = host
         self.port = port
         self.tls = tls
         self.fast = fast
+        self.stamped = stamped
         self.taken: Counter[Key] = Counter()
         """How often each event was taken."""
         self.bytes: dict[Key, bytes] = {}
@@ -103,6 +116,8 @@ class Webhook:
         """Asked for each post; None takes it."""
         self.total = 0
         """Events taken, duplicates too."""
+        self.first: float | None = None
+        """time.time() when the first event was taken."""
         self._changed = asyncio.Event()
         self._runner: web.ServerRunner | None = None
 
@@ -153,7 +168,15 @@ class Webhook:
         body = await request.content.read()
         post = Post(time.monotonic(), request.method, request.path, request.headers, body)
         if post.path == "/stats":
-            return web.json_response({"events": self.total, "posts": sum(self.statuses.values())})
+            stats = {"events": self.total, "posts": sum(self.statuses.values())}
+            return web.json_response(stats | {"distinct": len(self.taken), "first": self.first})
+        if post.path == "/events":
+            return web.json_response(
+                [
+                    [*name, self.taken[name], hashlib.sha256(event).hexdigest()]
+                    for name, event in self.bytes.items()
+                ]
+            )
         answer = await self._answer(post)
         if not self.fast:
             self.posts.append(post)
@@ -178,6 +201,9 @@ class Webhook:
             try:
                 events = unpack(post.body)
                 keys = [key(event) for event in events]
+                if self.stamped:
+                    for event in events:
+                        _stamp.decode(event)
             except msgspec.MsgspecError as error:
                 return Answer(400, body=str(error))
             count = len(events)
@@ -186,6 +212,7 @@ class Webhook:
                 for name, event in zip(keys, events, strict=True):
                     self.bytes.setdefault(name, event)
         self.total += 0 if answer.lose else count
+        self.first = self.first or time.time()
         self.sizes.append(count)
         return answer
 
@@ -201,13 +228,13 @@ class Webhook:
 
 
 async def _serve(host: str, port: int) -> None:
-    async with Webhook(host=host, port=port, fast=True) as webhook:
+    async with Webhook(host=host, port=port, stamped=True) as webhook:
         print(webhook.url, flush=True)  # noqa: T201  whoever started it reads it
         await asyncio.Event().wait()
 
 
 def main() -> None:
-    """Run a fast sink until interrupted."""
+    """Run a sink until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m webhook", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)

@@ -1,0 +1,244 @@
+"""What the forwarder meets in a namespace: hub, sink, storage account; and what went and came."""
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Any
+
+from azurite import Azurite
+from e2e.cluster import Proxy, run, until
+from eventhubs import Server
+from events import Key, envelope, key
+
+TOOLS = os.environ.get("E2E_TOOLS", "")
+"""The image of hub, sink and storage account."""
+_PER_MESSAGE = 22
+_MESSAGE_BYTES = 200_000
+_RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+_ARGUMENTS = {
+    "eventhubs": ["python", "-m", "e2e.hub"],
+    "sysdig-agent": ["python", "-m", "webhook", "--host", "0.0.0.0", "--port", "7765"],
+    "azurite": [
+        "/azurite/node", "/azurite/node_modules/azurite/dist/src/blob/main.js",
+        "--blobHost", "0.0.0.0", "--blobPort", "10000",
+        "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+        "--disableProductStyleUrl",
+    ],
+}  # fmt: skip
+_PORTS = {"eventhubs": [5672, 8080], "sysdig-agent": [7765], "azurite": [10000]}
+
+
+class World:
+    """A namespace that enforces the restricted standard, with hub, sink and storage account."""
+
+    def __init__(self, namespace: str, proxy: Proxy) -> None:
+        self.namespace = namespace
+        self.proxy = proxy
+        self._lock = threading.Lock()
+        self._published: dict[Key, str] = {}
+        self._before: Counter[Key] = Counter()
+        self._wrong: set[Key] = set()
+
+    @property
+    def hub(self) -> str:
+        """Connection string of the Event Hubs namespace."""
+        server = Server({}, host=f"eventhubs.{self.namespace}.svc", port=5672)
+        return server.connection_string()
+
+    @property
+    def storage(self) -> str:
+        """Connection string of the storage account."""
+        address = f"http://azurite.{self.namespace}.svc:10000"
+        return Azurite(0, 0).connection_string.replace("http://127.0.0.1:0", address)
+
+    def make(self) -> None:
+        """Make the namespace anew, with everything in it."""
+        self.remove()
+        labels = {"name": self.namespace, "labels": _RESTRICTED}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": labels})
+        for name, arguments in _ARGUMENTS.items():
+            self.apply(*program(name, arguments, ports=_PORTS[name]))
+        for name in _ARGUMENTS:
+            self.kubectl("rollout", "status", "deployment", name, "--timeout=120s")
+
+    def remove(self) -> None:
+        """Delete the namespace."""
+        run(
+            "kubectl", "delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s"
+        )
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        """Create or change objects."""
+        self.kubectl("apply", "--filename=-", given="\n---\n".join(map(json.dumps, manifests)))
+
+    def kubectl(self, *arguments: str, given: str = "") -> str:
+        """Run kubectl in this namespace."""
+        return run("kubectl", "--namespace", self.namespace, *arguments, given=given)
+
+    def get(self, *arguments: str) -> Any:
+        """Return an object, or the list of them, as JSON."""
+        found = json.loads(self.kubectl("get", *arguments, "--output=json"))
+        return found["items"] if found["kind"].endswith("List") else found
+
+    def pods(self) -> list[Any]:
+        """Return the forwarder's pods that are not being deleted, the newest first."""
+        found = self.get("pods", "--selector=app=aks-audit-log-forwarder")
+        alive = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return sorted(
+            alive, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True
+        )
+
+    def pod(self) -> Any:
+        """Return the forwarder's only pod."""
+        until("one pod", lambda: len(self.pods()) == 1)
+        return self.pods()[0]
+
+    def ready(self) -> bool:
+        """Tell whether there is one pod, and it is ready."""
+        pods = self.pods()
+        return len(pods) == 1 and all(one["ready"] for one in containers(pods[0]))
+
+    def rolled(self) -> None:
+        """Wait until the Deployment's pods are all new and ready."""
+        self.kubectl("rollout", "status", "deployment", "aks-audit", "--timeout=180s")
+
+    def probe(self, pod: str, path: str) -> tuple[int, str]:
+        """Ask a forwarder's HTTP port; status and answer."""
+        status, body = self.proxy.ask(
+            f"/api/v1/namespaces/{self.namespace}/pods/{pod}:5000/proxy{path}"
+        )
+        return status, body.decode()
+
+    def metric(self, pod: str, name: str) -> float:
+        """Return the sum of a metric's samples in a pod; NaN while the pod does not answer."""
+        status, text = self.probe(pod, "/metrics")
+        if status != 200:
+            return float("nan")
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def publish(self, events: Sequence[bytes]) -> None:
+        """Put events into the hub, as AKS would, and into the accounts."""
+        with self._lock:
+            self._published |= {key(event): sha256(event).hexdigest() for event in events}
+        bodies = b"\n".join(envelope(chunk) for chunk in _chunks(events))
+        status, answer = self.proxy.ask(self._service("eventhubs:8080", "/"), bodies)
+        assert status == 200, answer
+
+    def stats(self) -> Any:
+        """Return the sink's counts."""
+        return self.proxy.get(self._service("sysdig-agent:7765", "/stats"))
+
+    def forget_sink(self) -> None:
+        """Add to the accounts what the sink has: it is about to be stopped."""
+        self._before = self.taken()
+
+    def taken(self) -> Counter[Key]:
+        """Return how often each event was taken, by all sinks so far."""
+        told = self.proxy.get(self._service("sysdig-agent:7765", "/events"))
+        with self._lock:
+            changed = {
+                (audit_id, stage)
+                for audit_id, stage, _, digest in told
+                if self._published.get((audit_id, stage)) != digest
+            }
+        assert not changed, f"events that nobody published, or with other bytes: {changed}"
+        counts = Counter({(audit_id, stage): count for audit_id, stage, count, _ in told})
+        return self._before + counts
+
+    def settled(self, timeout: float = 90) -> int:
+        """Wait until the sink has all that was published up to now; return how many those are."""
+        with self._lock:
+            published = set(self._published)
+        missing: set[Key] = set()
+
+        def none_missing() -> bool:
+            nonlocal missing
+            missing = published - self.taken().keys()
+            return not missing
+
+        try:
+            until("all events at the sink", none_missing, timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {len(missing)} of {len(published)} missing") from None
+        return len(published)
+
+    def doubled(self) -> int:
+        """Return how many events the sink took more than once, counted each time."""
+        return sum(count - 1 for count in self.taken().values())
+
+    def _service(self, service: str, path: str) -> str:
+        name = service.replace("sysdig-agent", "sink")
+        return f"/api/v1/namespaces/{self.namespace}/services/{name}/proxy{path}"
+
+
+def containers(pod: Any) -> list[Any]:
+    """Return the status of a pod's containers, once they have one."""
+    found: list[Any] = pod["status"].get("containerStatuses", [])
+    return found
+
+
+def program(
+    name: str, arguments: Sequence[str], *, ports: Sequence[int] = (), **environment: str
+) -> Iterable[dict[str, Any]]:
+    """Return Deployment and Service of a program of the tests' image.
+
+    The sink's Service is `sink`: the one that is called as it is, is the chart's.
+    """
+    labels = {"app": name}
+    container = {
+        "name": name,
+        "image": TOOLS,
+        "imagePullPolicy": "IfNotPresent",
+        "command": arguments,
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if ports:
+        container["readinessProbe"] = {"tcpSocket": {"port": ports[-1]}, "periodSeconds": 1}
+    yield {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "strategy": {"type": "Recreate"},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "containers": [container],
+                    "terminationGracePeriodSeconds": 1,
+                    "automountServiceAccountToken": False,
+                    "securityContext": {
+                        "runAsNonRoot": True,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                },
+            },
+        },
+    }
+    if ports:
+        yield {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "sink" if name == "sysdig-agent" else name},
+            "spec": {
+                "selector": labels,
+                "ports": [{"name": f"port-{port}", "port": port} for port in ports],
+            },
+        }
+
+
+def _chunks(events: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
+    """Split events into what goes into a message each."""
+    chunk: list[bytes] = []
+    for event in events:
+        if len(chunk) == _PER_MESSAGE or sum(map(len, chunk)) + len(event) > _MESSAGE_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append(event)
+    if chunk:
+        yield chunk
