@@ -12,7 +12,7 @@ from e2e.world import World
 
 NAMESPACE = "aks-audit-values"
 # The others log in with Microsoft Entra ID, or need kinds or a sink that somebody else brings.
-OWN_DISK = ("default", "falco", "sysdig-agent", "sysdig-shield")
+OWN_DISK = ("audit-policy", "default", "falco", "sysdig-agent", "sysdig-shield")
 SHARED = ("blob-replicas",)
 
 pytestmark = pytest.mark.e2e
