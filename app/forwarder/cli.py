@@ -16,8 +16,8 @@ from forwarder.app import run
 from forwarder.check.command import check
 from forwarder.errors import ForwarderError, SettingsError
 from forwarder.parse import start_position, whole
+from forwarder.policy import document
 from forwarder.policy.command import explain
-from forwarder.policy.document import PRESETS, text
 from forwarder.replay import replay
 from forwarder.repost import Selection
 from forwarder.settings import Settings
@@ -126,12 +126,14 @@ def _add_policy(commands: Any) -> None:
     parser.add_argument("--event", action="store_true", help="the first event, rule by rule")
     parser.add_argument("--json", action="store_true", help="for machines")
     text = "print a policy that is built in, to start your own from"
-    verbs.add_parser("show", help=text, description=text).add_argument("name", choices=PRESETS)
+    verbs.add_parser("show", help=text, description=text).add_argument(
+        "name", choices=document.PRESETS
+    )
 
 
 def _policy(given: argparse.Namespace) -> int:
     if given.verb == "show":
-        sys.stdout.write(text(given.name))
+        sys.stdout.write(document.text(given.name))
         return 0
     return explain(given.file, given.policy, given.hub, event=given.event, as_json=given.json)
 
