@@ -21,9 +21,10 @@ from forwarder.window import Message
 # The client bounds its memory by counts of messages of up to 1 MB: these keep it small enough,
 # and large enough not to starve between its rounds of 50 ms.
 _PREFETCH: Final = 100
+_AHEAD: Final = 800  # messages, or frames of 64 KB of larger ones, read ahead of all partitions
 _BATCH: Final = 5
 _CLOSE_TIMEOUT: Final = 5.0
-_FEW: Final = 10  # messages prefetched while they are taken one by one
+_FEW: Final = 10  # messages read ahead at least, and while they are taken one by one
 _CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
 _WAIT: Final = 0.5  # seconds without a message after which the client calls all the same
 _PAUSE: Final = 0.5  # seconds between two questions to a hub that does not answer
@@ -71,7 +72,8 @@ class Source:
             if self._checkpoints.poison.careful:
                 await self._find_poison()
             else:
-                await self._run_client(_PREFETCH, _BATCH)
+                each = _AHEAD // (len(self._hub.last) or 1)
+                await self._run_client(max(_FEW, min(_PREFETCH, each)), _BATCH)
 
     def reopen(self, partition: str | None = None) -> None:
         """Close a partition, or the whole client, and open it anew, from its checkpoint."""

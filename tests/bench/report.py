@@ -43,7 +43,7 @@ def show(results: Results, console: Console) -> None:
     """Print the table."""
     table = Table(box=SIMPLE)
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     colours = {None: "", True: "[green]", False: "[red]"}
     work = ""
     for figure in results.figures:
@@ -71,7 +71,7 @@ def _growth(results: Results) -> Table:
     }
     table = Table(box=SIMPLE)
     for column in ("", "events a second", "CPU an event, us", "memory, MiB", "s"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     growth = ""
     for one in results.growth:
         if one.growth != growth:

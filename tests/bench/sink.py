@@ -77,6 +77,8 @@ class Connection(asyncio.Protocol):
             self._answer(b"")
 
     def _answer(self, body: bytes) -> None:
+        if self._transport.is_closing():  # the forwarder has ended meanwhile
+            return
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
             % (len(body), body)
