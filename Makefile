@@ -69,7 +69,7 @@ lint: $(VENV)/.stamp ## Lint and type-check
 	$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 12 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write it there
+bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 13 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write it there
 	@$(WITH_TOOLS) PYTHONPATH=app:tests $(VENV)/bin/python -m bench $(ONLY) $(if $(SHORT),--short) $(if $(BASE),--base '$(BASE)') $(if $(README),--readme '$(README)')
 
 .PHONY: lock
