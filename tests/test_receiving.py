@@ -1,4 +1,4 @@
-"""A message that comes after a pause is handed on at once, with the client mended."""
+"""Messages are handed on at once after a pause, and many at once in a flood: a mended client."""
 
 import asyncio
 import random
@@ -36,6 +36,41 @@ async def test_what_comes_close_together_is_handed_on_together() -> None:
     mend_client()
     _, sizes = await _receive([0.002] * 400)
     assert len(sizes) < 200
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "together"),
+    [(1_000, 5, range(20, 101)), (200_000, 5, range(2, 6)), (1_000, 1, range(1, 2))],
+    ids=["small", "large", "one by one"],
+)
+async def test_of_a_backlog_so_many_are_handed_on_together(
+    size: int, most: int, together: range
+) -> None:
+    """Lists close full on small messages; those of 1 MB, or of which one may kill, come as few."""
+    mend_client()
+    sizes: list[int] = []
+    done = asyncio.Event()
+
+    async def on_batch(_: PartitionContext, received: list[EventData]) -> None:
+        sizes.append(len(received))
+        if sum(sizes) == 100:
+            done.set()
+
+    async with Server({HUB: 1}) as server:
+        for _ in range(100):
+            server.hubs[HUB].publish(0, bytes(size))
+        client = EventHubConsumerClient.from_connection_string(
+            server.connection_string(HUB), "$Default"
+        )
+        async with client, asyncio.timeout(60):
+            receiving = asyncio.create_task(
+                client.receive_batch(
+                    on_batch, starting_position="-1", max_batch_size=most, prefetch=100
+                )
+            )
+            await done.wait()
+        receiving.cancel()
+    assert max(sizes) in together
 
 
 async def _receive(pauses: Sequence[float]) -> tuple[float, list[int]]:

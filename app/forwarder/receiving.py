@@ -9,6 +9,7 @@ from typing import Any, Final
 from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
 _GATHER: Final = 0.05  # seconds for what comes next, or in a flood each message were a post
+_BYTES: Final = 262_144  # of small messages at once: so lists close full
 _LOOK: Final = 0.5  # seconds after which it is seen that the client has stopped
 
 
@@ -31,7 +32,7 @@ class _Buffer(deque[Any]):
 
 
 async def _hand_on(consumer: Any, batch: object, most: int, seconds: float | None) -> None:
-    """Hand on at most so many messages at once, or none when none came for so many seconds."""
+    """Hand on so many messages at once, more if they are small; none if none came for so long."""
     if not isinstance(consumer._message_buffer, _Buffer):
         consumer._message_buffer = _Buffer()
     buffer: _Buffer = consumer._message_buffer
@@ -41,7 +42,11 @@ async def _hand_on(consumer: Any, batch: object, most: int, seconds: float | Non
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds or _LOOK):
                     await buffer.filled.wait()
-        some = [consumer._next_message_in_buffer() for _ in range(min(most, len(buffer)))]
+        some: list[Any] = []
+        size = 0
+        while buffer and (len(some) < most or (most > 1 and size < _BYTES)):
+            size += sum(map(len, buffer[0].data or ()))
+            some.append(consumer._next_message_in_buffer())
         if some or seconds:
             await consumer._on_event_received(some if batch else next(iter(some), None))
         if some and not buffer:
