@@ -74,6 +74,7 @@ async def attach(
         cast("Any", on_batch),
         event_position_inclusive=isinstance(position, int),
     )
+    receiver._keep_alive = None  # noqa: SLF001 - its end takes a second
     try:
         await receiver._open()  # noqa: SLF001 - the same
     except BaseException:
