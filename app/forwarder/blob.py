@@ -1,5 +1,6 @@
 """The checkpoint store in a storage account, shared by all replicas."""
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -53,6 +54,11 @@ class _BlobStore(BlobCheckpointStore):
 
     container: ContainerClient
 
+    def __init__(self, *where: Any, **options: Any) -> None:
+        super().__init__(*where, **options)
+        self._turn = asyncio.Lock()
+        self._tags: dict[tuple[str, str], str] = {}
+
     async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
         """List owners; it is the first thing that a client asks of a store.
 
@@ -73,10 +79,25 @@ class _BlobStore(BlobCheckpointStore):
         ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
         return [{**one, "last_modified_time": one["last_modified_time"] + ahead} for one in found]
 
-    async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Claim partitions; whether they are still ours when they are given up, the tag tells."""
-        granted = await super().claim_ownership(*claims, **options)
-        return [{**one, "last_modified_time": math.inf} for one in granted]
+    async def claim_ownership(
+        self, ownership_list: Iterable[dict[str, Any]], **options: Any
+    ) -> Iterable[dict[str, Any]]:
+        """Claim partitions, or give up those without an owner; a tag tells whether they are ours.
+
+        It is that of the last renewal, which may be under way: by an older one a partition would
+        not be given up, and nobody would read it until it expires.
+        """
+        async with self._turn:
+            latest = [
+                one if one["owner_id"] else {**one, "etag": self._tags[_holding(one)]}
+                for one in ownership_list
+            ]
+            granted = [
+                {**one, "holder": one["owner_id"], "last_modified_time": math.inf}
+                for one in await super().claim_ownership(latest, **options)
+            ]
+            self._tags |= {_holding(one): one["etag"] for one in granted}
+        return granted
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -111,6 +132,11 @@ class _BlobStore(BlobCheckpointStore):
                     raise SupersededError from None
                 checkpoint["etag"] = found.etag
             await _write(blob, checkpoint)
+
+
+def _holding(ownership: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a partition and who got it: the client blots out the owner to give it up."""
+    return ownership["partition_id"], ownership["holder"]
 
 
 async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:

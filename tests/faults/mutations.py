@@ -89,6 +89,13 @@ MUTATIONS: dict[str, Mutation] = {
         "set_blob_metadata(metadata)",
         scenario("replica frozen"),
     ),
+    "a partition is given up by the tag that it was claimed with": Mutation(
+        "blob.py",
+        'one if one["owner_id"] else {**one, "etag": self._tags[_holding(one)]}',
+        "one",
+        "tests/test_embedded.py::TestBlob::"
+        "test_a_partition_is_given_up_although_its_claim_is_being_renewed",
+    ),
     "an owner's age is told by the clock here": Mutation(
         "blob.py",
         'one["last_modified_time"] + ahead}',
@@ -97,8 +104,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a claim grows old by the clock here": Mutation(
         "blob.py",
-        '[{**one, "last_modified_time": math.inf} for one in granted]',
-        "list(granted)",
+        '"holder": one["owner_id"], "last_modified_time": math.inf}',
+        '"holder": one["owner_id"]}',
         scenario("clocks of replicas jump"),
     ),
     "a message that kills is taken again": Mutation(
