@@ -78,7 +78,8 @@ class Play(Scene):
         """Send SIGTERM; unless it says otherwise, all that it took is settled and checkpointed."""
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
-        self.again |= await _waited_in_vain(forwarder)
+        if await _waited_in_vain(forwarder):
+            self.again = True
         forwarder.terminate()
         assert (await forwarder.wait(), forwarder.stderr) == (0, ""), forwarder.lines[-20:]
         stored = await self.look()
