@@ -256,11 +256,11 @@ def test_a_message_that_opens_objects_without_end_is_given_up_but_not_lost() -> 
     assert unpacked.refused[0].body.startswith(b'{"a":{"a":')
 
 
-def test_a_megabyte_of_anything_takes_no_longer_than_some_hundred_honest_ones() -> None:
+def test_a_megabyte_of_anything_takes_no_longer_than_a_thousand_honest_ones() -> None:
     """The honest one takes some ms, what grows by the square takes minutes."""
     honest = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])
     unit = min(_seconds(honest) for _ in range(3))
-    slow = {name: took for name, body in HOSTILE.items() if (took := _seconds(body)) > 300 * unit}
+    slow = {name: took for name, body in HOSTILE.items() if (took := _seconds(body)) > 1000 * unit}
     assert not slow, unit
 
 
