@@ -54,9 +54,16 @@ async def blobs(
 
 
 async def shared(azurite: Azurite, since: float = 0) -> Stored:
-    """Return the checkpoints in a storage account, those written since then, in Unix seconds."""
+    """Return the checkpoints in a storage account, those written since then, in Unix seconds.
+
+    Nor do those count that were written since, but of a hub made before.
+    """
     found = await blobs(azurite, since=since)
-    return {n: int(number) for n, one in found.items() if (number := one["sequencenumber"])}
+    return {
+        number: int(one["sequencenumber"])
+        for number, one in found.items()
+        if one["sequencenumber"] and float(one.get("hubcreated", since)) >= since
+    }
 
 
 async def letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str, bytes]:
