@@ -17,8 +17,10 @@ from eventhubs import Server
 from forwarder.hub import mend_client
 from running import HUB
 
-OF_THE_CLIENT: Any = vars(PyamqpTransportAsync)["_callback_task"]  # no test has mended it yet
-READY_OF_THE_CLIENT: Any = vars(AMQPClientAsync)["client_ready_async"]
+CALLBACK: Any = vars(PyamqpTransportAsync)[
+    "_callback_task"
+]  # the client's own: no test has mended it
+READY: Any = vars(AMQPClientAsync)["client_ready_async"]
 MESSAGES = 20
 
 
@@ -26,7 +28,7 @@ async def test_a_message_after_a_pause_is_handed_on_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The client alone, and so with a version that is not known, looks every 50 ms; both work."""
-    monkeypatch.setattr(PyamqpTransportAsync, "_callback_task", OF_THE_CLIENT)
+    monkeypatch.setattr(PyamqpTransportAsync, "_callback_task", CALLBACK)
     alone, _ = await _receive([random.uniform(0.1, 0.2) for _ in range(MESSAGES)])
     mend_client()
     mended, _ = await _receive([random.uniform(0.1, 0.2) for _ in range(MESSAGES)])
@@ -35,7 +37,7 @@ async def test_a_message_after_a_pause_is_handed_on_at_once(
 
 async def test_a_connection_opens_without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client alone sleeps 50 ms after each frame of an opening; both work."""
-    monkeypatch.setattr(AMQPClientAsync, "client_ready_async", READY_OF_THE_CLIENT)
+    monkeypatch.setattr(AMQPClientAsync, "client_ready_async", READY)
     alone = await _ask()
     mend_client()
     mended = await _ask()
@@ -70,9 +72,7 @@ async def test_of_a_backlog_so_many_are_handed_on_together(
     async with Server({HUB: 1}) as server:
         for _ in range(100):
             server.hubs[HUB].publish(0, bytes(size))
-        client = EventHubConsumerClient.from_connection_string(
-            server.connection_string(HUB), "$Default"
-        )
+        client = _client(server)
         async with client, asyncio.timeout(60):
             receiving = asyncio.create_task(
                 client.receive_batch(
@@ -84,15 +84,17 @@ async def test_of_a_backlog_so_many_are_handed_on_together(
     assert max(sizes) in together
 
 
+def _client(server: Server) -> EventHubConsumerClient:
+    return EventHubConsumerClient.from_connection_string(server.connection_string(HUB), "$Default")
+
+
 async def _ask() -> float:
     """Ask a hub for its properties on new connections; the median in seconds."""
     seconds = []
     async with Server({HUB: 1}) as server:
         for _ in range(5):
             asked = time.monotonic()
-            client = EventHubConsumerClient.from_connection_string(
-                server.connection_string(HUB), "$Default"
-            )
+            client = _client(server)
             async with client:
                 await client.get_eventhub_properties()
                 seconds.append(time.monotonic() - asked)
@@ -117,9 +119,7 @@ async def _receive(pauses: Sequence[float]) -> tuple[float, list[int]]:
     async with Server({HUB: 1}) as server:
         publish = server.hubs[HUB].publish
         publish(0, f"{time.monotonic()}".encode())
-        client = EventHubConsumerClient.from_connection_string(
-            server.connection_string(HUB), "$Default"
-        )
+        client = _client(server)
         async with client, asyncio.timeout(60):
             receiving = asyncio.create_task(
                 client.receive_batch(on_batch, starting_position="-1", max_wait_time=0.5)
