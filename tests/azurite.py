@@ -54,6 +54,7 @@ async def azurite(port: int = 0) -> AsyncIterator[Azurite]:
         "node", _PACKAGES / "azurite/dist/src/blob/main.js", "--blobPort", str(port),
         "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
         stdout=asyncio.subprocess.DEVNULL,  # --silent is not
+        start_new_session=True,  # or the kernel ends it, if paused, with the shell of its group
     )  # fmt: skip
     store = Azurite(port, process.pid)
     try:
