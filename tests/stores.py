@@ -28,8 +28,10 @@ def embedded(state: Path, since: float = 0) -> Stored:
     with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=10)) as database:
         try:
             rows = database.execute("SELECT value FROM checkpoint").fetchall()
-        except sqlite3.OperationalError:  # killed before it made the table
-            return {}
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+            return {}  # killed before it made the table
     found = [json.loads(value) for (value,) in rows]
     return {
         entry["partition_id"]: int(entry["sequence_number"])

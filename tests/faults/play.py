@@ -112,7 +112,8 @@ class Play(Scene):
     async def stored(self) -> Stored:
         """Return the checkpoints, read past whatever befalls the store."""
         if self.store is None:
-            return stores.embedded(self.state, self.remade)
+            # A forwarder that is frozen while it writes has a lock, and this loop is to wake it.
+            return await asyncio.to_thread(stores.embedded, self.state, self.remade)
         return await stores.shared(self.store.back, self.remade)
 
     async def look(self) -> Stored:
