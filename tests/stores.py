@@ -40,27 +40,22 @@ def embedded(state: Path, since: float = 0) -> Stored:
     }
 
 
-async def blobs(
-    azurite: Azurite, kind: str = "checkpoint", since: float = 0
-) -> dict[str, dict[str, str]]:
+async def blobs(azurite: Azurite, kind: str = "checkpoint") -> dict[str, dict[str, str]]:
     """Return the metadata of a storage account's checkpoint or ownership blobs by partition."""
     async with container(azurite) as client:
         try:
             return {
                 blob.name.rpartition("/")[2]: dict(blob.metadata)
                 async for blob in client.list_blobs(include=["metadata"])
-                if blob.name.split("/")[-2] == kind and blob.last_modified.timestamp() >= since
+                if blob.name.split("/")[-2] == kind
             }
         except ResourceNotFoundError:
             return {}
 
 
 async def shared(azurite: Azurite, since: float = 0) -> Stored:
-    """Return the checkpoints in a storage account, those written since then, in Unix seconds.
-
-    Nor do those count that were written since, but of a hub made before.
-    """
-    found = await blobs(azurite, since=since)
+    """Return the checkpoints in a storage account; those of a hub made before do not count."""
+    found = await blobs(azurite)
     return {
         number: int(one["sequencenumber"])
         for number, one in found.items()

@@ -17,9 +17,8 @@ from eventhubs import Server
 from forwarder.hub import mend_client
 from running import HUB
 
-CALLBACK: Any = vars(PyamqpTransportAsync)[
-    "_callback_task"
-]  # the client's own: no test has mended it
+# The client's own: no test has mended it yet.
+CALLBACK: Any = vars(PyamqpTransportAsync)["_callback_task"]
 READY: Any = vars(AMQPClientAsync)["client_ready_async"]
 MESSAGES = 20
 

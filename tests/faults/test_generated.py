@@ -88,13 +88,13 @@ async def befall_at_once(stage: Play, seed: int, told: list[str]) -> None:
 async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
     """Whatever befalls them at once, the verdict is that of every scenario."""
     told: list[str] = []
-    async with play(tmp_path, blobs=bool(seed % 2)) as stage:
-        await stage.start()
-        try:
+    try:
+        async with play(tmp_path, blobs=bool(seed % 2)) as stage:
+            await stage.start()
             async with asyncio.timeout(150):
                 await befall_at_once(stage, seed, told)
                 stage.ledger.publish(100)
                 await stage.verdict()
-        except BaseException as error:
-            error.add_note(f"what befell: {', '.join(told)}\nagain: make faults ONLY=seed-{seed}")
-            raise
+    except BaseException as error:
+        error.add_note(f"what befell: {', '.join(told)}\nagain: make faults ONLY=seed-{seed}")
+        raise
