@@ -22,11 +22,12 @@ _STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, f
 
 @dataclass(slots=True)
 class _Silence:
-    """Since when a partition gets nothing, behind which message, and what was done about it."""
+    """Since when a partition gets nothing, behind which message, and when it was last reopened."""
 
     since: float
     newest: Message | None
-    steps: int = 0
+    owned: float  # when it was last seen to be ours
+    reopened: float
 
 
 class Health:
@@ -59,12 +60,7 @@ class Health:
             await self._hub.look()
             if not self._hub.trouble:
                 self._source.check()
-                self._silences = {
-                    number: one
-                    for number, one in self._silences.items()
-                    if number in self._partitions  # else it is another's now, or soon here again
-                    or time.monotonic() - one.since < self._stall_timeout
-                }
+                self._forget_silences()
                 for number, partition in self._partitions.items():
                     if not self._waits(number, partition):
                         partition.progress = time.monotonic()
@@ -140,6 +136,15 @@ class Health:
             return time.time() - partition.newest.enqueued
         return time.monotonic() - self._since(number, partition)
 
+    def _forget_silences(self) -> None:
+        """Forget those of partitions that are another's now, and not just being reopened."""
+        now = time.monotonic()
+        for number, silence in list(self._silences.items()):
+            if number in self._partitions:
+                silence.owned = now
+            elif now - silence.owned > self._stall_timeout:
+                del self._silences[number]
+
     def _cure(self, number: str, partition: Partition) -> None:
         """Reopen a partition that gets nothing while the hub has more, then the whole client.
 
@@ -151,20 +156,22 @@ class Health:
             del self._silences[number]
             log.info("recovered", partition=number, seconds=round(now - silence.since, 1))
             return
-        since = max(self._since(number, partition), self._hub.up_since)
-        steps = silence.steps if silence else 0
-        due = max(since + (steps + 1) * self._step, partition.progress + self._step)
+        reopened = silence.reopened if silence else 0.0
+        due = max(partition.progress, self._hub.up_since, reopened) + self._step
         if not waits or partition.window.oldest or partition.held or now < due:
             return
-        what = "client" if steps else "partition"
-        self._silences.setdefault(number, _Silence(since, partition.newest)).steps += 1
-        if steps:
+        if silence:
+            said, what = "still stalled", "client"
             for one in self._silences.values():
-                one.steps = max(one.steps, 2)
-        self._source.reopen(None if steps else number)
+                one.reopened = now
+            self._source.reopen()
+        else:
+            said, what = "stalled", "partition"
+            since = max(partition.progress, self._hub.up_since)
+            silence = self._silences[number] = _Silence(since, partition.newest, now, now)
+            self._source.reopen(number)
         self._metrics.reopened[what].inc()
-        said = "still stalled" if steps else "stalled"
-        log.error(said, partition=number, seconds=round(now - since, 1), reopened=what)
+        log.error(said, partition=number, seconds=round(now - silence.since, 1), reopened=what)
 
     def _since(self, number: str, partition: Partition) -> float:
         """Return since when the partition makes no progress; opened anew it has made none."""

@@ -255,14 +255,20 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a silent receiver is left alone": Mutation(
         "health.py",
-        "self._source.reopen(None if steps else number)",
-        "pass",
+        "or partition.held or now < due:",
+        "or partition.held or waits:",
         scenario("receivers silent"),
     ),
     "the client is never reopened": Mutation(
         "health.py",
-        "self._source.reopen(None if steps else number)",
+        "self._source.reopen()",
         "self._source.reopen(number)",
+        "tests/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
+    ),
+    "a silence is forgotten by its age": Mutation(
+        "health.py",
+        "elif now - silence.owned",
+        "elif now - silence.since",
         "tests/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "what finds no room is silence": Mutation(
