@@ -268,6 +268,36 @@ async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
         assert by_partition(await store.list_checkpoints(**PLACE)) == written
 
 
+_CLOSER = """
+import asyncio, sys
+from pathlib import Path
+from forwarder.embedded import EmbeddedCheckpointStore
+from test_embedded import checkpoint
+
+async def main():
+    for number in range(100):
+        store = EmbeddedCheckpointStore(Path(sys.argv[1]))
+        writes = [store.update_checkpoint(checkpoint(number, partition)) for partition in "0123"]
+        writing = [asyncio.create_task(one) for one in writes]
+        await asyncio.sleep(number % 20 / 1000)
+        for one in writing:
+            one.cancel()
+        store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
+    """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CLOSER, str(path),
+        env={"PYTHONPATH": ":".join(sys.path)}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, errors = await asyncio.wait_for(child.communicate(), 60)
+    assert (child.returncode, errors) == (0, b"")
+
+
 _WRITER = """
 import asyncio, sys
 from pathlib import Path

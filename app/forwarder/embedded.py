@@ -54,8 +54,9 @@ class EmbeddedCheckpointStore(CheckpointStore):
             self._database = _open(path)
 
     def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+        """Close the file, after a statement that nobody waits for any more: it is in a thread."""
+        with self._lock:  # SQLite would crash
+            self._database.close()
 
     async def list_ownership(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any

@@ -286,6 +286,12 @@ MUTATIONS: dict[str, Mutation] = {
         "",
         "tests/test_memory.py::test_the_client_keeps_nothing_of_a_message",
     ),
+    "the store is closed under a statement": Mutation(
+        "embedded.py",
+        "with self._lock:  # SQLite",
+        "if True:  # SQLite",
+        "tests/test_embedded.py::test_closing_waits_for_a_statement_that_nobody_waits_for",
+    ),
     "a page is not said": Mutation(
         "answer.py",
         'content_type == "text/html" or',

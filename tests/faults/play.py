@@ -81,7 +81,8 @@ class Play(Scene):
         if await _waited_in_vain(forwarder):
             self.again = True
         forwarder.terminate()
-        assert (await forwarder.wait(), forwarder.stderr) == (0, ""), forwarder.lines[-20:]
+        ended = (await forwarder.wait(), forwarder.stderr)
+        assert ended == (0, ""), (ended, self.said(forwarder))
         stored = await self.look()
         unfinished = ("stopping with messages undelivered", "checkpoints cannot be written")
         if self.running or self.again or any(map(forwarder.entries, unfinished)):
