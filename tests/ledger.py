@@ -154,11 +154,16 @@ class Ledger:
         self._stored = stored
 
     def judge_stop(self, stored: Stored) -> None:
-        """Assert that at a graceful stop nothing that was delivered lies behind a checkpoint."""
+        """Assert that after a graceful stop nothing comes again, but what an earlier end left."""
         self.judge_checkpoints(stored)
-        places = {self.published[name][:2] for name in self._webhook.taken}
-        again = sorted(place for place in places if place[1] > stored.get(place[0], -1))
-        assert not again, f"delivered, and not in the checkpoints {stored}: {again}"
+        delivered = [(self.published[name], count) for name, count in self._webhook.taken.items()]
+        again = {
+            entry[:2]
+            for entry, count in delivered
+            if entry.sequence_number > stored.get(entry.partition, -1)
+            and count > self._repeats(entry)
+        }
+        assert not again, f"delivered, and not in the checkpoints {stored}: {sorted(again)}"
 
     def judge(self, *, again: bool = False) -> None:
         """Assert that published = delivered + dead letters, and duplicates are explained.

@@ -85,7 +85,11 @@ class Play(Scene):
         assert ended == (0, ""), (ended, self.said(forwarder))
         stored = await self.look()
         unfinished = ("stopping with messages undelivered", "checkpoints cannot be written")
-        if self.running or self.again or any(map(forwarder.entries, unfinished)):
+        # What was under way when a partition was lost is delivered, and not ours to checkpoint.
+        lost = any(
+            entry["reason"] == "OWNERSHIP_LOST" for entry in forwarder.entries("partition given up")
+        )
+        if self.running or self.again or lost or any(map(forwarder.entries, unfinished)):
             self.ledger.restarted(stored)
         else:
             self.ledger.judge_stop(stored)
