@@ -268,6 +268,19 @@ async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
         assert by_partition(await store.list_checkpoints(**PLACE)) == written
 
 
+async def child_of(script: str, *arguments: str) -> asyncio.subprocess.Process:
+    """Start Python on a script that imports what tests do."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        *arguments,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
 _CLOSER = """
 import asyncio, sys
 from pathlib import Path
@@ -290,10 +303,7 @@ asyncio.run(main())
 
 async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
     """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CLOSER, str(path),
-        env={"PYTHONPATH": ":".join(sys.path)}, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    child = await child_of(_CLOSER, str(path))
     _, errors = await asyncio.wait_for(child.communicate(), 60)
     assert (child.returncode, errors) == (0, b"")
 
@@ -319,10 +329,7 @@ asyncio.run(main())
 async def test_kill_while_writing_loses_no_checkpoint_that_was_written(path: Path) -> None:
     number = 0
     for kill in range(4):
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _WRITER, str(path), str(number),
-            env={"PYTHONPATH": ":".join(sys.path)}, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        child = await child_of(_WRITER, str(path), str(number))
         assert child.stdout
         for _ in range(1 + 37 * kill):
             assert await asyncio.wait_for(child.stdout.readline(), 30)

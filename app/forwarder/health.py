@@ -156,8 +156,8 @@ class Health:
             del self._silences[number]
             log.info("recovered", partition=number, seconds=round(now - silence.since, 1))
             return
-        reopened = silence.reopened if silence else 0.0
-        due = max(partition.progress, self._hub.up_since, reopened) + self._step
+        since = max(partition.progress, self._hub.up_since)
+        due = max(since, silence.reopened if silence else 0.0) + self._step
         if not waits or partition.window.oldest or partition.held or now < due:
             return
         if silence:
@@ -167,7 +167,6 @@ class Health:
             self._source.reopen()
         else:
             said, what = "stalled", "partition"
-            since = max(partition.progress, self._hub.up_since)
             silence = self._silences[number] = _Silence(since, partition.newest, now, now)
             self._source.reopen(number)
         self._metrics.reopened[what].inc()
