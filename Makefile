@@ -67,6 +67,7 @@ lint: $(VENV)/.stamp ## Lint and type-check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	PYTHONPATH=app $(VENV)/bin/lint-imports --no-cache
 
 .PHONY: bench
 bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 13 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write it there
@@ -74,7 +75,7 @@ bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 13 minutes; SHORT=1: one; ONL
 
 .PHONY: lock
 lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
-	for name in app/requirements tests/requirements tests/tools/requirements tests/azcli/requirements; do \
+	for name in app/requirements tests/requirements tests/tools/requirements tests/docs/azcli/requirements; do \
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done
 
@@ -151,13 +152,13 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 
 .PHONY: azure
 azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
-	@PYTHONPATH=tests $(PYTHON) -m azcli $(if $(RUN),--run) $(PART)
+	@PYTHONPATH=tests $(PYTHON) -m docs.azcli $(if $(RUN),--run) $(PART)
 
-$(BIN)/az/.stamp: tests/azcli/requirements.txt
+$(BIN)/az/.stamp: tests/docs/azcli/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
 	touch $@
 
 .PHONY: test-azure
 test-azure: $(VENV)/.stamp $(BIN)/az/.stamp ## Have the real azure-cli (400 MB) parse every az command that is named here
-	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/azcli/check.py
+	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet tests/docs/azcli/check.py

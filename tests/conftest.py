@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 
-from azurite import Azurite
-from eventhubs import Server
-from process import Forwarder
-from webhook import Webhook
+from support.azurite import Azurite
+from support.eventhubs import Server
+from support.process import Forwarder
+from support.webhook import Webhook
 
 # A shell that starts us in the background has SIGINT ignored, and so would our children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

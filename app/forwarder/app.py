@@ -10,23 +10,24 @@ import stamina
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import __version__, log
-from forwarder.buffer import ReceiveBuffer
-from forwarder.checkpoints import Checkpoints
-from forwarder.deadletters import DeadLetters
-from forwarder.delivery import Outlets
-from forwarder.embedded import EmbeddedCheckpointStore
-from forwarder.health import Health
-from forwarder.hub import HubMonitor, mend_client
-from forwarder.hubstore import HubStore
-from forwarder.letterblobs import letter_blobs
-from forwarder.letterfiles import LetterFiles
+from forwarder.checkpoints.generation import GenerationStore
+from forwarder.checkpoints.quarantine import Quarantine
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
+from forwarder.checkpoints.writer import Checkpoints
+from forwarder.config.settings import Settings
+from forwarder.config.state_directory import state_directory
+from forwarder.deadletters.blobs import open_dead_letter_blobs
+from forwarder.deadletters.files import DeadLetterFiles
+from forwarder.deadletters.writer import DeadLetterWriter
+from forwarder.delivery.buffer import ReceiveBuffer
+from forwarder.delivery.partition import DeliveryContext
+from forwarder.hub.consumer import Consumer
+from forwarder.hub.monitor import HubMonitor
+from forwarder.hub.transport import mend_client
 from forwarder.metrics import Metrics
-from forwarder.poison import Poison
-from forwarder.settings import Settings
-from forwarder.sink import Sink, shown_url
-from forwarder.source import Source
-from forwarder.state import state_directory
-from forwarder.web import serve
+from forwarder.server.health import Health
+from forwarder.server.http import serve
+from forwarder.sink.webhook import Sink, shown_url
 
 _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
 
@@ -41,28 +42,28 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         _say_start(settings)
         mend_client()
         credential = await login(settings, stack)
-        store = HubStore(await _store(settings, credential, state, stack))
+        store = GenerationStore(await _store(settings, credential, state, stack))
         metrics = Metrics(__version__)
         sink = await stack.enter_async_context(Sink(settings, metrics))
-        dead_letters = DeadLetters(
-            LetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
-            await stack.enter_async_context(letter_blobs(settings, credential)),
+        dead_letters = DeadLetterWriter(
+            DeadLetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
+            await stack.enter_async_context(open_dead_letter_blobs(settings, credential)),
             max_waiting=settings.receive_buffer_bytes // 4,
             retry=settings.checkpoint_interval,
         )
-        outlets = Outlets(
+        delivery = DeliveryContext(
             settings,
             sink,
             dead_letters,
             ReceiveBuffer(settings.receive_buffer_bytes),
             metrics,
         )
-        poison = Poison(state / "poison.json")
-        checkpoints = Checkpoints(store, poison, settings)
+        quarantine = Quarantine(state / "poison.json")
+        checkpoints = Checkpoints(store, quarantine, settings)
         hub = HubMonitor(settings, credential)
         stack.push_async_callback(hub.close)
-        source = Source(outlets, hub, store, checkpoints, credential)
-        health = Health(outlets, hub, source, checkpoints)
+        source = Consumer(delivery, hub, store, checkpoints, credential)
+        health = Health(delivery, hub, source, checkpoints)
         await stack.enter_async_context(serve(settings, metrics, health))
         async with asyncio.TaskGroup() as group:
             work = (source.run(), checkpoints.run(), health.run(), dead_letters.run())
@@ -73,7 +74,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     log.info("stopped")
 
 
-async def _wind_down(settings: Settings, source: Source, checkpoints: Checkpoints) -> None:
+async def _wind_down(settings: Settings, source: Consumer, checkpoints: Checkpoints) -> None:
     """Drain, checkpoint, give up ownership: in this order, each for a bounded time."""
     log.info("stopping", graceSeconds=settings.shutdown_grace)
     source.stop()
@@ -113,7 +114,7 @@ async def _store(
     if not settings.blob_connection and not settings.blob_account_url:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
         return stack.enter_context(closing(embedded))
-    from forwarder.blob import open_blob_store  # noqa: PLC0415 - costs 24 MB
+    from forwarder.checkpoints.blob import open_blob_store  # noqa: PLC0415 - costs 24 MB
 
     return await stack.enter_async_context(open_blob_store(settings, credential))
 

@@ -13,14 +13,14 @@ import uvloop
 
 from forwarder import __version__, log
 from forwarder.app import run
-from forwarder.check.command import check
+from forwarder.commands.check.command import check
+from forwarder.commands.policy import explain
+from forwarder.commands.replay import replay
+from forwarder.commands.repost import Selection
+from forwarder.config.parsers import start_position, whole
+from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError, SettingsError
-from forwarder.parse import start_position, whole
 from forwarder.policy import document
-from forwarder.policy.command import explain
-from forwarder.replay import replay
-from forwarder.repost import Selection
-from forwarder.settings import Settings
 
 
 def main(

@@ -21,7 +21,7 @@ class SupersededError(ForwarderError):
     """A checkpoint that was not written: the one in the store, of another process, is ahead."""
 
 
-class UnwrittenError(ForwarderError):
+class EvictedError(ForwarderError):
     """Dead letters that neither the disk nor the storage account took, and that were let go."""
 
 
@@ -29,7 +29,7 @@ class UnusableError(ForwarderError):
     """Bytes that are no audit event and cannot be made one: a dead letter."""
 
 
-class RejectedError(ForwarderError):
+class Rejected(ForwarderError):  # noqa: N818 - a verdict about events, as Unusable is
     """The sink refused these events for good: 400, 413, 415 or 422."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
-from forwarder.settings import Settings
+from forwarder.config.settings import Settings
 
 # VerboseLevel 1 to 4, each with all before it.
 ERROR: Final = logging.ERROR
@@ -85,14 +85,14 @@ def describe(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 
 
-def blotted(text: str, secrets: tuple[str, ...]) -> str:
+def redacted(text: str, secrets: tuple[str, ...]) -> str:
     """Return a text with its secrets blotted out."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return text
 
 
-class Repeated:
+class RateLimited:
     """Says a lasting error once in `interval` seconds, with how often it came meanwhile."""
 
     def __init__(self, interval: float = _REPEAT_AFTER) -> None:
@@ -149,7 +149,7 @@ def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
     def redact(record: logging.LogRecord) -> bool:
         if record.levelno >= ERROR:
             vars(record)["fields"] = {
-                name: blotted(value, secrets) if isinstance(value, str) else value
+                name: redacted(value, secrets) if isinstance(value, str) else value
                 for name, value in vars(record)["fields"].items()
             }
         return True

@@ -9,7 +9,7 @@ import aiohttp
 from azure.eventhub import EventData
 from azure.eventhub.aio import CheckpointStore, EventHubConsumerClient, PartitionContext
 
-from forwarder.embedded import EmbeddedCheckpointStore
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 
 _HUB = "insights-logs-kube-audit"
 _JSON = {"Content-Type": "application/json"}

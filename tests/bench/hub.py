@@ -17,8 +17,8 @@ import trustme
 import uvloop
 
 from bench.works import Load
-from eventhubs import Server
-from events import messages, real_events, typical_events
+from support.eventhubs import Server
+from support.events import messages, real_events, typical_events
 
 HUB = "insights-logs-kube-audit"
 _TLS_HOST, _TLS_PORT = "127.0.0.9", 5671  # the client knows no other port with TLS

@@ -8,12 +8,12 @@ import json
 import sys
 import time
 
-from events import messages, real_events, typical_events
-from forwarder.envelope import unpack
+from forwarder.audit.envelope import unpack
+from forwarder.config.settings import Settings
 from forwarder.policy import document
 from forwarder.policy.document import Policy
-from forwarder.screen import Screen
-from forwarder.settings import Settings
+from forwarder.policy.filter import Filter
+from support.events import messages, real_events, typical_events
 
 ROUNDS = 60
 CATEGORIES = frozenset({"kube-audit"})
@@ -58,7 +58,7 @@ def main() -> None:
     for title, events in (("typical", typical_events()), ("real", real_events())):
         bodies = [one.body for one in messages(len(events), events=events)]
         best = dict.fromkeys(SCREENS, float("inf"))
-        screens = {name: Screen.of(settings) for name, settings in SCREENS.items()}
+        screens = {name: Filter.of(settings) for name, settings in SCREENS.items()}
         for _ in range(ROUNDS):
             for name, screen in screens.items():
                 start = time.perf_counter()

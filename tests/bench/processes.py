@@ -17,9 +17,9 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from azurite import Azurite, azurite
 from bench.works import Carrier, Load
-from process import APP, free_port
+from support.azurite import Azurite, azurite
+from support.process import APP, free_port
 
 _PATIENCE = 60  # seconds for what comes at once
 

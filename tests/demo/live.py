@@ -10,11 +10,11 @@ from azure.eventhub import EventData
 from azure.eventhub.aio import EventHubConsumerClient
 
 from forwarder import log
-from forwarder.envelope import Event, unpack
+from forwarder.audit.envelope import Event, unpack
+from forwarder.audit.summary import summary
+from forwarder.config.settings import Settings
 from forwarder.errors import SettingsError
-from forwarder.hub import connect
-from forwarder.settings import Settings
-from forwarder.summary import summary
+from forwarder.hub.client import connect
 
 # https://learn.microsoft.com/azure/event-hubs/event-hubs-features#consumer-groups
 STOLEN = (

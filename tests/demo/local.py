@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-import chart
-from eventhubs import Server
-from events import Key, Message, key, messages, real_events, record, wrap
-from events.odd import KEPT_BY_AKS
-from process import Forwarder
-from webhook import Answer, Rule, Webhook
+from support import chart
+from support.eventhubs import Server
+from support.events import Key, Message, key, messages, real_events, record, wrap
+from support.events.odd import KEPT_BY_AKS
+from support.process import Forwarder
+from support.webhook import Answer, Rule, Webhook
 
 EVENTS = 20_000
 HUB = "insights-logs-kube-audit"

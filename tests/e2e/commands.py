@@ -4,7 +4,7 @@ import os
 import re
 import textwrap
 
-from azcli import steps
+from docs.azcli import steps
 from e2e.cluster import ROOT, run
 
 IMAGE = os.environ.get("E2E_NEW", "")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from e2e.world import World
-from events import messages
+from support.events import messages
 
 _INTERVAL = 0.5  # seconds
 # Each look through the API server's proxy is an event itself: fed back, they would never end.

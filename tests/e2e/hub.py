@@ -5,7 +5,7 @@ import asyncio
 import uvloop
 from aiohttp import web
 
-from eventhubs import Server
+from support.eventhubs import Server
 
 HUB = "insights-logs-kube-audit"
 

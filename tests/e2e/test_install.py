@@ -13,8 +13,8 @@ from e2e.commands import block, notes, type_in
 from e2e.conftest import Lap, Note
 from e2e.feed import Feed
 from e2e.world import TOOLS, World, containers
-from events import messages, real_events
 from forwarder import __version__
+from support.events import messages, real_events
 
 NAMESPACE = "sysdig-agent"
 IN_FLIGHT = 4 * 4 * 100  # events under way at most: partitions, posts each, events a post

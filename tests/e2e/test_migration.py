@@ -11,7 +11,7 @@ from e2e.conftest import Lap, Note
 from e2e.feed import Feed
 from e2e.hub import HUB
 from e2e.world import World, program
-from stores import CONTAINER
+from support.stores import CONTAINER
 
 NAMESPACE = "aks-audit-migration"
 OLD = "aks-audit-log-forwarder"

@@ -28,5 +28,5 @@ pytestmark = [
 
 def test_policies_leave_what_the_api_server_writes(note: Note, lap: Lap) -> None:
     path = {"PYTHONPATH": f"{ROOT / 'app'}:{ROOT / 'tests'}"}
-    run(sys.executable, "-m", "policies.record", "--compare", *NAMES, environment=path)
+    run(sys.executable, "-m", "support.policies.record", "--compare", *NAMES, environment=path)
     note(f"audit policies: {len(NAMES)}, as a live API server's", lap())

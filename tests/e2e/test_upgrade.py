@@ -10,7 +10,7 @@ from e2e.cluster import ROOT, run, until
 from e2e.commands import IMAGE, block, type_in
 from e2e.conftest import Lap, Note
 from e2e.world import World
-from events import messages, real_events
+from support.events import messages, real_events
 
 NAMESPACE = "aks-audit-upgrade"
 CHECKPOINTED = 7  # seconds, more than two checkpoints of a partition are apart

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from azurite import Azurite
 from e2e.cluster import Proxy, run, until
-from eventhubs import Server
-from events import Key, envelope, key
+from support.azurite import Azurite
+from support.eventhubs import Server
+from support.events import Key, envelope, key
 
 TOOLS = os.environ.get("E2E_TOOLS", "")
 """The image of hub, sink and storage account."""
@@ -20,7 +20,7 @@ _MESSAGE_BYTES = 200_000
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 _ARGUMENTS = {
     "eventhubs": ["python", "-m", "e2e.hub"],
-    "sysdig-agent": ["python", "-m", "webhook", "--host", "0.0.0.0", "--port", "7765"],
+    "sysdig-agent": ["python", "-m", "support.webhook", "--host", "0.0.0.0", "--port", "7765"],
     "azurite": [
         "/azurite/node", "/azurite/node_modules/azurite/dist/src/blob/main.js",
         "--blobHost", "0.0.0.0", "--blobPort", "10000",

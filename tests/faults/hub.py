@@ -6,7 +6,7 @@ import time
 from azure.eventhub.aio import EventHubConsumerClient
 
 from faults.play import Play
-from scene import HUB
+from support.scene import HUB
 
 _HIGHER = 9  # than a forwarder's owner level
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 import re
 
-import events
 from faults.play import Play
+from support import events
 
 SMALL = events.typical_events()
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import trustme
 
-import stores
-from eventhubs import Server
 from faults.store import Store, store
-from ledger import judge_sums
-from process import Forwarder
-from scene import APP, HUB, Scene
-from stores import Stored
-from webhook import Answer, Post, Rule, Webhook
+from support import stores
+from support.eventhubs import Server
+from support.ledger import judge_sums
+from support.process import Forwarder
+from support.scene import APP, HUB, Scene
+from support.stores import Stored
+from support.webhook import Answer, Post, Rule, Webhook
 
 CHILD = Path(__file__).with_name("child")
 MIB = 2**20
@@ -39,7 +39,7 @@ class Play(Scene):
         self.running: dict[str, Forwarder] = {}
         self.ended: list[Forwarder] = []
         self.sink: Rule | None = None
-        """Asked for each post before the ledger is."""
+        """UsedFields for each post before the ledger is."""
         self.again = False
         """Whether the sink takes events and cannot say so: they come again."""
         self.peak = 0
@@ -182,7 +182,7 @@ class Play(Scene):
             self._keep_secrets((await forwarder.get("/metrics"))[1].encode())
         for name in list(self.running):
             await self.stop(name)
-        self.ledger.judge(again=self.again)
+        self.ledger.classify(again=self.again)
         self._judge_lost()
         wrong = [entry for one in self.ended for entry in one.entries("internal error")]
         assert not wrong, wrong

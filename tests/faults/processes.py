@@ -7,8 +7,8 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from events import real_events
 from faults.play import Play
+from support.events import real_events
 
 Fault = Callable[[Play, float], Awaitable[None]]
 

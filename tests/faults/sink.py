@@ -10,7 +10,7 @@ import trustme
 from cryptography import x509
 
 from faults.play import Play
-from webhook import Answer, Rule
+from support.webhook import Answer, Rule
 
 
 async def away(play: Play, seconds: float) -> None:

@@ -9,7 +9,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from azurite import Azurite, azurite
+from support.azurite import Azurite, azurite
 
 if TYPE_CHECKING:
     from faults.play import Play

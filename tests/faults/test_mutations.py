@@ -3,7 +3,7 @@
 import pytest
 
 from faults.mutations import MUTATIONS, Mutation
-from process import APP
+from support.process import APP
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())

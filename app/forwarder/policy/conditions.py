@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Final
 
+from forwarder.policy.attributes import Request
 from forwarder.policy.document import GroupResources, Rule
-from forwarder.policy.facts import Request
 
 Condition = Callable[[Request], bool]
 

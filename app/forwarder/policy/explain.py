@@ -6,16 +6,16 @@ from typing import Final
 
 import msgspec
 
-from forwarder.envelope import unpack
-from forwarder.letter import Letter
-from forwarder.policy import facts
+from forwarder.audit.envelope import unpack
+from forwarder.deadletters.record import Record
+from forwarder.policy import attributes as facts
+from forwarder.policy.attributes import EventFields, Request
 from forwarder.policy.document import LEVELS, Policy, Rule
-from forwarder.policy.engine import NO_RULE, UNSURE, Engine
-from forwarder.policy.facts import Facts, Request
+from forwarder.policy.rules import NO_RULE, UNSURE, Engine
 
 _KINDS: Final = 1000  # of events that are told apart, of each rule, for little memory
 _EXAMPLES: Final = 3
-_letter: Final = msgspec.json.Decoder(Letter).decode
+_letter: Final = msgspec.json.Decoder(Record).decode
 _list: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -136,7 +136,7 @@ def trace(policy: Policy, event: bytes) -> Trace:
     engine, found = Engine(policy), facts.decode(event)
     rule, level, left = engine.apply(event, found)
     request, unsure = (
-        Request(*facts.attributes(found, facts.Asked())),
+        Request(*facts.attributes(found, facts.UsedFields())),
         facts.is_unsure(found, event),
     )
     checks = [
@@ -149,7 +149,7 @@ def trace(policy: Policy, event: bytes) -> Trace:
     return Trace(summary(found), found.id, found.stage, len(event), checks, rule, level, size)
 
 
-def summary(found: Facts) -> str:
+def summary(found: EventFields) -> str:
     """Return who did what to what kind of object."""
     if target := found.target:
         kind = f"{target.resource}/{target.subresource}".rstrip("/")

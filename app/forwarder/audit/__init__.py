@@ -1,0 +1,1 @@
+"""Audit events as Azure Monitor wraps them. Pure: bytes in, events out."""

@@ -1,0 +1,1 @@
+"""Checkpoints: how far each partition was delivered, and who owns it."""

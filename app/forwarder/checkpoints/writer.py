@@ -1,0 +1,124 @@
+"""Checkpoints of the owned partitions, written at intervals and never on the delivery path."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from azure.eventhub.aio import PartitionContext
+
+from forwarder import log
+from forwarder.checkpoints.generation import GenerationStore
+from forwarder.checkpoints.quarantine import Quarantine
+from forwarder.config.settings import Settings
+from forwarder.delivery.partition import Partition
+from forwarder.diagnosis import causes
+from forwarder.errors import SupersededError
+
+_STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
+
+
+@dataclass(slots=True, eq=False)
+class Owned:
+    """A partition that this process reads, and its checkpoint as the store has it."""
+
+    context: PartitionContext
+    partition: Partition
+    checkpoint: dict[str, Any]
+    since: float = field(default_factory=time.monotonic)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def stored(self) -> int | None:
+        """The checkpoint's sequence number, if there is one."""
+        return self.checkpoint.get("sequence_number")
+
+
+class Checkpoints:
+    """Writes watermarks to the store, but never moves another process's checkpoint back.
+
+    A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
+    """
+
+    def __init__(self, store: GenerationStore, quarantine: Quarantine, settings: Settings) -> None:
+        self._store = store
+        self.quarantine = quarantine
+        self._settings = settings
+        self._repeated = log.RateLimited()
+        self.failure = ""
+        """Why they cannot be written, in a line."""
+        self._down_since = 0.0
+        self.owned: dict[str, Owned] = {}
+
+    async def claim(self, context: PartitionContext, partition: Partition) -> Owned:
+        """Start writing checkpoints of this partition, which the client reads from the listed one.
+
+        What another process has written since then is not ours to move back.
+        """
+        number = context.partition_id
+        where = {
+            "fully_qualified_namespace": context.fully_qualified_namespace,
+            "eventhub_name": context.eventhub_name,
+            "consumer_group": context.consumer_group,
+            "partition_id": number,
+        }
+        listed = self._store.listed.get(number, where)
+        owned = self.owned[number] = Owned(context, partition, listed)
+        self.quarantine.claimed(number, owned.stored)
+        return owned
+
+    async def release(self, partition_id: str) -> Owned | None:
+        """Write a last checkpoint and forget the partition."""
+        if owned := self.owned.pop(partition_id, None):
+            self.quarantine.left(partition_id)
+            await self._round([owned])
+        return owned
+
+    async def run(self) -> None:
+        """Write checkpoints for ever."""
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_interval)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write the checkpoints that have moved; a failure is said, counted and tried again."""
+        await self._round(self.owned.values())
+
+    async def _round(self, owned: Iterable[Owned]) -> None:
+        results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
+        if errors := [one for one in results if isinstance(one, BaseException)]:
+            if not self.failure:
+                self._down_since = time.monotonic()
+            self.failure = str(causes.of_store(errors[0], self._settings))
+            self._repeated.error("checkpoints cannot be written", reason=self.failure)
+        elif self.failure and any(results):
+            down = round(time.monotonic() - self._down_since, 1)
+            log.info("checkpoint store answers again", downSeconds=down)
+            self.failure = ""
+            self._repeated.forget()
+
+    async def _write(self, owned: Owned) -> bool:
+        """Write a partition's checkpoint if it has moved; tell whether the store answered."""
+        async with owned.turn:  # or of two writes at once one would seem to be another process's
+            mark = owned.partition.watermark.position
+            if not mark or mark.sequence_number == owned.stored:
+                return False
+            place = {"offset": mark.offset, "sequence_number": mark.sequence_number}
+            checkpoint = {**owned.checkpoint, **place}
+            result = "error"
+            try:
+                async with asyncio.timeout(_STORE_TIMEOUT):
+                    await self._store.update_checkpoint(checkpoint)
+                owned.checkpoint = checkpoint
+                self.quarantine.passed(owned.partition.number, mark.sequence_number)
+                result = "ok"
+            except SupersededError:
+                result = "superseded"
+                self._repeated.error(
+                    "checkpoint left alone, another process is ahead",
+                    partition=owned.partition.number,
+                )
+            finally:
+                owned.partition.metrics.checkpoints[result].inc()
+            return True

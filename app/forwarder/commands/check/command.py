@@ -1,0 +1,111 @@
+"""The check: walks the whole way from hub to sink and says what it found, a line a step."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Final, Protocol
+
+import msgspec
+
+from forwarder import log
+from forwarder.app import login
+from forwarder.commands.check.hub import HubCheck
+from forwarder.commands.check.sink import SinkCheck
+from forwarder.commands.check.store import StoreCheck
+from forwarder.commands.check.walk import Result, Step, walk
+from forwarder.config.settings import Settings
+from forwarder.diagnosis.causes import Diagnosis
+from forwarder.sink.webhook import shown_url
+
+_SECONDS: Final = 50.0  # for all, closing comes on top
+_CLOSE: Final = 5.0
+_COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
+
+
+class _Part(Protocol):
+    def steps(self) -> Sequence[Step]: ...
+
+    def explain(self, error: BaseException) -> Diagnosis: ...
+
+
+async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
+    """Walk hub, store and sink at once and print a report; False if a part does not answer."""
+    deadline = time.monotonic() + _SECONDS
+    results = [Result("settings", "ok", _summary(settings))]
+    report = _Report(settings, as_json=as_json)
+    report.add(results[0])
+    async with AsyncExitStack() as stack:
+        credential = await login(settings, stack)
+        store = StoreCheck(settings, credential)
+        stored = asyncio.get_running_loop().create_future()
+        hub = HubCheck(settings, credential, stored)
+        sink = SinkCheck(settings, post=post)
+        parts: list[_Part] = [hub, store, sink]
+        queues = [asyncio.Queue[Result | None]() for _ in parts]
+
+        async def go(part: _Part, queue: asyncio.Queue[Result | None]) -> None:
+            async for result in walk(part.steps(), part.explain, deadline):
+                await queue.put(result)
+            await queue.put(None)
+            if part is store:
+                stored.set_result(store.found)
+
+        async with asyncio.TaskGroup() as group:
+            for part, queue in zip(parts, queues, strict=True):
+                group.create_task(go(part, queue))
+            for queue in queues:
+                while result := await queue.get():
+                    report.add(result)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE):
+                await asyncio.gather(hub.close(), store.close(), return_exceptions=True)
+    return report.end()
+
+
+class _Report:
+    """Prints results as they come, or all of them as JSON at the end."""
+
+    def __init__(self, settings: Settings, *, as_json: bool) -> None:
+        self._secrets = settings.secrets
+        self._json = as_json
+        self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        texts = (log.redacted(text, self._secrets) for text in (result.found, result.do))
+        result = Result(result.step, result.state, *texts)
+        self._results.append(result)
+        if not self._json:
+            sys.stdout.write(self._lines(result))
+            sys.stdout.flush()
+
+    def end(self) -> bool:
+        failed = [result.step for result in self._results if result.state == "FAIL"]
+        if self._json:
+            whole = {"ok": not failed, "steps": self._results}
+            sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
+        elif failed:
+            sys.stdout.write(f"\n{len(failed)} failed: {', '.join(failed)}\n")
+        else:
+            doubts = sum(result.state == "warn" for result in self._results)
+            sys.stdout.write(f"\nall parts answer{f', {doubts} to look at' if doubts else ''}\n")
+        return not failed
+
+    def _lines(self, result: Result) -> str:
+        state = f"{result.state:7}"
+        if self._colours:
+            state = f"\033[{_COLOURS[result.state]}m{state}\033[0m"
+        lines = f"{state} {result.step:15} {result.found}\n"
+        return lines + (f"{'':8}do: {result.do}\n" if result.do else "")
+
+
+def _summary(settings: Settings) -> str:
+    store = settings.blob_container_name
+    if not settings.blob_connection and not settings.blob_account_url:
+        store = str(settings.state_directory)
+    policy = f", audit policy {settings.audit_policy}" if settings.audit_policy else ""
+    sink = shown_url(settings.web_sink_url)
+    return f"{settings.event_hub_name} to {sink}, checkpoints in {store}{policy}"

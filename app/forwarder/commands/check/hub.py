@@ -1,0 +1,196 @@
+"""The hub's part of the check: the way to it, the login, and what waits in it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from azure.eventhub._pyamqp.error import AMQPLinkError
+from azure.eventhub.exceptions import EventHubError
+
+from forwarder.audit.envelope import categories
+from forwarder.commands.check import reach
+from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
+from forwarder.config.settings import Settings
+from forwarder.diagnosis import causes
+from forwarder.diagnosis.causes import Diagnosis
+from forwarder.hub.client import SHARED, attach, connect, peek, trusted
+from forwarder.hub.monitor import QUIET
+
+_CLOCK_OFF: Final = 300.0  # seconds
+_OF_AKS: Final = ("insights-logs-kube-audit", "insights-logs-kube-audit-admin")
+_PEEKED: Final = 4  # partitions are looked into
+_MESSAGES: Final = 5  # of each
+_PEEK_SECONDS: Final = 5.0
+
+
+class HubCheck:
+    """Steps to the hub. `checkpoints`: sequence numbers by partition, as the store has them."""
+
+    def __init__(
+        self, settings: Settings, credential: Any, checkpoints: Awaitable[Mapping[str, int]]
+    ) -> None:
+        self._settings = settings
+        self._credential = credential
+        self._checkpoints = checkpoints
+        self._client = connect(settings, credential, retry_total=0)
+        self._host, self._port = causes.hub_address(settings)
+        self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
+        self._missing: Diagnosis | None = None
+        self._ids: list[str] = []
+        self._partitions: list[dict[str, Any]] = []
+
+    def steps(self) -> list[Step]:
+        """Return the steps in order."""
+        return [
+            Step("hub DNS", self._dns, 5),
+            Step("hub TCP", self._tcp),
+            Step("hub TLS", self._tls),
+            Step("hub login", self._login, 15),
+            Step("hub", self._hub),
+            Step("consumer group", self._group),
+            Step("messages", self._messages),
+            Step("categories", self._categories, _PEEK_SECONDS + 7),
+        ]
+
+    def explain(self, error: BaseException) -> Diagnosis:
+        """Return the cause of an error."""
+        return causes.of_hub(error, self._settings)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def _dns(self) -> str:
+        return await reach.resolved(self._host, self._port)
+
+    async def _tcp(self) -> str:
+        try:
+            async with asyncio.timeout(5):
+                await reach.connect(self._host, self._port)
+        except OSError as error:
+            what = causes.of_hub(error, self._settings).what
+            other = {443: (5671, "amqp"), 5671: (443, "websockets")}.get(self._port)
+            with suppress(OSError):
+                if other:
+                    async with asyncio.timeout(4):
+                        await reach.connect(self._host, other[0])
+                    do = f"set HubTransport={other[1]} (eventHub.transport): {other[0]} is open"
+                    raise BrokenError(Diagnosis("closed", what, do)) from None
+            raise
+        return f"port {self._port} is open"
+
+    async def _tls(self) -> str | Skip:
+        if self._emulator:
+            return Skip("a development emulator has none")
+        version, left = await reach.connect(self._host, self._port, trusted())
+        return f"{version}, certificate valid for {left / 86_400:.0f} days"
+
+    async def _login(self) -> str | Doubt:
+        scheme = "http" if self._emulator else "https"
+        port = f":{self._port}" if self._emulator else ""
+        asked = asyncio.create_task(reach.clock_ahead(f"{scheme}://{self._host}{port}/", trusted()))
+        try:
+            found = await self._client.get_eventhub_properties()
+            self._ids = found["partition_ids"]
+        except EventHubError as error:
+            why = self.explain(error)
+            if (ahead := await asked) and abs(ahead) > _CLOCK_OFF and why.kind != "hub":
+                raise BrokenError(Diagnosis("clock", *_clock(ahead, self._host))) from None
+            if why.kind != "hub":
+                raise
+            self._missing = why
+        if (ahead := await asked) and abs(ahead) > _CLOCK_OFF:
+            return Doubt(*_clock(ahead, self._host))
+        connection = self._settings.hub_connection
+        if not connection:
+            return "by Microsoft Entra ID"
+        return f"by policy '{connection.policy}'" if connection.policy else "by a signature"
+
+    async def _hub(self) -> str:
+        name = self._settings.event_hub_name
+        if self._missing:
+            found = [one for one in _OF_AKS if one != name and await self._exists(one)]
+            do = f"set EventHubName={found[0]} (eventHub.name): it is there" if found else ""
+            raise BrokenError(Diagnosis("hub", self._missing.what, do or self._missing.do))
+        return f"'{name}' has {len(self._ids)} partitions"
+
+    async def _exists(self, hub: str) -> bool:
+        """Tell whether the namespace has this hub, and the login may see it."""
+        other = replace(self._settings, event_hub_name=hub)
+        client = connect(other, self._credential, retry_total=0)
+        try:
+            async with client, asyncio.timeout(4):
+                await client.get_eventhub_properties()
+        except (EventHubError, OSError):
+            return False
+        return True
+
+    async def _group(self) -> str:
+        name = self._settings.consumer_group
+        try:
+            receiver = await attach(self._client, self._settings, self._ids[0])
+        except AMQPLinkError as error:
+            if error.condition not in SHARED:
+                raise
+            return f"'{name}' is being read, by a forwarder"
+        await receiver.close()
+        return f"'{name}' may be read; nobody reads its partition {self._ids[0]} now"
+
+    async def _messages(self) -> str | Doubt:
+        asked = (self._client.get_partition_properties(number) for number in self._ids)
+        self._partitions = await asyncio.gather(*asked)
+        stored = await self._checkpoints
+        total = waiting = 0
+        for found in self._partitions:
+            first, last = found["beginning_sequence_number"], found["last_enqueued_sequence_number"]
+            held = 0 if found["is_empty"] else last - first + 1
+            total += held
+            waiting += min(held, max(0, last - stored.get(found["id"], first - 1)))
+        newest = max(found["last_enqueued_time_utc"] for found in self._partitions)
+        age = (datetime.now(UTC) - newest).total_seconds()
+        if age > QUIET.total_seconds():
+            silent = causes.of_silence(newest, self._settings.event_hub_name)
+            return Doubt(silent.what, silent.do)
+        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint yet"
+        return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
+
+    async def _categories(self) -> str | Doubt | Skip:
+        filled = [found for found in self._partitions if not found["is_empty"]]
+        filled.sort(key=lambda found: found["last_enqueued_time_utc"], reverse=True)
+        if not filled:
+            return Skip("there is no message to look into")
+        look = (
+            peek(self._client, self._settings, found, _MESSAGES, _PEEK_SECONDS)
+            for found in filled[:_PEEKED]
+        )
+        seen = await asyncio.gather(*look)
+        messages = [body for bodies in seen if bodies is not None for body in bodies]
+        if None in seen and not messages:
+            return Skip("a forwarder reads the partitions: its log and metrics tell")
+        counts = Counter(name for body in messages for name in categories(body))
+        if not messages:
+            return Doubt(
+                f"nothing came in {_PEEK_SECONDS:g} s although messages are there",
+                "try again; if it lasts, ask the state of the namespace in the Azure portal",
+            )
+        text = ", ".join(f"{name or 'unreadable'} {n}" for name, n in counts.most_common())
+        text = f"{text or 'no records'} in {len(messages)} messages"
+        if counts.keys() & self._settings.categories:
+            return text
+        wanted = ", ".join(sorted(self._settings.categories))
+        return Doubt(
+            f"{text}, none of {wanted}",
+            "turn on kube-audit or kube-audit-admin in the cluster's diagnostic setting; or see "
+            "Categories (eventHub.categories)",
+        )
+
+
+def _clock(ahead: float, host: str) -> tuple[str, str]:
+    """Return that this clock is wrong, and what to do."""
+    way = "ahead of" if ahead > 0 else "behind"
+    what = f"this node's clock is {abs(ahead) / 60:,.0f} minutes {way} that of {host}"
+    return what, "set the node's clock by NTP: logins and the age of events depend on it"

@@ -1,0 +1,159 @@
+"""The command `policy`: shows what a policy makes of recorded events, or of those in the hub."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from forwarder.app import login
+from forwarder.config.settings import Settings, variable
+from forwarder.diagnosis import causes
+from forwarder.errors import ForwarderError, PolicyError, SettingsError
+from forwarder.hub.client import connect, peek
+from forwarder.policy.document import Policy, load
+from forwarder.policy.explain import Report, Share, Trace, events_in, report, trace
+
+_PEEK_SECONDS: Final = 20.0
+_VARIABLE: Final = "AuditPolicyFile"
+
+
+def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -> int:
+    """Print what the policy makes of the events in a file, `-` for standard input, or in the hub.
+
+    `hub` is the number of its newest messages, 0 for the file. Returns the exit status: 2 for a
+    policy or settings that are wrong, 1 if there is nothing to explain.
+    """
+    try:
+        rules = _policy(policy)
+        settings = Settings.from_env() if hub else Settings()
+        lines = _from_hub(settings, hub) if hub else _from_file(source)
+        made: Report | Trace
+        if event:
+            events = (one for line in lines for one in events_in(line, settings.categories))
+            made = trace(rules, next(events, b""))
+        else:
+            made = report(rules, lines, settings.categories)
+    except SettingsError as error:
+        sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+        return 2
+    except (ForwarderError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except msgspec.DecodeError:
+        sys.stderr.write("no audit event is there\n")
+        return 1
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+    else:
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in _lines(made)))
+    return 0
+
+
+def _policy(given: str) -> Policy:
+    """Return the policy of the option, or of the environment; SettingsError if it is wrong."""
+    name = "--policy" if given else _VARIABLE
+    try:
+        if not (source := given or variable(os.environ, _VARIABLE)):
+            raise PolicyError(["missing; give --policy FILE, --policy quiet or --policy security"])
+        return load(source)
+    except PolicyError as error:
+        raise SettingsError([f"{name}: {problem}" for problem in error.problems]) from None
+    except ValueError as error:
+        raise SettingsError([f"{name}: {error}"]) from None
+
+
+def _from_file(source: str) -> Iterator[bytes]:
+    if source == "-":
+        yield from sys.stdin.buffer
+    else:
+        with Path(source).open("rb") as file:
+            yield from file
+
+
+def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
+    """Return so many of the hub's newest messages, of each partition as many."""
+
+    async def look() -> list[bytes]:
+        async with AsyncExitStack() as stack:
+            client = connect(settings, await login(settings, stack), retry_total=0)
+            await stack.enter_async_context(client)
+            numbers = await client.get_partition_ids()
+            found = await asyncio.gather(*map(client.get_partition_properties, numbers))
+            filled = [one for one in found if not one["is_empty"]]
+            each = -(-count // (len(filled) or 1))
+            peeked = await asyncio.gather(
+                *(peek(client, settings, one, each, _PEEK_SECONDS) for one in filled)
+            )
+        if peeked and all(bodies is None for bodies in peeked):
+            raise ForwarderError(
+                f"a forwarder reads the hub as '{settings.consumer_group}': set ConsumerGroup to "
+                "another consumer group, or wait until no partition has a reader"
+            )
+        return [body for bodies in peeked for body in bodies or ()]
+
+    try:
+        yield from asyncio.run(look())
+    except ForwarderError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the client raises
+        raise ForwarderError(str(causes.of_hub(error, settings))) from None
+
+
+def _lines(made: Report | Trace) -> Iterator[str]:
+    return _of_report(made) if isinstance(made, Report) else _of_trace(made)
+
+
+def _of_report(made: Report) -> Iterator[str]:
+    yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
+    for one in made.rules:
+        if not one.rule.isdecimal() and not one.came.events:
+            continue
+        share, size = _percent(one.came, made.came, "events"), _percent(one.came, made.came)
+        yield (
+            f"{one.rule:>6}  {one.level:15} {one.came.events:10,} {share:>6} "
+            f"{_bytes(one.came.bytes):>9} {size:>6} {_percent(one.left, one.came):>6}  "
+            f"{one.conditions or 'everything'}"
+        )
+        yield from (f"{'':24} {n:10,} x {_plain(kind)}" for kind, n in one.examples.items())
+    yield ""
+    yield (
+        f"{made.came.events:,} events, {_bytes(made.came.bytes)}; left by {made.policy}: "
+        f"{made.left.events:,} events ({_percent(made.left, made.came, 'events')}), "
+        f"{_bytes(made.left.bytes)} ({_percent(made.left, made.came)})"
+    )
+    if made.never_matched:
+        yield f"rules that never matched: {', '.join(made.never_matched)}"
+    if made.unreadable:
+        yield f"lines without an audit event: {made.unreadable:,}"
+
+
+def _of_trace(made: Trace) -> Iterator[str]:
+    yield f"{made.audit_id} {made.stage}: {_plain(made.event)}"
+    for one in made.checks:
+        found = "matches" if one.matches else f"no, by its {one.because}"
+        if one.because == "unsure":
+            found = "unsure: the event was cut off before what this rule asks for"
+        yield f"{one.rule:>6}  {one.level:15} {found:22} {one.conditions or 'everything'}"
+    if made.left:
+        yield f"left: {made.left:,} of {made.came:,} bytes, at level {made.level}"
+    else:
+        yield f"left: nothing of {made.came:,} bytes{' (no rule matches)' * (made.rule == 'none')}"
+
+
+def _percent(part: Share, whole: Share, of: str = "bytes") -> str:
+    total = getattr(whole, of)
+    return f"{100 * getattr(part, of) / total:.0f} %" if total else "-"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"  # noqa: PLR2004
+
+
+def _plain(text: str) -> str:
+    """Return a text that is harmless to a terminal, whatever a client sent."""
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,1 @@
+"""Settings: the environment in, checked values out."""

@@ -1,0 +1,1 @@
+"""Dead letters: what no sink accepts, kept where an operator finds it."""

@@ -1,0 +1,1 @@
+"""Delivery of one partition: from a received message to an acknowledged one."""

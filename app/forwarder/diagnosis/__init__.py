@@ -1,0 +1,1 @@
+"""Diagnosis: an error of a library in, its cause and remedy out."""

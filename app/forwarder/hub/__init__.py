@@ -1,0 +1,1 @@
+"""The event hub: how to connect to it, receive from it, and watch it."""

@@ -1,0 +1,42 @@
+"""Outages: one model for the hub, the sink, the checkpoint store and the dead-letter store.
+
+Each of them fails for a while and then recovers. Health, the status page, the probes and the log all
+read the same object, so they never disagree about what is down, since when, and why.
+"""
+
+import time
+from typing import Any
+
+from forwarder import log
+
+
+class Outage:
+    """The state of one dependency. Logged when it begins, once a minute, and when it ends."""
+
+    def __init__(self, began: str, ended: str) -> None:
+        """`began` and `ended` are the messages of the log entries."""
+        self._began = began
+        self._ended = ended
+        self._limited = log.RateLimited()
+        self.reason = ""
+        """Why it fails, in one line; empty while it is healthy."""
+        self.since: float | None = None
+        """When it began, by the monotonic clock; None while it is healthy."""
+        self.recovered_at = time.monotonic()
+        """When it last became healthy, by the monotonic clock."""
+
+    def fail(self, reason: str, **fields: Any) -> None:
+        """Record a failure."""
+        self.reason = reason
+        self.since = self.since or time.monotonic()
+        self._limited.error(self._began, **fields, reason=reason)
+
+    def end(self, **fields: Any) -> None:
+        """Record a success."""
+        if self.since is None:
+            return
+        self.recovered_at = time.monotonic()
+        seconds = round(self.recovered_at - self.since, 1)
+        self.reason, self.since = "", None
+        self._limited.forget()
+        log.info(self._ended, **fields, downSeconds=seconds)

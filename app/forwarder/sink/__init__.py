@@ -1,0 +1,1 @@
+"""The sink: the security sensor's audit webhook."""

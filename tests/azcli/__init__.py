@@ -1,1 +1,0 @@
-"""The README's way through Azure: `python -m azcli` prints or runs it, check.py has az parse it."""

@@ -1,0 +1,323 @@
+"""The chart against the app it deploys: one renders an environment, the other accepts it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Any
+
+import pytest
+import trustme
+import yaml
+from azure.identity._constants import EnvironmentVariables
+
+from forwarder.config.settings import Settings
+from support import chart
+
+HUB = (
+    "Endpoint=sb://existing.servicebus.windows.net/;SharedAccessKeyName=a;SharedAccessKey=Z2VoZWlt"
+)
+EXISTING = {
+    "aks-audit-credentials": {
+        "EhubNamespaceConnectionString": HUB,
+        "BlobStorageConnectionString": "AccountName=existing;AccountKey=Z2VoZWlt",
+    }
+}
+AUTHORITY = trustme.CA()
+CLIENT = AUTHORITY.issue_cert("client@example.org")
+FILES = {
+    "token": b"bearer",
+    "ca.crt": AUTHORITY.cert_pem.bytes(),
+    "tls.crt": CLIENT.cert_chain_pems[0].bytes(),
+    "tls.key": CLIENT.private_key_pem.bytes(),
+}
+EVERY = chart.CHART / "tests" / "every-setting-values.yaml"
+# `helm template` writes no notes; `helm install` knows no kind that others bring.
+NOTES = (
+    "--dry-run=client",
+    "--set=prometheusRule.enabled=false,keda.enabled=false",
+    "--set=metrics.serviceMonitor.enabled=false,metrics.podMonitor.enabled=false",
+)
+
+value_files = pytest.mark.parametrize(
+    "values", [*chart.CI_VALUES, EVERY], ids=lambda path: path.name.removesuffix("-values.yaml")
+)
+
+
+def settings(manifests: list[chart.Manifest], place: Path) -> Settings:
+    """Read the environment as the pod would, the mounted files below `place`."""
+    environ = chart.environment(manifests, EXISTING)
+    secret = {path: FILES[Path(path).name] for path in chart.mounted_files(manifests)}
+    config = {path: text.encode() for path, text in chart.mounted_config(manifests).items()}
+    for path, content in {**secret, **config}.items():
+        file = place / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        environ = {name: str(file) if text == path else text for name, text in environ.items()}
+    return Settings.from_env(environ)
+
+
+def leaves(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the last key and the text of all values."""
+    if isinstance(values, dict) and name != "headers":
+        for key, value in values.items():
+            yield from leaves(value, key)
+    elif isinstance(values, bool):
+        yield name, str(values).lower()
+    else:
+        yield name, ",".join(values) if isinstance(values, list) else str(values)
+
+
+@value_files
+def test_the_app_accepts_what_the_chart_renders(values: Path, tmp_path: Path) -> None:
+    manifests = chart.render("--values", values)
+    read = settings(manifests, tmp_path)
+    spec = chart.pod(manifests)
+    (container,) = spec["containers"]
+    assert spec["terminationGracePeriodSeconds"] > read.shutdown_grace
+    assert container["ports"] == [{"name": "http", "containerPort": read.http_port}]
+    assert container["volumeMounts"][0]["mountPath"] == str(read.state_directory)
+
+
+@value_files
+def test_every_variable_of_the_chart_is_one_that_the_app_or_its_login_knows(values: Path) -> None:
+    known = {*Settings.variables(), *vars(EnvironmentVariables).values()}
+    assert chart.environment(chart.render("--values", values), EXISTING).keys() <= known
+
+
+def test_every_setting_of_the_app_can_be_reached_from_the_values(tmp_path: Path) -> None:
+    default = Settings()
+    reached = {
+        item.name
+        for values in [*chart.CI_VALUES, EVERY]
+        for read in [settings(chart.render("--values", values), tmp_path)]
+        for item in fields(Settings)
+        if getattr(read, item.name) != getattr(default, item.name)
+    }
+    assert reached == {item.name for item in fields(Settings)}
+
+
+def test_every_value_arrives_in_the_variable_that_ends_with_its_name() -> None:
+    environ = chart.environment(chart.render("--values", EVERY))
+    environ["WebSinkHeaders"] = str(yaml.safe_load(environ["WebSinkHeaders"]))
+    for key, text in leaves(yaml.safe_load(EVERY.read_text())):
+        (name,) = (name for name, found in environ.items() if found == text)
+        ends = (key.removesuffix("Seconds").lower(), f"{key}File".lower())
+        assert name.lower().endswith(ends)
+
+
+def test_the_defaults_of_the_chart_are_those_of_the_app(tmp_path: Path) -> None:
+    read = settings(chart.render("--values", chart.DEFAULT), tmp_path)
+    assert read == Settings(hub_connection=read.hub_connection)
+
+
+@value_files
+def test_secrets_stand_in_the_secret_alone(values: Path, tmp_path: Path) -> None:
+    manifests = chart.render("--values", values)
+    secrets = settings(manifests, tmp_path).secrets
+    shown = yaml.dump([item for item in manifests if item["kind"] != "Secret"])
+    shown += chart.helm("install", "aks-audit", chart.CHART, *NOTES, "--values", values)
+    assert not [secret for secret in secrets if secret in shown]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "eventHub.connectionString=AccountName=a;AccountKey=geheim",
+        "blobStorage.connectionString=Endpoint=sb://a/;SharedAccessKey=geheim",
+        "eventHub.namespace=Endpoint=sb://a/;SharedAccessKey=geheim",
+        "eventHub.name=Endpoint=sb://a/;SharedAccessKey=geheim",
+        "eventHub.consumerGroup=Endpoint=sb://a/;SharedAccessKey=geheim",
+        "blobStorage.accountUrl=https://a.blob.core.windows.net?sig=geheim",
+        "existingSecret=Endpoint=sb://a/;SharedAccessKey=geheim",
+        "webhook.token.secretName=Bearer geheim",
+        "webhook.url=user:geheim@sink",
+    ],
+)
+def test_no_error_repeats_a_secret(mistake: str) -> None:
+    with pytest.raises(CalledProcessError) as error:
+        chart.render("--values", chart.DEFAULT, "--set", mistake)
+    key = mistake.partition("=")[0].rpartition(".")[2]
+    assert key in error.value.stderr
+    assert "geheim" not in error.value.stderr
+
+
+REFUSED = {
+    "image.digest=abc": "/image/digest': 'abc' does not match",
+    "image.pullPolicy=Sometimes": "/image/pullPolicy': value must be one of 'Always'",
+    "imagePullSecrets[0].nam=a": "/imagePullSecrets/0': missing property 'name'",
+    "eventHub.transport=http": "/eventHub/transport': value must be one of 'amqp', 'websockets'",
+    "eventHub.categories[0]=a b": "/eventHub/categories/0': 'a b' does not match",
+    "blobStorage.containerName=Up": "/blobStorage/containerName': 'Up' does not match",
+    "persistence.size=big": "/persistence/size': 'big' does not match",
+    "persistence.stateDirectory=a": "/persistence/stateDirectory': 'a' does not match",
+    "checkpointIntervalSeconds=0": "/checkpointIntervalSeconds': exclusiveMinimum: got 0",
+    "stallTimeoutSeconds=86401": "/stallTimeoutSeconds': maximum: got 86,401",
+    "deadLetterMaxBytes=1": "/deadLetterMaxBytes': minimum: got 1, want 1,024",
+    "webhook.maxEvents=0": "/webhook/maxEvents': minimum: got 0",
+    "webhook.concurrency=101": "/webhook/concurrency': maximum: got 101",
+    "webhook.maxRejects=0": "/webhook/maxRejects': minimum: got 0",
+    "webhook.headers.X-Number=1": "/webhook/headers/X-Number': got number, want string",
+    "webhook.service.name=Up": "/webhook/service/name': 'Up' does not match",
+    "webhook.service.port=0": "/webhook/service/port': minimum: got 0",
+    "webhook.service.targetPort=0": "/webhook/service/targetPort': 'anyOf' failed",
+    "logFormat=xml": "/logFormat': value must be one of 'json', 'text'",
+    "replicaCount=-1": "/replicaCount': minimum: got -1",
+    "livenessProbe.periodSeconds=0": "/livenessProbe/periodSeconds': minimum: got 0",
+    "resources.limits.memory=lots": "/resources/limits/memory': 'lots' does not match",
+    "extraEnv[0].value=a": "/extraEnv/0': missing property 'name'",
+    "extraVolumes[0].name=a": "/extraVolumes/0': minProperties: got 1, want 2",
+    "extraVolumeMounts[0].name=a": "/extraVolumeMounts/0': missing property 'mountPath'",
+    "topologySpreadConstraints[0].maxSkew=1": "/topologySpreadConstraints/0': missing properties",
+    "podDisruptionBudget.maxUnavailable=a": "/podDisruptionBudget/maxUnavailable': 'a' does not",
+    "workloadIdentity.clientId=a": "/workloadIdentity/clientId': 'a' does not match",
+    "metrics.port=70000": "/metrics/port': maximum: got 70,000",
+    "metrics.serviceMonitor.interval=often": "/metrics/serviceMonitor/interval': 'often' does not",
+    "prometheusRule.selector={a}": "/prometheusRule/selector': got array, want string",
+    "prometheusRule.retentionHours=0": "/prometheusRule/retentionHours': minimum: got 0, want 1",
+    "prometheusRule.retentionShare=2": "/prometheusRule/retentionShare': maximum: got 2, want 1",
+    "prometheusRule.quietHours=0": "/prometheusRule/quietHours': minimum: got 0, want 1",
+    "prometheusRule.runbookUrl=a": "/prometheusRule/runbookUrl': 'a' does not match",
+    "dashboard.labelValue=1": "/dashboard/labelValue': got number, want string",
+    "networkPolicy.metricsFrom[0]=a": "/networkPolicy/metricsFrom/0': got string, want object",
+    "keda.partitions=0": "/keda/partitions': minimum: got 0, want 1",
+    "keda.minReplicas=0": "/keda/minReplicas': minimum: got 0, want 1",
+}
+
+
+def test_a_value_that_makes_no_sense_is_refused_by_its_key() -> None:
+    arguments = [argument for mistake in REFUSED for argument in ("--set", mistake)]
+    with pytest.raises(CalledProcessError) as error:
+        chart.render("--values", chart.DEFAULT, *arguments)
+    assert [text for text in REFUSED.values() if text not in error.value.stderr] == []
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(CalledProcessError, match="non-zero exit status") as error:
+        chart.render("--set", "replicaCount=2")
+    assert re.search(r"No Event Hub is given.*\nreplicaCount above 1", error.value.stderr)
+
+
+def closed(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield all parts of a schema that have keys of their own."""
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            yield from closed(part)
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
+        yield schema
+
+
+def test_a_typo_is_refused_at_every_level() -> None:
+    schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
+    parts = list(closed(schema))
+    assert len(parts) > 20
+    assert [part for part in parts if part.get("additionalProperties") is not False] == []
+
+
+def test_the_schema_knows_every_value() -> None:
+    """A default that the schema does not name would stay unchecked, were an object left open."""
+    schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+
+    def unknown(values: dict[str, Any], schema: dict[str, Any], path: str) -> Iterator[str]:
+        for key, value in values.items():
+            if key not in schema["properties"]:
+                yield f"{path}{key}"
+            elif isinstance(value, dict) and "properties" in schema["properties"][key]:
+                yield from unknown(value, schema["properties"][key], f"{path}{key}.")
+
+    assert list(unknown(values, schema, "")) == []
+
+
+def annotations(*arguments: str) -> dict[str, str]:
+    """Return the annotations of the pod."""
+    (deployment,) = chart.of_kind(chart.render("--values", chart.DEFAULT, *arguments), "Deployment")
+    found: dict[str, str] = deployment["spec"]["template"]["metadata"]["annotations"]
+    return found
+
+
+def test_a_changed_setting_or_secret_rolls_the_pod_and_nothing_else_does() -> None:
+    before = annotations()
+    setting = annotations("--set", "verboseLevel=3")
+    secret = annotations("--set", f"eventHub.connectionString={HUB}")
+    assert setting["checksum/config"] != before["checksum/config"]
+    assert setting["checksum/secret"] == before["checksum/secret"]
+    assert secret["checksum/secret"] != before["checksum/secret"]
+    assert secret["checksum/config"] == before["checksum/config"]
+    assert annotations("--set", "commonLabels.a=b") == before
+    policy = annotations("--set-json", 'auditPolicy={"rules": [{"level": "Metadata"}]}')
+    other = annotations("--set-json", 'auditPolicy={"rules": [{"level": "Request"}]}')
+    assert policy["checksum/policy"] != other["checksum/policy"]
+
+
+@value_files
+def test_an_unchanged_render_is_the_same_byte_for_byte(values: Path) -> None:
+    once, again = (chart.template("--values", values) for _ in range(2))
+    assert once == again
+
+
+NAMES = {
+    ("ConfigMap", "aks-audit"),
+    ("Deployment", "aks-audit"),
+    ("PersistentVolumeClaim", "aks-audit"),
+    ("Pod", "aks-audit-check"),
+    ("Secret", "aks-audit"),
+    ("Service", "aks-audit-metrics"),
+    ("Service", "sysdig-agent"),
+    ("ServiceAccount", "aks-audit"),
+}
+SELECTOR = {"app.kubernetes.io/name": "aks-audit", "app.kubernetes.io/instance": "aks-audit"}
+
+
+@pytest.mark.parametrize("values", ["values.yaml", "tests/values-0.1.0.yaml"])
+def test_an_upgrade_with_reused_values_changes_no_name_and_no_selector(
+    values: str, tmp_path: Path
+) -> None:
+    """`--reuse-values` renders the new templates with the defaults of the old chart."""
+    later = shutil.copytree(chart.CHART, tmp_path / "chart")
+    shutil.copy(chart.CHART / values, later / "values.yaml")
+    manifests = chart.render("--values", chart.DEFAULT, "--set", "verboseLevel=3", chart=later)
+    assert {(item["kind"], item["metadata"]["name"]) for item in manifests} == NAMES
+    (deployment,) = chart.of_kind(manifests, "Deployment")
+    assert deployment["spec"]["selector"] == {"matchLabels": SELECTOR}
+    assert [item["spec"]["selector"] for item in chart.of_kind(manifests, "Service")] == [
+        SELECTOR,
+        {"app": "sysdig-agent"},
+    ]
+    assert chart.environment(manifests)["VerboseLevel"] == "3"
+
+
+@pytest.mark.parametrize("key", ["prometheusRule", "dashboard", "networkPolicy", "keda"])
+def test_what_came_later_asks_for_its_defaults_where_values_are_reused(
+    key: str, tmp_path: Path
+) -> None:
+    later = shutil.copytree(chart.CHART, tmp_path / "chart")
+    shutil.copy(chart.CHART / "tests" / "values-0.1.0.yaml", later / "values.yaml")
+    with pytest.raises(CalledProcessError) as error:
+        chart.render("--values", chart.DEFAULT, "--set", f"{key}.enabled=true", chart=later)
+    assert f"{key} came with a later chart" in error.value.stderr
+    assert "--reset-then-reuse-values" in error.value.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("aks-audit", "aks-audit"),
+        ("prod-aks-audit", "prod-aks-audit"),
+        ("prod", "prod-aks-audit"),
+        ("a" * 53, "a" * 53 + "-a"),
+    ],
+)
+def test_objects_are_named_after_the_release_and_never_too_long(release: str, name: str) -> None:
+    text = chart.helm("template", release, chart.CHART, "--values", chart.DEFAULT)
+    names = {item["metadata"]["name"] for item in yaml.safe_load_all(text) if item}
+    assert names == {name, f"{name}-check", f"{name}-metrics", "sysdig-agent"}
+
+
+def test_the_chart_stays_small() -> None:
+    rendered = chart.helm("template", chart.CHART, "--values", chart.DEFAULT)
+    templates = [path for path in (chart.CHART / "templates").rglob("*") if path.is_file()]
+    assert len(rendered.splitlines()) < 300
+    assert sum(len(path.read_text().splitlines()) for path in templates) < 1000

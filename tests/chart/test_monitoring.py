@@ -1,0 +1,401 @@
+"""Alerts and dashboard: they speak of what a forwarder exports, and fire when they should."""
+
+import asyncio
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from support import chart
+from support.documents import README
+from support.process import Samples
+from support.prometheus import prometheus, tool
+from support.scene import Scene, scene
+
+SCRAPED = {"namespace", "pod", "instance", "job"}
+"""Labels that Prometheus adds."""
+
+
+def rules(*arguments: str) -> list[dict[str, Any]]:
+    """Return the rules that helm renders."""
+    manifests = chart.render(
+        "--values", chart.DEFAULT, "--set", "prometheusRule.enabled=true", *arguments
+    )
+    (found,) = chart.of_kind(manifests, "PrometheusRule")
+    (group,) = found["spec"]["groups"]
+    alerts: list[dict[str, Any]] = group["rules"]
+    return alerts
+
+
+def write(path: Path, alerts: list[dict[str, Any]]) -> Path:
+    """Write rules as Prometheus reads them."""
+    path.write_text(yaml.safe_dump({"groups": [{"name": "aks-audit", "rules": alerts}]}))
+    return path
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard as the ConfigMap holds it."""
+    manifests = chart.render("--values", chart.DEFAULT, "--set", "dashboard.enabled=true")
+    (text,) = (
+        item["data"]["aks-audit.json"]
+        for item in chart.of_kind(manifests, "ConfigMap")
+        if "aks-audit.json" in item["data"]
+    )
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def all_of_it(directory: Path) -> str:
+    """Return the path of a policy, for its metric, that leaves everything as it is."""
+    rules = [{"level": "RequestResponse"}]
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+    (directory / "policy.yaml").write_text(yaml.dump(policy))
+    return str(directory / "policy.yaml")
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Yield the title of each panel with each of its queries, variables filled in."""
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"].replace("$job", ".+").replace("$__rate_interval", "4s")
+            yield panel["title"], expression.replace("$__range", "1m")
+
+
+# A forwarder with which all is well, as Prometheus has it: a value a minute for four hours.
+WELL = {
+    "aks_audit_build_info": "1x240",
+    "aks_audit_hub_up": "1x240",
+    "aks_audit_hub_partitions": "2x240",
+    "aks_audit_partitions_owned": "2x240",
+    "aks_audit_sink_up": "1x240",
+    "aks_audit_dead_letters_waiting": "0x240",
+    "process_start_time_seconds": "100x240",
+} | {
+    f'{name}{{partition="{partition}"{more}}}': values
+    for partition in "01"
+    for name, more, values in (
+        ("aks_audit_hub_messages_total", "", "0+10x240"),
+        ("aks_audit_events_total", ',outcome="delivered"', "0+220x240"),
+        ("aks_audit_events_total", ',outcome="dead_lettered"', "0x240"),
+        ("aks_audit_events_total", ',outcome="dropped"', "0x240"),
+        ("aks_audit_checkpoints_total", ',result="ok"', "0+12x240"),
+        ("aks_audit_checkpoints_total", ',result="error"', "0x240"),
+        ("aks_audit_lost_messages_total", "", "0x240"),
+        ("aks_audit_lag_messages", "", "0x240"),
+        ("aks_audit_oldest_undelivered_seconds", "", "0x240"),
+    )
+}
+
+
+def series(*names: str, values: str) -> dict[str, str]:
+    """Give these values to all series of WELL whose names begin so."""
+    return {one: values for one in WELL if one.startswith(names)}
+
+
+# Another release: nothing of it may make ours look bad, or hide that ours is.
+NEIGHBOUR = dict.fromkeys(WELL, "0+999x240") | {
+    "aks_audit_build_info": "1x240",
+    "aks_audit_hub_up": "1x240",
+    "aks_audit_partitions_owned": "0x240",
+    "aks_audit_sink_up": "0x240",
+}
+
+
+class Case(NamedTuple):
+    """What differs from WELL from the first hour on, and what fires after so many minutes."""
+
+    differs: Mapping[str, str]
+    fires: Mapping[int, str]
+    values: tuple[str, ...] = ()
+
+
+NONE_SETTLED = {
+    name: "0+220x60 13200x180" for name in WELL if name.endswith('outcome="delivered"}')
+}
+QUIET = NONE_SETTLED | series("aks_audit_hub_messages_total", values="0+10x60 600x180")
+# A second replica that has nothing to read and does not reach the hub.
+BLIND = {
+    'aks_audit_hub_up{pod="b",instance="b"}': "0x240",
+    'aks_audit_hub_partitions{pod="b",instance="b"}': "0x240",
+    'aks_audit_partitions_owned{pod="b",instance="b"}': "0x240",
+}
+DELIVERED_0 = 'aks_audit_events_total{partition="0",outcome="delivered"}'
+DEAD_0 = 'aks_audit_events_total{partition="0",outcome="dead_lettered"}'
+DROPPED_0 = 'aks_audit_events_total{partition="0",outcome="dropped"}'
+LOST_0 = 'aks_audit_lost_messages_total{partition="0"}'
+OLDEST_0 = 'aks_audit_oldest_undelivered_seconds{partition="0"}'
+LAG_0 = 'aks_audit_lag_messages{partition="0"}'
+CASES = {
+    "all is well": Case({}, {5: "", 60: "", 240: ""}),
+    "always a little behind": Case(series("aks_audit_lag_messages", values="5x240"), {240: ""}),
+    "the pod goes": Case(
+        {name: f"{values.partition('x')[0]}x60 stale" for name, values in WELL.items()},
+        {64: "", 68: "Down"},
+    ),
+    "never installed": Case(dict.fromkeys(WELL, "_x240"), {3: "", 8: "Down"}),
+    "nothing moves": Case(
+        NONE_SETTLED
+        | series("aks_audit_lag_messages", values="0x60 0+10x180")
+        | {"aks_audit_sink_up": "1x60 0x180"},
+        {62: "", 67: "SinkDown", 73: "SinkDown", 80: "NotDelivering SinkDown"},
+    ),
+    "one partition does not move": Case(
+        {DELIVERED_0: "0+220x60 13200x180", LAG_0: "0x60 0+10x180"},
+        {74: "", 80: "PartitionStalled"},
+    ),
+    "one partition does not move, for the webhook takes nothing": Case(
+        {
+            DELIVERED_0: "0+220x60 13200x180",
+            LAG_0: "0x60 0+10x180",
+            "aks_audit_sink_up": "1x60 0x180",
+        },
+        {80: "SinkDown"},
+    ),
+    "behind by a quarter of the retention": Case(
+        {OLDEST_0: "0x60 21500x60 21700x120"}, {119: "", 123: "Behind"}
+    ),
+    "behind, but the hub keeps more": Case(
+        {OLDEST_0: "21700x240"}, {100: ""}, ("prometheusRule.retentionHours=168",)
+    ),
+    "behind, and the hub keeps less": Case(
+        {OLDEST_0: "950x240"}, {100: "Behind"}, ("prometheusRule.retentionHours=1",)
+    ),
+    "messages are lost": Case({LOST_0: "0x60 500x180"}, {60: "", 62: "MessagesLost", 130: ""}),
+    "messages were lost before the start": Case(
+        {LOST_0: "_x60 500x180"}, {59: "", 62: "MessagesLost", 130: ""}
+    ),
+    "an event becomes a dead letter": Case(
+        {DEAD_0: "0x60 1x180"}, {60: "", 62: "DeadLetterWriter", 130: ""}
+    ),
+    "one before the start": Case({DEAD_0: "_x60 1x180"}, {62: "DeadLetterWriter", 130: ""}),
+    "few dead letters where some are expected": Case(
+        {DEAD_0: "0x60 5x180"}, {62: ""}, ("prometheusRule.deadLettersPerHour=10",)
+    ),
+    "many dead letters where some are expected": Case(
+        {DEAD_0: "0x60 25x180"}, {62: "DeadLetterWriter"}, ("prometheusRule.deadLettersPerHour=10",)
+    ),
+    "dead letters are deleted": Case(
+        {DROPPED_0: "0x60 3x180"}, {60: "", 62: "DeadLettersDropped", 130: ""}
+    ),
+    "the disk is full": Case(
+        {"aks_audit_dead_letters_waiting": "0x60 7x180"}, {65: "", 75: "DeadLettersWaiting"}
+    ),
+    "the webhook is away": Case({"aks_audit_sink_up": "1x60 0x180"}, {63: "", 68: "SinkDown"}),
+    "the webhook is away for a moment": Case(
+        {"aks_audit_sink_up": "1x60 0x3 1x180"}, {62: "", 68: ""}
+    ),
+    "the hub is away": Case(
+        QUIET | {"aks_audit_hub_up": "1x60 0x180"}, {65: "", 75: "HubDown", 180: "HubDown"}
+    ),
+    "the hub is quiet": Case(QUIET, {120: "", 140: "HubQuiet"}),
+    "one replica of two does not reach the hub": Case(BLIND, {75: "", 140: ""}),
+    "the other sees that the hub is quiet": Case(QUIET | BLIND, {140: "HubQuiet"}),
+    "and that a partition has no reader": Case(
+        BLIND | {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
+    ),
+    "the hub is quiet, as it may be": Case(QUIET, {140: ""}, ("prometheusRule.quietHours=2",)),
+    "nothing is read, for much waits": Case(
+        QUIET | series("aks_audit_lag_messages", values="9x240"),
+        {140: "NotDelivering PartitionStalled"},
+    ),
+    "a partition has no reader": Case(
+        {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
+    ),
+    "partitions move between replicas": Case(
+        {"aks_audit_partitions_owned": "2x60 1x5 2x180"}, {64: "", 75: ""}
+    ),
+    "the store is away": Case(
+        {
+            **series("aks_audit_checkpoints_total", values="0x60 0+3x180"),
+            'aks_audit_checkpoints_total{partition="0",result="ok"}': "500x240",
+            'aks_audit_checkpoints_total{partition="1",result="ok"}': "500x240",
+        },
+        {60: "", 64: "", 75: "CheckpointsFailing"},
+    ),
+    "the store fails now and then": Case(
+        {'aks_audit_checkpoints_total{partition="0",result="error"}': "0+1x240"}, {75: ""}
+    ),
+    "one restart": Case({"process_start_time_seconds": "100x60 3700x180"}, {62: ""}),
+    "another program restarts without end": Case(
+        {'process_start_time_seconds{pod="c",instance="c"}': "100+300x240"}, {62: ""}
+    ),
+    "restarts without end": Case(
+        {"process_start_time_seconds": "100x60 3700+300x180"}, {62: "", 64: "Restarting"}
+    ),
+}
+
+
+def promtool_test(case: Case) -> dict[str, Any]:
+    """Write a case as promtool reads it."""
+
+    def scraped(namespace: str, name: str) -> str:
+        bare, _, labels = name.partition("{")
+        pod = "" if labels.startswith("pod=") else 'pod="a",instance="a",'
+        return f'{bare}{{namespace="{namespace}",{pod}{labels or "}"}'
+
+    found = {scraped("sysdig-agent", name): text for name, text in {**WELL, **case.differs}.items()}
+    found |= {scraped("another", name): text for name, text in NEIGHBOUR.items()}
+    firing = 'group by (alertname) (ALERTS{alertstate="firing"})'
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in found.items()],
+        "promql_expr_test": [
+            {
+                "expr": firing,
+                "eval_time": f"{minute}m",
+                "exp_samples": [
+                    {"labels": f'{{alertname="AksAudit{alert}"}}', "value": 1}
+                    for alert in alerts.split()
+                ],
+            }
+            for minute, alerts in case.fires.items()
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_fires_is_what_is_wrong_and_nothing_else(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    arguments = [text for value in case.values for text in ("--set", value)]
+    tests = {
+        "rule_files": [str(write(tmp_path / "rules.yaml", rules(*arguments)))],
+        "evaluation_interval": "1m",
+        "tests": [promtool_test(case)],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(tests))
+    found = subprocess.run(
+        [tool("promtool"), "test", "rules", tmp_path / "test.yaml"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_every_alert_fires_in_a_case() -> None:
+    fired = {
+        f"AksAudit{one}"
+        for case in CASES.values()
+        for text in case.fires.values()
+        for one in text.split()
+    }
+    assert fired == {rule["alert"] for rule in rules()}
+
+
+def test_every_alert_leads_to_its_runbook() -> None:
+    headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", README, re.MULTILINE)}
+    for rule in rules():
+        address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert address == "https://github.com/aks-audit/aks-audit"
+        assert anchor == rule["alert"].lower()
+        assert anchor in headings
+        assert rule["labels"] == {
+            "namespace": "sysdig-agent",
+            "severity": rule["labels"]["severity"],
+        }
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def unknown(expression: str, exported: Samples) -> Iterator[str]:
+    """Yield what an expression says of metrics that no sample has: names, labels, values."""
+    everywhere = set(SCRAPED)
+    for name, matchers in re.findall(r"\b((?:aks_audit|process)_\w+)(?:{([^}]*)})?", expression):
+        samples = [dict(labels) for (have, labels) in exported if have == name]
+        if not samples:
+            yield name
+        labels = {label for one in samples for label in one}
+        for label, operator, value in re.findall(r'(\w+)(=~?|!=)"([^"]*)"', matchers):
+            if label in SCRAPED:
+                continue
+            values = {one.get(label) for one in samples}
+            if label not in labels or (operator == "=" and value not in values):
+                yield f"{name}{{{label}{operator}{value}}}"
+        everywhere |= labels
+    for grouped in re.findall(r"\bby \(([^)]*)\)", expression):
+        yield from (f"by ({one})" for one in grouped.split(", ") if one not in everywhere)
+
+
+async def busy(stage: Scene) -> None:
+    """Let everything happen that is counted under a label of its own."""
+    stage.webhook.answers.append(503)
+    stage.hub.publish(0, b"no JSON")
+
+
+async def test_rules_cases_and_dashboard_speak_of_what_a_forwarder_exports(tmp_path: Path) -> None:
+    policy = all_of_it(tmp_path)
+    async with (
+        scene(tmp_path, partitions=2) as stage,
+        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+    ):
+        await busy(stage)
+        async with stage.traffic(100):
+            await forwarder.wait_for("partition claimed")
+            await asyncio.sleep(0)
+            await forwarder.until(lambda: stage.webhook.total > 100)
+        exported = await forwarder.metrics()
+    said = [rule["expr"] for rule in rules()] + [text for _, text in queries()] + list(WELL)
+    assert {one for text in said for one in unknown(text, exported)} == set()
+    assert set(unknown('sum by (no) (aks_audit_nothing{a="b"})', exported)) > {"aks_audit_nothing"}
+    assert set(unknown('aks_audit_events_total{outcome="eaten"}', exported))
+
+
+async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
+    tmp_path: Path,
+) -> None:
+    written = write(tmp_path / "rules.yaml", rules())
+    policy = all_of_it(tmp_path)
+    async with (
+        scene(tmp_path, partitions=2) as stage,
+        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+    ):
+        await forwarder.listening()
+        target = f"127.0.0.1:{forwarder.port}"
+        async with prometheus(tmp_path, target, written, namespace="sysdig-agent") as server:
+            async with stage.traffic(200):
+                missing = dict(queries())
+                for _ in range(100):
+                    await busy(stage)
+                    missing = {
+                        title: text for title, text in queries() if not await server.query(text)
+                    }
+                    if not missing:
+                        break
+                    await asyncio.sleep(0.5)
+                assert missing == {}
+            (group,) = (await server.get("rules"))["groups"]
+            assert {rule["name"]: rule["health"] for rule in group["rules"]} == {
+                rule["alert"]: "ok" for rule in rules()
+            }
+            for _ in range(100):
+                if await server.query('ALERTS{alertname="AksAuditDeadLetters"}'):
+                    break
+                await asyncio.sleep(0.1)
+            assert await server.query('ALERTS{alertstate="firing"}') == [1]
+
+
+def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
+    found = dashboard()
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = [
+        (x, y)
+        for panel in panels
+        for place in [panel["gridPos"]]
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) == 23
+    titles = [panel["title"] for panel in panels if panel["type"] == "row"]
+    assert titles == [
+        "Is it flowing?",
+        "How far behind is it?",
+        "What is lost or dead?",
+        "Who is slow: webhook, hub or store?",
+        "Resources",
+    ]

@@ -1,0 +1,1 @@
+"""The README's way through Azure: `python -m docs.azcli` prints or runs it."""

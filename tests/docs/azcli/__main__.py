@@ -1,0 +1,28 @@
+"""`python -m docs.azcli [--run] [install|identity|down]`: print or run the README's commands."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from docs.azcli import steps
+
+
+def main() -> None:
+    """Print the program, or become bash that runs it."""
+    parser = argparse.ArgumentParser("make azure", description=__doc__)
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("part", choices=steps.PARTS, nargs="?", default="install")
+    given = parser.parse_args()
+    root = Path(__file__).parents[3]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = steps.of(readme, given.part)
+    if not given.run:
+        sys.stdout.write(steps.program(found, os.environ, ask=False))
+        return
+    os.chdir(root)
+    program = steps.program(found, os.environ, ask=True)
+    os.execvp("bash", ["bash", "-c", program])  # noqa: S606 - the terminal stays its own
+
+
+main()

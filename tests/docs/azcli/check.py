@@ -1,0 +1,153 @@
+"""The real azure-cli parses every az command that is named anywhere here: make test-azure."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from docs.azcli import steps
+
+ROOT = Path(__file__).parents[3]
+README = (ROOT / "README.md").read_text()
+AZ = ROOT / ".bin" / "az" / "bin" / "python"
+_LONGEST = 300  # seconds; the first command of a group has its modules compiled
+# Stands for az, kubectl and helm while the README's programs run: notes with which arguments each
+# is called, and says what the programs wait for.
+_RECORDER = """#!/bin/bash
+[[ $* != *"--filename -" ]] || cat >/dev/null
+printf '%s\\0' "${0##*/}" "$@" >>"$RECORD"; printf '\\n' >>"$RECORD"
+[[ $* != logs* ]] || echo pods/exec
+[[ $* != *"--output tsv"* ]] || echo 00000000-0000-0000-0000-000000000000
+"""
+
+
+def parsed(commands: Sequence[Sequence[str]], home: Path) -> dict[str, str]:
+    """Return what az says against commands (without `az`); its home is not the user's."""
+    quiet = {"AZURE_EXTENSION_USE_DYNAMIC_INSTALL": "no", "AZURE_CORE_COLLECT_TELEMETRY": "no"}
+    said = subprocess.run(
+        [AZ, Path(__file__).with_name("parse.py")],
+        input=json.dumps(commands),
+        env={**os.environ, **quiet, "AZURE_CONFIG_DIR": str(home)},
+        capture_output=True,
+        timeout=_LONGEST,
+        check=False,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    errors = zip(commands, json.loads(said.stdout), strict=True)
+    return {shlex.join(command): error for command, error in errors if error}
+
+
+def recorded(program: str, home: Path, answers: str = "") -> list[list[str]]:
+    """Run a program of bash; the calls of az, kubectl and helm in it, every name filled in."""
+    for name in ("az", "kubectl", "helm"):
+        (home / name).write_text(_RECORDER)
+        (home / name).chmod(0o755)
+    record = home / "record"
+    record.write_text("")
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", program],
+        input=answers,
+        env={"PATH": f"{home}:/usr/bin:/bin", "RECORD": str(record)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return [line.split("\0")[:-1] for line in record.read_text().splitlines()]
+
+
+def of_az(calls: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [list(arguments) for name, *arguments in calls if name == "az"]
+
+
+@pytest.mark.timeout(_LONGEST)
+@pytest.mark.parametrize("part", steps.PARTS)
+def test_az_takes_every_command_of_the_way_as_it_would_run(part: str, tmp_path: Path) -> None:
+    program = steps.program(steps.of(README, part), {"CLUSTER": "it's prod"}, ask=True)
+    calls = of_az(recorded(program, tmp_path, "y\n" * 20))
+    assert len(calls) >= 5
+    assert any("it's prod" in call for call in calls)
+    assert parsed(calls, tmp_path) == {}
+
+
+@pytest.mark.timeout(_LONGEST)
+def test_az_takes_every_command_of_a_block_elsewhere(tmp_path: Path) -> None:
+    calls = []
+    names = steps.of(README, "down")[0].commands + "REPOSITORY=\nSTORAGE_CONNECTION_STRING=\n"
+    for file in (ROOT / "README.md", ROOT / "chart" / "README.md"):
+        for step in steps.blocks(file.read_text()):
+            if step.section not in {"Azure", "Identity instead of keys"} and "az " in step.commands:
+                calls += of_az(recorded(names + step.commands, tmp_path))
+    assert ["acr", "build"] in [call[:2] for call in calls]
+    assert parsed(calls, tmp_path) == {}
+
+
+@pytest.mark.timeout(_LONGEST)
+def test_az_takes_every_command_that_a_text_names(tmp_path: Path) -> None:
+    commands = [command for text in texts() for command in named(text)]
+    assert ["eventhubs", "eventhub", "consumer-group", "create"] in [one[:4] for one in commands]
+    assert ["monitor", "diagnostic-settings", "list"] in [one[:3] for one in commands]
+    assert len(commands) > 12
+    assert parsed(commands, tmp_path) == {}
+
+
+@pytest.mark.timeout(_LONGEST)
+def test_az_refuses_what_is_made_up(tmp_path: Path) -> None:
+    made_up = [
+        ["eventhubs", "eventhub", "create", "-g", "a", "--namespace-name", "b", "--name", "c"],
+        ["eventhubs", "hub", "create"],
+        ["storage", "account", "show-connection-string"],
+    ]
+    made_up[0] += ["--message-retention", "7"]  # was its name until azure-cli 2.49
+    assert len(parsed(made_up, tmp_path)) == len(made_up)
+
+
+def texts() -> Iterator[str]:
+    """Yield the texts that name commands: documents, strings of the package, its causes."""
+    for file in (ROOT / "README.md", *ROOT.glob(".github/*.md"), *ROOT.glob("chart/*.md")):
+        prose = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+        yield from re.findall(r"`(az [^`]+)`", prose)
+    for file in (*ROOT.glob("chart/templates/*"), *ROOT.glob("chart/**/*.yaml")):
+        if file.is_file():
+            yield from file.read_text().splitlines()
+    for file in (*ROOT.glob("app/**/*.py"), *ROOT.glob("tests/demo/*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    yield from leaves(tomllib.loads((ROOT / "app/forwarder/causes.toml").read_text()))
+
+
+def leaves(node: object) -> Iterator[str]:
+    match node:
+        case dict():
+            for one in node.values():
+                yield from leaves(one)
+        case list():
+            for one in node:
+                yield from leaves(one)
+        case str():
+            yield node
+
+
+def named(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of each command in a text: to its end, or to a bracket without flags.
+
+    Placeholders, {name} or N, become what is taken for them; a command that is named without
+    flags has to exist.
+    """
+    for found in re.findall(r"\baz ([a-z][a-z-]+ .*)", text, re.DOTALL):
+        command = re.sub(r"\{(\w+)\}", r"\1", found).replace("level", "namespace")
+        command = command.replace("which", "").replace(" N", " 2")
+        if " --" in command:
+            yield shlex.split(command)
+        else:
+            yield [*re.split(r"[^\w -]", command)[0].split(), "--help"]

@@ -1,0 +1,253 @@
+"""Installations broken in ten ways: check, log, probe and metric name the cause, and README too."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+
+from support import events
+from support.azurite import azurite
+from support.eventhubs import Server
+from support.process import Forwarder, Samples, free_port
+from support.webhook import Webhook
+
+HUB = "insights-logs-kube-audit"
+README = (Path(__file__).parents[2] / "README.md").read_text()
+_QUICK = {"LoadBalancingInterval": "1", "ShutdownGrace": "0.2", "VerboseLevel": "1"}
+
+
+class Place(NamedTuple):
+    """What is there, and what is whole until a case breaks it."""
+
+    server: Server
+    webhook: Webhook
+    stack: AsyncExitStack
+
+
+class Broken(NamedTuple):
+    """A way to break an installation, and what is to be seen of it."""
+
+    settings: dict[str, str]
+    step: str  # of check
+    says: str  # in check, log and probe, and in the README
+    do: str  # the variable or command that mends it
+    message: str  # of the log
+    metric: Callable[[Samples], bool]
+    ready: bool = False
+    state: str = "FAIL"
+
+
+async def wrong_key(place: Place) -> Broken:
+    """Renew the key."""
+    text = place.server.connection_string()
+    place.server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZA=="
+    return _refused_key({"EhubNamespaceConnectionString": text})
+
+
+async def other_namespace(place: Place) -> Broken:
+    """Take policy and key from another namespace."""
+    other = Server({}, keys={"reader": "b3RoZXI="})
+    text = other.connection_string().replace(":0;", f":{place.server.port};")
+    return _refused_key({"EhubNamespaceConnectionString": text})
+
+
+def _refused_key(settings: dict[str, str]) -> Broken:
+    return Broken(
+        settings,
+        "hub login",
+        "refuses the key of policy",
+        "az eventhubs namespace authorization-rule keys list",
+        "hub does not answer",
+        _nothing_owned,
+    )
+
+
+async def hub_misspelt(_: Place) -> Broken:
+    return Broken(
+        {"EventHubName": "insight-logs-kube-audit"},
+        "hub",
+        "has no hub",
+        f"set EventHubName={HUB} (eventHub.name)",
+        "hub does not answer",
+        _nothing_owned,
+    )
+
+
+async def no_consumer_group(_: Place) -> Broken:
+    return Broken(
+        {"ConsumerGroup": "audit"},
+        "consumer group",
+        "has no consumer group",
+        "az eventhubs eventhub consumer-group create",
+        "hub does not answer",
+        lambda samples: samples.total("aks_audit_lag_messages") == 2,
+    )
+
+
+async def port_closed(place: Place) -> Broken:
+    place.server.stop_listening()
+    return Broken(
+        {},
+        "hub TCP",
+        "refuses connections",
+        "HubTransport=websockets (eventHub.transport)",
+        "hub does not answer",
+        _nothing_owned,
+    )
+
+
+async def storage_key(place: Place) -> Broken:
+    store = await place.stack.enter_async_context(azurite())
+    head, _, tail = store.connection_string.partition("AccountKey=")
+    return Broken(
+        {"BlobStorageConnectionString": f"{head}AccountKey=AAAA{tail[4:]}"},
+        "store login",
+        "refuses the login: the key was renewed",
+        "az storage account show-connection-string",
+        "checkpoints cannot be read",
+        _nothing_owned,
+        ready=True,
+    )
+
+
+async def no_such_service(_: Place) -> Broken:
+    return _sink(
+        {"WebSinkURL": "http://sysdig-agent.invalid:7765/k8s_audit"},
+        "sink DNS",
+        "DNS knows no host",
+        "kubectl get services",
+    )
+
+
+async def no_endpoints(_: Place) -> Broken:
+    """Post where nobody listens: an IP of a Service without endpoints refuses too."""
+    return _sink(
+        {"WebSinkURL": f"http://127.0.0.1:{free_port()}/k8s_audit"},
+        "sink TCP",
+        "refuses connections",
+        "kubectl get endpointslices",
+    )
+
+
+async def sink_path(place: Place) -> Broken:
+    place.webhook.rule = lambda post: None if post.path == "/k8s_audit" else 404
+    return _sink(
+        {"WebSinkURL": f"{place.webhook.url}s"},
+        "sink POST",
+        "there is nothing at this path",
+        "WebSinkURL (webhook.url)",
+        status="404",
+    )
+
+
+async def unknown_ca(place: Place) -> Broken:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    sink = await place.stack.enter_async_context(Webhook(tls=tls))
+    return _sink({"WebSinkURL": sink.url}, "sink TLS", "is of an unknown CA", "WebSinkCAFile")
+
+
+def _sink(settings: dict[str, str], step: str, says: str, do: str, status: str = "error") -> Broken:
+    def metric(samples: Samples) -> bool:
+        failed = samples.total("aks_audit_posts_total", status=status)
+        return failed > 0 and samples.total("aks_audit_sink_up") == 0
+
+    return Broken(settings, step, says, do, "sink down", metric)
+
+
+async def diagnostic_setting_off(place: Place) -> Broken:
+    place.server.hubs[HUB] = place.server.recreate(HUB)
+    return Broken(
+        {},
+        "messages",
+        "no message has ever come to hub",
+        "az monitor diagnostic-settings list",
+        "hub is quiet",
+        lambda samples: (
+            samples.total("aks_audit_partitions_owned") == 2
+            and samples.total("aks_audit_hub_messages_total") == 0
+        ),
+        ready=True,
+        state="warn",
+    )
+
+
+def _nothing_owned(samples: Samples) -> bool:
+    return samples.total("aks_audit_partitions_owned") == 0
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with Server({HUB: 2}) as server, Webhook() as webhook, AsyncExitStack() as stack:
+        for message in events.messages(20, per_message=10):
+            server.hubs[HUB].publish(0, message.body)
+        yield Place(server, webhook, stack)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        wrong_key,
+        other_namespace,
+        hub_misspelt,
+        no_consumer_group,
+        port_closed,
+        storage_key,
+        no_such_service,
+        no_endpoints,
+        sink_path,
+        unknown_ca,
+        diagnostic_setting_off,
+    ],
+)
+async def test_the_cause_is_named_in_a_line_everywhere(
+    place: Place, tmp_path: Path, break_it: Callable[[Place], "asyncio.Future[Broken]"]
+) -> None:
+    settings: Mapping[str, str] = {
+        "EhubNamespaceConnectionString": place.server.connection_string(),
+        "WebSinkURL": place.webhook.url,
+        "StateDirectory": str(tmp_path),
+        **_QUICK,
+    }
+    broken = await break_it(place)
+    settings = {**settings, **broken.settings}
+    async with Forwarder(settings) as forwarder, Forwarder(settings, "check") as check:
+        entry = await forwarder.wait_for(broken.message)
+        status = await check.wait()
+        await _until(forwarder, broken.metric)
+        probes = {path: await forwarder.get(path) for path in ("/readyz", "/livez")}
+        forwarder.terminate()
+        await forwarder.wait()
+
+    (line,) = [one for one in check.lines if one.startswith(("FAIL", "warn"))]
+    state, step, found = line[:7].strip(), line[8:23].strip(), line[24:]
+    assert (state, step) == (broken.state, broken.step)
+    assert broken.says in found
+    assert broken.do in check.lines[check.lines.index(line) + 1]
+    assert status == (1 if broken.state == "FAIL" else 0)
+
+    assert broken.says in entry["reason"]
+    stopping = "stopping with messages undelivered"
+    said = [one for one in forwarder.log if not one["message"].startswith(stopping)]
+    assert said == [entry], "one line, although it failed again and again"
+
+    assert probes["/livez"][0] == 200
+    assert probes["/readyz"][0] == (200 if broken.ready else 503)
+    assert broken.ready or broken.says in probes["/readyz"][1]
+
+    assert "Traceback" not in "".join([*forwarder.lines, forwarder.stderr, *check.lines])
+    assert check.stderr == ""
+    assert broken.says in README.partition("### Why does nothing arrive?")[2].partition("\n## ")[0]
+
+
+async def _until(forwarder: Forwarder, condition: Callable[[Samples], bool]) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            if condition(await forwarder.metrics()):
+                return
+            await asyncio.sleep(0.1)

@@ -1,0 +1,394 @@
+"""The check says what works, what not and why, and changes nothing."""
+
+import asyncio
+import functools
+import json
+import math
+import os
+import pty
+import sqlite3
+import ssl
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+from azure.core.exceptions import ClientAuthenticationError
+from azure.eventhub.exceptions import AuthenticationError, ConnectError
+from azure.identity import CredentialUnavailableError
+from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+from forwarder.config.settings import Settings
+from forwarder.diagnosis import causes
+from support import events, stores
+from support.azurite import azurite
+from support.eventhubs import Server
+from support.process import Forwarder, free_port
+from support.webhook import Answer, Webhook
+
+HUB = "insights-logs-kube-audit"
+TEXT = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=a2V5"
+OWN_POLICY = f"--namespace-name ns --eventhub-name {HUB} --name reader"
+Report = dict[str, dict[str, str]]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with Server({HUB: 2}) as server:
+        yield server
+
+
+def fill(server: Server, count: int = 40) -> None:
+    for number, message in enumerate(events.messages(count, per_message=10)):
+        server.hubs[HUB].publish(number % 2, message.body)
+
+
+def settings(server: Server, url: str, state: Path, **variables: str) -> dict[str, str]:
+    return {
+        "EhubNamespaceConnectionString": server.connection_string(),
+        "WebSinkURL": url,
+        "StateDirectory": str(state),
+        **variables,
+    }
+
+
+async def check(environment: Mapping[str, str], *arguments: str) -> tuple[int, Report]:
+    """Run it; its exit status, and its results by step."""
+    async with Forwarder(environment, "check", "--json", *arguments) as command:
+        status = await command.wait(62)
+        assert command.stderr == ""
+        report = json.loads("\n".join(command.lines))
+    assert report["ok"] is (status == 0)
+    return status, {step["step"]: step for step in report["steps"]}
+
+
+def failed(report: Report) -> dict[str, str]:
+    """Return what failed, or is doubtful, by step."""
+    return {name: one["found"] for name, one in report.items() if one["state"] in ("FAIL", "warn")}
+
+
+async def test_all_parts_answer_and_nothing_changes(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    fill(server)
+    async with azurite() as store:
+        text = store.connection_string
+        environment = settings(
+            server, webhook.url, tmp_path / "state", BlobStorageConnectionString=text
+        )
+        status, report = await check(environment)
+        assert (status, failed(report)) == (0, {})
+        assert report["messages"]["found"].startswith("4 in the hub, no checkpoint yet; ")
+        assert report["categories"]["found"] == "kube-audit 40 in 4 messages"
+        assert report["container"]["found"].endswith("is not there yet, the forwarder makes it")
+        async with stores.container(store) as container:
+            assert not await container.exists()
+    assert not (tmp_path / "state").exists()
+    assert not server.receivers
+    (post,) = webhook.posts
+    assert json.loads(post.body)["items"] == []
+
+
+@pytest.mark.parametrize("where", ["file", "account"])
+async def test_a_running_forwarder_is_seen_and_not_disturbed(
+    server: Server, webhook: Webhook, tmp_path: Path, where: str
+) -> None:
+    async with azurite() as store:
+        more = (
+            {"BlobStorageConnectionString": store.connection_string} if where == "account" else {}
+        )
+        environment = settings(server, webhook.url, tmp_path, CheckpointInterval="0.2", **more)
+        async with Forwarder(environment) as forwarder:
+            fill(server)
+            await webhook.until(lambda: webhook.total == 40)
+            await forwarder.until(lambda: len(server.receivers) == 2)
+
+            async def stored() -> stores.Stored:
+                found = stores.embedded(tmp_path)
+                return await stores.shared(store) if where == "account" else found
+
+            async with asyncio.timeout(20):
+                while (before := await stored()) != {"0": 1, "1": 1}:  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(0.1)
+            reading = set(server.receivers)
+            status, report = await check(environment)
+            assert (status, failed(report)) == (0, {})
+            assert set(server.receivers) == reading
+            assert await stored() == before
+            assert webhook.duplicates == 0
+            assert report["consumer group"]["found"] == "'$Default' is being read, by a forwarder"
+            assert report["messages"]["found"].startswith("4 in the hub, 0 behind the checkpoints;")
+            assert report["categories"]["state"] == "skipped"
+            assert report["checkpoints"]["found"].startswith("2 of this hub and consumer group, ")
+            if where == "file":
+                assert report["state directory"]["found"].endswith("written by a running forwarder")
+
+
+async def test_messages_behind_the_checkpoints_are_counted_and_old_stores_named(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    """The store is read although a forwarder has it locked, and not a byte of it is changed."""
+    fill(server, 100)
+    with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
+        database.execute("CREATE TABLE checkpoint (key TEXT PRIMARY KEY, value TEXT)")
+        for place, number in (
+            (f"127.0.0.1:{server.port}/{HUB}/$default/0/", 2),
+            ("old/hub/g/0/", 9),
+        ):
+            value = json.dumps({"partition_id": "0", "sequence_number": number})
+            database.execute("INSERT INTO checkpoint VALUES (?, ?)", (place, value))
+        before = held(tmp_path)  # before the lock: whoever closes the file drops it
+        database.execute("BEGIN EXCLUSIVE")
+        _, report = await check(settings(server, webhook.url, tmp_path))
+        assert held(tmp_path) == before
+    assert report["messages"]["found"].startswith("10 in the hub, 7 behind the checkpoints;")
+    assert report["checkpoints"]["found"].endswith(" s old, others of old/hub/g")
+
+
+def held(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.iterdir()}
+
+
+async def test_other_categories_alone_are_worth_a_word(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    server.hubs[HUB].publish(0, b'{"records":[{"category":"guard","properties":{"log":"{}"}}]}')
+    status, report = await check(settings(server, webhook.url, tmp_path))
+    assert status == 0
+    said = "guard 1 in 1 messages, none of kube-audit, kube-audit-admin"
+    assert failed(report) == {"categories": said}
+
+
+async def test_a_policy_without_listen_is_named(webhook: Webhook, tmp_path: Path) -> None:
+    keys, claims = {"writer": "d3JpdGVy"}, {"writer": {"Send"}}
+    async with Server({HUB: 1}, keys=keys, claims=claims) as server:
+        status, report = await check(settings(server, webhook.url, tmp_path))
+    assert status == 1
+    assert failed(report) == {
+        "consumer group": f"policy 'writer' may not read hub '{HUB}' of 127.0.0.1"
+    }
+    assert "--rights Listen" in report["consumer group"]["do"]
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(90, "FAIL"), (-6, "warn"), (4, "ok")])
+async def test_a_clock_that_is_wrong_is_named_by_its_minutes(
+    server: Server, webhook: Webhook, tmp_path: Path, minutes: int, state: str
+) -> None:
+    fill(server)
+    server.faults.clock = minutes * 60
+    _, report = await check(settings(server, webhook.url, tmp_path))
+    assert report["hub login"]["state"] == state
+    way = "behind" if minutes > 0 else "ahead of"
+    said = f"this node's clock is {abs(minutes)} minutes {way} that of 127.0.0.1"
+    assert (said == report["hub login"]["found"]) == (state != "ok")
+
+
+def tls(ca: trustme.CA, host: str, valid: timedelta = timedelta(days=90)) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert(host, not_after=datetime.now(UTC) + valid).configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("", "TLSv1.3, certificate valid for "),
+        ("name", "the certificate of {} is for another name"),
+        ("ca", "the certificate of {} is of an unknown CA"),
+        ("date", "the certificate of {} has expired"),
+    ],
+)
+async def test_tls_of_hub_and_sink_is_looked_at(tmp_path: Path, wrong: str, said: str) -> None:
+    """The client goes to port 5671 of whatever host: an address of this machine's own."""
+    host, ca = f"127.5.67.{len(wrong) + 1}", trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issuer, name = trustme.CA() if wrong == "ca" else ca, "name.example" if wrong == "name" else ""
+    valid = timedelta(days=-1 if wrong == "date" else 90)
+    async with (
+        Server({HUB: 1}, host=host, port=5671, tls=tls(issuer, name or host, valid)) as server,
+        Webhook(tls=tls(issuer, name or "127.0.0.1", valid)) as webhook,
+    ):
+        fill(server, 10)
+        trusted = str(tmp_path / "ca.pem")
+        environment = settings(
+            server, webhook.url, tmp_path, WebSinkCAFile=trusted, SSL_CERT_FILE=trusted
+        )
+        status, report = await check(environment)
+    assert report["hub TLS"]["found"].startswith(said.format(f"{host}:5671"))
+    assert report["sink TLS"]["found"].startswith(said.format(f"127.0.0.1:{webhook.port}"))
+    assert status == (1 if wrong else 0)
+    assert set(failed(report)) == ({"hub TLS", "sink TLS"} if wrong else set())
+    assert report["hub login"]["state"] == ("skipped" if wrong else "ok")
+
+
+async def test_the_other_port_is_suggested_if_it_is_open(webhook: Webhook, tmp_path: Path) -> None:
+    async with Server({HUB: 1}, host="127.5.67.9", port=5671) as server:
+        environment = settings(server, webhook.url, tmp_path, HubTransport="websockets")
+        status, report = await check(environment)
+    assert status == 1
+    assert report["hub TCP"]["found"] == "127.5.67.9:443 refuses connections"
+    assert report["hub TCP"]["do"] == "set HubTransport=amqp (eventHub.transport): 5671 is open"
+
+
+async def test_a_container_that_may_not_be_made_is_named(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    fill(server)
+    async with azurite() as store:
+        sas = generate_container_sas(
+            "devstoreaccount1",
+            stores.CONTAINER,
+            account_key=store.connection_string.split("AccountKey=")[1].split(";")[0],
+            permission=ContainerSasPermissions(read=True, write=True, list=True),
+            expiry=datetime.now(UTC) + timedelta(hours=1),
+        )
+        text = f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
+        environment = settings(server, webhook.url, tmp_path, BlobStorageConnectionString=text)
+        status, report = await check(environment)
+        assert status == 1
+        assert set(failed(report)) == {"container"}
+        assert "may not make it" in report["container"]["found"]
+        async with stores.container(store) as container:
+            await container.create_container()
+        assert (await check(environment))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(503, body="busy"), "answers 503 busy"),
+        (Answer(400, body="no"), "refuses an empty list: 400 no"),
+        (Answer(302), "answers 302: redirects are never followed"),
+        (Answer(delay=math.inf), "no answer in 0.5 s"),
+    ],
+)
+async def test_what_the_sink_answers_is_judged_as_ever_and_may_be_left_out(
+    server: Server, webhook: Webhook, tmp_path: Path, answer: Answer, said: str
+) -> None:
+    fill(server)
+    webhook.rule = lambda _: answer
+    environment = settings(server, webhook.url, tmp_path, WebSinkTimeout="0.5")
+    status, report = await check(environment)
+    assert (status, failed(report)) == (1, {"sink POST": said})
+    assert report["sink POST"]["do"]
+    before = len(webhook.posts)
+    status, report = await check(environment, "--no-post")
+    assert (status, failed(report)) == (0, {})
+    assert len(webhook.posts) == before
+
+
+async def test_it_ends_within_a_minute_whatever_is_silent(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    server.faults.silence()
+    webhook.rule = lambda _: Answer(delay=100)
+    async with azurite() as store:
+        store.pause()
+        environment = settings(
+            server,
+            webhook.url,
+            tmp_path,
+            WebSinkTimeout="100",
+            BlobStorageConnectionString=store.connection_string,
+        )
+        async with asyncio.timeout(60):
+            status, report = await check(environment)
+    assert status == 1
+    assert set(failed(report)) == {"hub login", "store login", "sink POST"}
+    assert {one["state"] for one in report.values()} == {"ok", "FAIL", "skipped"}
+
+
+async def test_a_bad_setting_is_named_as_elsewhere_and_nothing_is_asked(tmp_path: Path) -> None:
+    async with Forwarder({"StateDirectory": str(tmp_path)}, "check") as command:
+        assert await command.wait() == 2
+    assert command.stderr.startswith("EhubNamespaceConnectionString: missing")
+    assert command.lines == []
+
+
+@pytest.mark.parametrize("output", ["terminal", "pipe"])
+async def test_colours_are_for_a_terminal_alone(
+    server: Server, webhook: Webhook, tmp_path: Path, output: str
+) -> None:
+    server.stop_listening()
+    terminal = output == "terminal"
+    near, far = pty.openpty() if terminal else os.pipe()
+    environment = settings(server, webhook.url, tmp_path)
+    async with Forwarder(environment) as other:  # for its environment
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "forwarder", "check", env=other.environment, stdout=far
+        )
+    os.close(far)
+    read = functools.partial(os.read, near, 1 << 16)
+    text = b""
+    with suppress(OSError):  # a terminal's way to say that nobody is left
+        while more := await asyncio.to_thread(read):
+            text += more
+    os.close(near)
+    assert await process.wait() == 1
+    assert (b"\033[1;31mFAIL   \033[0m hub TCP" in text) == terminal
+    assert (b"\033" in text) == terminal
+    assert b"1 failed: hub TCP" in text
+
+
+def _status(text: str) -> AuthenticationError:
+    return AuthenticationError(f"CBS Token authentication failed.\nStatus code: {text}")
+
+
+@pytest.mark.parametrize(
+    ("error", "login", "kind", "do"),
+    [
+        (_status("401\nDescription: InvalidSignature: x"), "key", "key", "--name reader"),
+        (_status("401\nDescription: ExpiredToken: x"), "key", "clock", "NTP"),
+        (_status("401\nDescription: InvalidAudience: x"), "key", "audience", "--name reader"),
+        (_status("404\nDescription: The messaging entity"), "key", "hub", "eventhub list"),
+        (_status("401\nDescription: Unauthorized"), "entra", "rights", "Data Receiver"),
+        (ConnectError("'Listen' claim(s) are required"), "entra", "rights", "Data Receiver"),
+        (ConnectError("'Listen' claim(s) are required"), "key", "rights", "--rights Listen"),
+        (ConnectError("'Listen' claim(s) are required"), "hub's key", "rights", OWN_POLICY),
+        (_status("401\nDescription: InvalidSignature: x"), "hub's key", "key", OWN_POLICY),
+        (CredentialUnavailableError("none"), "entra", "identity", "workloadIdentity.enabled"),
+        (ClientAuthenticationError("AADSTS700016"), "entra", "identity", "federated-credential"),
+        (TimeoutError(), "key", "silent", "websockets"),
+        (ExceptionGroup("", [ConnectionResetError(104, "reset")]), "key", "cut", "firewall"),
+        (ValueError("what is this"), "key", "other", ""),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_client_has_a_cause(
+    error: Exception, login: str, kind: str, do: str
+) -> None:
+    ways = {
+        "key": {"EhubNamespaceConnectionString": TEXT},
+        "hub's key": {"EhubNamespaceConnectionString": f"{TEXT};EntityPath={HUB}"},
+        "entra": {"EventHubNamespace": "ns.servicebus.windows.net"},
+    }
+    found = causes.of_hub(error, Settings.from_env(ways[login]))
+    assert found.kind == kind
+    assert do in found.do
+    assert "\n" not in str(found)
+
+
+async def test_sigterm_ends_it_at_once(server: Server, webhook: Webhook, tmp_path: Path) -> None:
+    server.faults.silence()
+    async with Forwarder(settings(server, webhook.url, tmp_path), "check") as command:
+        await command.until(
+            lambda: any(line.startswith("ok      hub TCP") for line in command.lines)
+        )
+        command.terminate()
+        async with asyncio.timeout(8):
+            assert await command.wait() == 1
+
+
+async def test_no_line_shows_a_secret(server: Server, tmp_path: Path) -> None:
+    """Neither what the sink's URL holds, nor a header's value even where it is no secret."""
+    url = f"http://someone:correct-horse-battery@127.0.0.1:{free_port()}/k8s_audit?token=abcdefgh1"
+    environment = settings(server, url, tmp_path, WebSinkHeaders='{"X-From": "k8s_audit"}')
+    async with Forwarder(environment, "check") as command:
+        assert await command.wait() == 1
+    shown = "\n".join([*command.lines, command.stderr])
+    assert "sink TCP" in shown
+    secrets = ("correct-horse", "abcdefgh1", "someone", "k8s_audit")
+    assert [one for one in secrets if one in shown] == []

@@ -1,0 +1,411 @@
+"""The checkpoint stores keep the contract of azure.eventhub; the embedded one survives abuse."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from azure.eventhub.aio import CheckpointStore
+
+from forwarder.checkpoints.blob import open_blob_store
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
+from forwarder.config.settings import Settings
+from forwarder.errors import StateError, SupersededError
+from support.azurite import Azurite, azurite
+from support.stores import PLACE, checkpoint
+
+OTHER_PLACES = [
+    {**PLACE, "fully_qualified_namespace": "demo2.servicebus.windows.net"},
+    {**PLACE, "eventhub_name": "insights-logs-kube-audit2"},
+    {**PLACE, "consumer_group": "$Default2"},
+]
+
+
+def ownership(partition: str = "0", owner: str = "me", **more: Any) -> dict[str, Any]:
+    return {**PLACE, "partition_id": partition, "owner_id": owner, **more}
+
+
+def by_partition(entries: Any) -> list[dict[str, Any]]:
+    return sorted(entries, key=lambda entry: str(entry["partition_id"]))
+
+
+def unquoted(owned: dict[str, Any]) -> dict[str, Any]:
+    """Return a claim as listings have it: its tag without the quotes of HTTP, its time aside."""
+    return {**owned, "etag": owned["etag"].strip('"'), "last_modified_time": 0}
+
+
+def places(checkpoints: Any) -> list[dict[str, Any]]:
+    """Return checkpoints by partition, without what is said of them."""
+    return [
+        {k: v for k, v in one.items() if k not in {"etag", "hub_created", "written"}}
+        for one in by_partition(checkpoints)
+    ]
+
+
+class Contract:
+    """What azure.eventhub's client and this package ask of a store."""
+
+    async def test_there_is_nothing_at_first(self, store: CheckpointStore) -> None:
+        assert list(await store.list_ownership(*PLACE.values())) == []
+        assert list(await store.list_checkpoints(*PLACE.values())) == []
+
+    async def test_a_checkpoint_is_listed_as_it_was_written(self, store: CheckpointStore) -> None:
+        written = [checkpoint(2**40, "0"), checkpoint(0, "1"), checkpoint(7, "10")]
+        for one in written:
+            await store.update_checkpoint(dict(one))
+        assert places(await store.list_checkpoints(*PLACE.values())) == written
+        assert places(await store.list_checkpoints(**PLACE)) == written
+
+    async def test_a_later_checkpoint_replaces_the_one_before(self, store: CheckpointStore) -> None:
+        await store.update_checkpoint(checkpoint(5))
+        await store.update_checkpoint(checkpoint(9))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(9)]
+
+    async def test_a_checkpoint_moves_back_if_it_is_as_it_was_listed(
+        self, store: CheckpointStore
+    ) -> None:
+        """Numbers start again in a hub that is made anew."""
+        await store.update_checkpoint(checkpoint(9))
+        (found,) = await store.list_checkpoints(**PLACE)
+        for number in 5, 3:
+            found |= checkpoint(number)
+            await store.update_checkpoint(found)
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(3)]
+
+    async def test_other_hubs_and_groups_are_kept_apart(self, store: CheckpointStore) -> None:
+        await store.update_checkpoint(checkpoint(1))
+        await store.claim_ownership([ownership()])
+        for number, place in enumerate(OTHER_PLACES):
+            assert list(await store.list_checkpoints(**place)) == []
+            assert list(await store.list_ownership(**place)) == []
+            await store.update_checkpoint(checkpoint(number, **place))
+            await store.claim_ownership([ownership(owner=f"{number}", **place)])
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(1)]
+        for number, place in enumerate(OTHER_PLACES):
+            assert places(await store.list_checkpoints(**place)) == [checkpoint(number, **place)]
+            (owned,) = await store.list_ownership(**place)
+            assert owned["owner_id"] == f"{number}"
+
+    async def test_a_hub_is_the_same_in_any_case_of_its_name(self, store: CheckpointStore) -> None:
+        await store.update_checkpoint(checkpoint(3))
+        upper = {name: value.upper() for name, value in PLACE.items()}
+        (found,) = await store.list_checkpoints(**upper)
+        assert (found["partition_id"], found["sequence_number"]) == ("0", 3)
+
+    async def test_a_claim_is_granted_with_tag_and_time_and_listed(
+        self, store: CheckpointStore
+    ) -> None:
+        claims = [ownership("0"), ownership("1")]
+        granted = by_partition(await store.claim_ownership(claims))
+        for one, claim in zip(granted, claims, strict=True):
+            assert one.items() >= claim.items()
+            assert one["etag"]
+            assert one["last_modified_time"] > time.time()  # given up by its tag, whatever the time
+        for found in (
+            await store.list_ownership(*PLACE.values()),
+            await store.list_ownership(**PLACE),
+        ):
+            for one, grant in zip(by_partition(found), granted, strict=True):
+                assert unquoted(one).items() <= unquoted(grant).items()
+            assert all(abs(one["last_modified_time"] - time.time()) < 60 for one in found)
+
+    async def test_a_claim_has_its_age_whatever_the_time_is(
+        self, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.claim_ownership([ownership()])
+        now = time.time
+        for jump in 3600, -3600:
+            with monkeypatch.context() as clock:
+                clock.setattr(time, "time", lambda jump=jump: now() + jump)
+                (found,) = await store.list_ownership(**PLACE)
+                assert abs(found["last_modified_time"] - time.time()) < 60
+
+    async def test_a_claim_is_renewed_and_given_up(self, store: CheckpointStore) -> None:
+        (first,) = await store.claim_ownership([ownership()])
+        (renewed,) = await store.claim_ownership([first])
+        assert renewed["etag"] != first["etag"]
+        (given_up,) = await store.claim_ownership([{**renewed, "owner_id": ""}])
+        (found,) = await store.list_ownership(**PLACE)
+        assert not found["owner_id"]
+        assert unquoted(found)["etag"] == unquoted(given_up)["etag"]
+
+    async def test_what_is_handed_out_is_no_handle_to_the_store(
+        self, store: CheckpointStore
+    ) -> None:
+        claim = ownership()
+        for one in (
+            await store.claim_ownership([claim]),
+            [claim],
+            await store.list_ownership(**PLACE),
+        ):
+            next(iter(one))["owner_id"] = "another"
+        assert [one["owner_id"] for one in await store.list_ownership(**PLACE)] == ["me"]
+
+
+class TestEmbedded(Contract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[CheckpointStore]:
+        with closing(EmbeddedCheckpointStore(tmp_path / "checkpoints.db")) as store:
+            yield store
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def storage() -> AsyncIterator[Azurite]:
+    async with azurite() as storage:
+        yield storage
+
+
+class TestBlob(Contract):
+    @pytest.fixture
+    async def store(self, storage: Azurite) -> AsyncIterator[CheckpointStore]:
+        settings = Settings.from_env(
+            {
+                "EhubNamespaceConnectionString": "Endpoint=sb://demo.servicebus.windows.net/;"
+                "SharedAccessKeyName=a;SharedAccessKey=a2V5",
+                "BlobStorageConnectionString": storage.connection_string,
+                "BlobContainerName": f"container-{uuid.uuid4()}",
+            }
+        )
+        async with open_blob_store(settings, None) as store:
+            await store.list_ownership(*PLACE.values())  # makes the container
+            yield store
+
+    async def test_a_claim_with_a_tag_of_the_past_is_not_granted(
+        self, store: CheckpointStore
+    ) -> None:
+        (first,) = await store.claim_ownership([ownership()])
+        await store.claim_ownership([{**first, "owner_id": "another"}])
+        assert list(await store.claim_ownership([first])) == []
+        assert [one["owner_id"] for one in await store.list_ownership(**PLACE)] == ["another"]
+
+    async def test_a_partition_is_given_up_although_its_claim_is_being_renewed(
+        self, store: CheckpointStore
+    ) -> None:
+        """The client, told to stop, does not wait for that; nor does it look who has it by now."""
+        (first,) = await store.claim_ownership([ownership()])
+        given_up = {**first, "owner_id": ""}
+        await asyncio.gather(store.claim_ownership([first]), store.claim_ownership([given_up]))
+        (free,) = await store.list_ownership(**PLACE)
+        assert not free["owner_id"]
+        await store.claim_ownership([{**free, "owner_id": "another"}])
+        assert list(await store.claim_ownership([given_up])) == []
+        assert [one["owner_id"] for one in await store.list_ownership(**PLACE)] == ["another"]
+
+    async def test_a_checkpoint_that_is_behind_another_process_s_is_not_written(
+        self, store: CheckpointStore
+    ) -> None:
+        """It is compared with what is there by then, and written once it is ahead of that."""
+        await store.update_checkpoint(checkpoint(5))
+        (ours,) = await store.list_checkpoints(**PLACE)
+        (theirs,) = await store.list_checkpoints(**PLACE)
+        await store.update_checkpoint(theirs | checkpoint(7))
+        with pytest.raises(SupersededError):
+            await store.update_checkpoint(ours | checkpoint(6))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(7)]
+        await store.update_checkpoint(ours | checkpoint(8))
+        assert places(await store.list_checkpoints(**PLACE)) == [checkpoint(8)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints.db"
+
+
+async def written_to(path: Path) -> list[dict[str, Any]]:
+    with closing(EmbeddedCheckpointStore(path)) as store:
+        return by_partition(await store.list_checkpoints(**PLACE))
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    return asyncio.run(written_to(path))
+
+
+def write(path: Path, *checkpoints: dict[str, Any]) -> None:
+    async def each() -> None:
+        with closing(EmbeddedCheckpointStore(path)) as store:
+            for one in checkpoints:
+                await store.update_checkpoint(one)
+
+    asyncio.run(each())
+
+
+async def test_checkpoints_survive_and_ownership_does_not(path: Path) -> None:
+    with closing(EmbeddedCheckpointStore(path)) as store:
+        await store.claim_ownership([ownership()])
+        await store.update_checkpoint(checkpoint(5))
+    with closing(EmbeddedCheckpointStore(path)) as store:
+        assert list(await store.list_ownership(**PLACE)) == []
+        assert list(await store.list_checkpoints(**PLACE)) == [checkpoint(5)]
+
+
+async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
+    with closing(EmbeddedCheckpointStore(path)) as store:
+        written = [checkpoint(n, f"{n:02}") for n in range(50)]
+        await asyncio.gather(*map(store.update_checkpoint, written))
+        assert by_partition(await store.list_checkpoints(**PLACE)) == written
+
+
+async def child_of(script: str, *arguments: str) -> asyncio.subprocess.Process:
+    """Start Python on a script that imports what tests do."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        *arguments,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+_CLOSER = """
+import asyncio, sys
+from pathlib import Path
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
+from support.stores import checkpoint
+
+async def main():
+    for number in range(100):
+        store = EmbeddedCheckpointStore(Path(sys.argv[1]))
+        writes = [store.update_checkpoint(checkpoint(number, partition)) for partition in "0123"]
+        writing = [asyncio.create_task(one) for one in writes]
+        await asyncio.sleep(number % 20 / 1000)
+        for one in writing:
+            one.cancel()
+        store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
+    """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
+    child = await child_of(_CLOSER, str(path))
+    _, errors = await asyncio.wait_for(child.communicate(), 60)
+    assert (child.returncode, errors) == (0, b"")
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
+from support.stores import checkpoint
+
+async def main():
+    store = EmbeddedCheckpointStore(Path(sys.argv[1]))
+    number = int(sys.argv[2])
+    while True:
+        number += 1
+        await store.update_checkpoint(checkpoint(number))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_kill_while_writing_loses_no_checkpoint_that_was_written(path: Path) -> None:
+    number = 0
+    for kill in range(4):
+        child = await child_of(_WRITER, str(path), str(number))
+        assert child.stdout
+        for _ in range(1 + 37 * kill):
+            assert await asyncio.wait_for(child.stdout.readline(), 30)
+        child.send_signal(signal.SIGKILL)
+        said = (await child.stdout.read()).split()
+        assert await child.wait() == -signal.SIGKILL
+        (found,) = await written_to(path)
+        assert found == checkpoint(found["sequence_number"])
+        # The last one may have been written and not yet said.
+        if said:
+            assert found["sequence_number"] - int(said[-1]) in (0, 1)
+        assert found["sequence_number"] > number
+        number = found["sequence_number"]
+    assert not list(path.parent.glob("*damaged*"))
+
+
+def _flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "text": lambda data: b"checkpoints? " * (len(data) // 13),
+    "zeros": lambda data: bytes(len(data)),
+    "head": lambda data: _flip(data, 0),
+    "cut": lambda data: data[: len(data) // 2],
+    "a page": lambda data: data[:4096] + b"\x55" * 4096 + data[8192:],
+    "the index": lambda data: data[:8192] + data[8192:].replace(b"/3/", b"/x/"),
+    "a value": lambda data: _flip(data, data.rindex(b'"sequence_number"')),
+    "a value's JSON": lambda data: data.replace(b'"sequence_number"', b'"sequence_number '),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_set_aside_and_said_and_a_new_one_works(
+    path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(path, *(checkpoint(n, f"{n}") for n in range(9)))
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert stored(path) == []
+    (record,) = caplog.records
+    assert record.getMessage() == "checkpoints damaged, reading starts at StartPosition"
+    fields = vars(record)["fields"]
+    assert Path(fields["file"]).read_bytes() == damaged
+    assert Path(fields["file"]).parent == path.parent
+    write(path, checkpoint(77))
+    assert stored(path) == [checkpoint(77)]
+    assert len(caplog.records) == 1
+
+
+def test_a_file_damaged_under_a_killed_process_does_not_come_back_from_its_journal(
+    path: Path,
+) -> None:
+    """SQLite keeps what it is about to change in a file of its own beside."""
+    write(path, checkpoint(6))
+    journal = path.with_name(path.name + "-journal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA cache_size=1")  # or it would write nothing before the end
+        database.execute("BEGIN")
+        database.execute("DELETE FROM checkpoint")
+        rows = [(f"{n}", "x" * 4000) for n in range(100)]
+        database.executemany("INSERT INTO checkpoint VALUES (?, ?)", rows)
+        left = journal.read_bytes()
+    assert left.startswith(bytes.fromhex("d9d505f920a163d7"))
+    assert b'"sequence_number": 6' in left
+    path.write_bytes(b"damaged " * 1000)
+    journal.write_bytes(left)
+    assert stored(path) == []
+    write(path, checkpoint(77))
+    assert stored(path) == [checkpoint(77)]
+
+
+def test_a_file_that_somebody_else_holds_is_not_taken_for_damaged(path: Path) -> None:
+    write(path, checkpoint(5))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StateError, match="locked"):
+            EmbeddedCheckpointStore(path)
+    assert stored(path) == [checkpoint(5)]
+
+
+def test_what_cannot_be_opened_is_an_error_that_names_it(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StateError, match=str(path)):
+        EmbeddedCheckpointStore(path)
+
+
+def test_the_file_is_what_an_operator_can_read(path: Path) -> None:
+    write(path, checkpoint(5, "3"))
+    with closing(sqlite3.connect(path)) as database:
+        ((value,),) = database.execute("SELECT value FROM checkpoint").fetchall()
+    assert json.loads(value) == checkpoint(5, "3")

@@ -1,0 +1,259 @@
+"""The command: what it says before it runs, and how it ends."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals
+from typing import Self
+
+import pytest
+import yaml
+
+from forwarder import __version__
+from support import events
+from support.process import Forwarder, free_port
+from support.scene import HUB, Scene, scene
+from support.webhook import Answer
+
+CHART = Path(__file__).parents[2] / "chart" / "Chart.yaml"
+KEY = "c2VjcmV0IG9mIHRoZSBodWI="
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene(tmp_path / "state", partitions=1) as stage:
+        yield stage
+
+
+class Listener:
+    """Counts the connections that come to its port, and answers none."""
+
+    async def __aenter__(self) -> Self:
+        self.connections = 0
+        self._server = await asyncio.start_server(self._count, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _count(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.close()
+
+
+def connection_string(port: int) -> str:
+    return (
+        f"Endpoint=sb://127.0.0.1:{port};SharedAccessKeyName=Root;SharedAccessKey={KEY};"
+        "UseDevelopmentEmulator=true"
+    )
+
+
+async def test_every_wrong_variable_is_named_on_a_line_before_any_connection_is_made(
+    tmp_path: Path,
+) -> None:
+    wrong = {
+        "BlobStorageConnectionString": connection_string(1),
+        "VerboseLevel": "5",
+        "StartPosition": "yesterday",
+        "WebSinkHeaders": '{"Authorization": "Bearer dG9rZW4',
+        "WebSinkTimeout": "10s",
+        "LogFormat_FILE": "/nowhere/file",
+    }
+    async with (
+        Listener() as listener,
+        Forwarder(
+            {
+                "EhubNamespaceConnectionString": connection_string(listener.port),
+                "WebSinkURL": f"http://127.0.0.1:{listener.port}/",
+                "StateDirectory": str(tmp_path / "state"),
+                **wrong,
+            }
+        ) as forwarder,
+    ):
+        assert await forwarder.wait() == 2
+        assert listener.connections == 0
+    lines = forwarder.stderr.splitlines()
+    names = [name.removesuffix("_FILE") for name in wrong]
+    assert sorted(line.split(": ")[0] for line in lines) == sorted(names)
+    assert forwarder.lines == []
+    assert not (tmp_path / "state").exists()
+    assert not any(secret in forwarder.stderr for secret in (KEY, "dG9rZW4"))
+
+
+async def test_without_any_setting_it_says_what_is_missing() -> None:
+    async with Forwarder({}) as forwarder:
+        assert await forwarder.wait() == 2
+    [line] = forwarder.stderr.splitlines()
+    assert line.startswith("EhubNamespaceConnectionString: missing")
+
+
+async def test_version_is_the_charts_app_version_and_needs_no_setting() -> None:
+    async with Forwarder({}, "--version") as forwarder:
+        assert await forwarder.wait() == 0
+    assert forwarder.lines == [__version__]
+    assert str(yaml.safe_load(CHART.read_text())["appVersion"]) == __version__
+
+
+async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" / "state"
+    async with (
+        Listener() as listener,
+        Forwarder(
+            {
+                "EhubNamespaceConnectionString": connection_string(listener.port),
+                "WebSinkURL": f"http://127.0.0.1:{listener.port}/",
+                "StateDirectory": str(state),
+            }
+        ) as forwarder,
+    ):
+        assert await forwarder.wait() == 1
+        assert listener.connections == 0
+    [entry] = forwarder.log
+    assert (entry["level"], entry["message"]) == ("error", "cannot run")
+    assert entry["reason"].startswith(f"StateDirectory '{state}' cannot be written")
+
+
+async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_is_gone(
+    stage: Scene,
+) -> None:
+    async with stage.forwarder() as first:
+        await first.wait_for("partition claimed")
+        async with stage.forwarder() as second:
+            assert await second.wait() == 1
+        [entry] = second.log
+        assert entry["message"] == "cannot run"
+        assert f"StateDirectory '{stage.state}' is in use" in entry["reason"]
+        assert first.process.returncode is None
+        first.kill()
+        await first.wait()
+    async with stage.forwarder() as third:
+        await third.wait_for("partition claimed")
+
+
+async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(stage: Scene) -> None:
+    async with Listener() as listener:
+        async with stage.forwarder(HttpPort=str(listener.port)) as forwarder:
+            assert await forwarder.wait() == 1
+        assert "in use" in forwarder.log[-1]["reason"]
+        assert str(listener.port) in forwarder.log[-1]["reason"]
+
+
+async def catching(forwarder: Forwarder) -> None:
+    """Return as soon as the process catches SIGTERM: from then on it must not be lost."""
+    async with asyncio.timeout(30):
+        while not caught(forwarder) >> (SIGTERM - 1) & 1:  # noqa: ASYNC110  it is no event of ours
+            await asyncio.sleep(0.001)
+
+
+def caught(forwarder: Forwarder) -> int:
+    """Return the bit mask of the signals that the process catches."""
+    lines = Path(f"/proc/{forwarder.pid}/status").read_text().splitlines()
+    return int(dict(line.split(":\t") for line in lines)["SigCgt"], 16)
+
+
+def loaded(forwarder: Forwarder, library: str) -> bool:
+    return library in Path(f"/proc/{forwarder.pid}/maps").read_text()
+
+
+# Seconds after signals are caught; importing takes about one, and all of them hit the start.
+@pytest.mark.parametrize("delay", [0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
+    stage: Scene, delay: float, number: Signals
+) -> None:
+    async with stage.forwarder() as forwarder:
+        await catching(forwarder)
+        await asyncio.sleep(delay)
+        forwarder.process.send_signal(number)
+        assert await forwarder.wait() == 0
+    assert forwarder.stderr == ""
+    assert [entry for entry in forwarder.log if entry["level"] == "error"] == []
+
+
+async def test_signals_are_caught_before_anything_large_is_imported(stage: Scene) -> None:
+    async with stage.forwarder() as forwarder:
+        await catching(forwarder)
+        forwarder.process.send_signal(signal.SIGSTOP)
+        early = {name: loaded(forwarder, name) for name in ("_ssl", "uvloop", "msgspec")}
+        forwarder.process.send_signal(signal.SIGCONT)
+        await forwarder.wait_for("partition claimed")
+        late = {name: loaded(forwarder, name) for name in early}
+    assert early == dict.fromkeys(early, False)
+    assert late == dict.fromkeys(early, True)
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+async def test_a_signal_stops_a_running_forwarder_gracefully(stage: Scene, number: Signals) -> None:
+    async with stage.forwarder() as forwarder:
+        await forwarder.wait_for("partition claimed")
+        forwarder.process.send_signal(number)
+        assert await forwarder.wait() == 0
+    assert forwarder.stderr == ""
+    order = ["stopping", "partition given up", "stopped"]
+    assert [entry["message"] for entry in forwarder.log if entry["message"] in order] == order
+
+
+UNREACHABLE: list[dict[str, str]] = [
+    {"EhubNamespaceConnectionString": connection_string(free_port())},
+    {
+        "BlobStorageConnectionString": f"AccountName=a;AccountKey={KEY};"
+        f"BlobEndpoint=http://127.0.0.1:{free_port()}/a"
+    },
+]
+
+
+@pytest.mark.parametrize("away", UNREACHABLE, ids=["hub", "store"])
+async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
+    stage: Scene, away: dict[str, str]
+) -> None:
+    async with Forwarder({**stage.settings(), **away}) as forwarder:
+        await forwarder.until(
+            lambda: any(entry["level"] == "error" for entry in forwarder.log), timeout=60
+        )
+        forwarder.terminate()
+        assert await forwarder.wait(timeout=30) == 0
+    assert forwarder.log[-1]["message"] == "stopped"
+
+
+async def test_a_hub_that_is_not_there_ends_nothing(stage: Scene) -> None:
+    """Event Hubs may come back, or the hub be made; a crash loop would help nobody."""
+    async with stage.forwarder(EventHubName="nowhere") as forwarder:
+        entry = await forwarder.wait_for("hub does not answer")
+        assert "nowhere" in entry["reason"]
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+
+
+async def test_a_second_signal_ends_a_drain_at_once(stage: Scene) -> None:
+    """The sink never answers, so that a graceful stop would take all of ShutdownGrace."""
+    stage.webhook.rule = lambda _: Answer(delay=1000)
+    stage.hub.publish(0, events.envelope(events.real_events()[:1]))
+    async with stage.forwarder(ShutdownGrace="1000", WebSinkTimeout="1000") as forwarder:
+        await forwarder.wait_for("hub message")
+        forwarder.terminate()
+        await forwarder.wait_for("stopping")
+        forwarder.process.send_signal(SIGINT)
+        assert await forwarder.wait() == 1
+    assert not forwarder.entries("stopped")
+
+
+async def test_a_second_signal_ends_the_start_at_once(stage: Scene) -> None:
+    async with stage.forwarder() as forwarder:
+        await catching(forwarder)
+        forwarder.process.send_signal(signal.SIGSTOP)  # so that both come while it imports
+        for number in (SIGTERM, SIGINT, signal.SIGCONT):
+            forwarder.process.send_signal(number)
+        assert await forwarder.wait() == 1
+    assert forwarder.lines == []
+
+
+async def test_two_ways_of_naming_the_hub_read_the_same_one(stage: Scene) -> None:
+    connection = stage.server.connection_string(HUB.upper())
+    async with stage.forwarder(EhubNamespaceConnectionString=connection) as forwarder:
+        await forwarder.wait_for("partition claimed")
+        await forwarder.wait_for("hub answers")

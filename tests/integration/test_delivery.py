@@ -1,0 +1,490 @@
+"""Events reach the sink byte for byte, in lists as asked for, and each record ends in one count."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from forwarder.delivery.buffer import ReceiveBuffer
+from support import events
+from support.eventhubs import Hub, Server
+from support.events.odd import ODD
+from support.process import free_port
+from support.running import HUB, delivering, forwarding
+from support.webhook import Answer, Post, Webhook, unpack
+
+EVENT_LIST = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[%b]}'
+
+
+def fresh(number: int) -> events.Message:
+    """Return a message of so many small events."""
+    return next(events.messages(number, per_message=number, events=events.typical_events()))
+
+
+def event(audit_id: str, **fields: Any) -> bytes:
+    """Return an event with these fields besides what each must have."""
+    head = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "auditID": audit_id}
+    rest = {"stage": "ResponseComplete", "verb": "get", "user": {}}
+    return json.dumps(head | rest | fields).encode()
+
+
+def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -> list[bytes]:
+    """Publish to partition 0, as if so long ago; the events."""
+    for message in messages:
+        hub.publish(0, message.body, enqueued=datetime.now(UTC) - age)
+    return [one for message in messages for one in message.events]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with Server({HUB: 1}) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: Server) -> Hub:
+    return server.hubs[HUB]
+
+
+# Lists
+
+
+async def test_a_list_is_an_event_list_of_the_hubs_own_bytes(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    spaced = event("1", requestObject={"n": 1.0, "s": "\u00e9\\/"}).replace(b":", b" :\t")
+    message = events.Message(events.envelope([spaced, *events.real_events()[:50]]), [])
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+    expected = b",".join([spaced, *events.real_events()[:50]])
+    assert webhook.posts[0].body == EVENT_LIST % expected
+
+
+async def test_lists_of_one_are_bare_events(webhook: Webhook, tmp_path: Path) -> None:
+    message = fresh(5)
+    async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="1") as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+    assert sorted(post.body for post in webhook.posts) == sorted(message.events)
+
+
+async def test_a_list_is_closed_at_so_many_events(webhook: Webhook, tmp_path: Path) -> None:
+    async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
+        await delivery.take(fresh(35).body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 35}
+    assert sorted(webhook.sizes) == [5, 10, 10, 10]
+
+
+async def test_a_list_is_closed_at_so_many_bytes_and_a_larger_event_goes_alone(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    limit = 5_000
+    found = [event(f"{n}", requestObject="x" * (n * 37 % 700)) for n in range(200)]
+    found[::50] = [event(f"giant {n}", requestObject="x" * limit) for n in range(4)]
+    async with delivering(webhook.url, tmp_path, WebSinkMaxBytes=str(limit)) as delivery:
+        await delivery.take(events.envelope(found))
+        await delivery.drain()
+    assert sorted(webhook.bytes.values()) == sorted(found)
+    assert webhook.duplicates == 0
+    for post in webhook.posts:
+        assert len(post.body) <= limit or len(unpack(post.body)) == 1
+    assert sum(len(post.body) > limit / 2 for post in webhook.posts) > len(webhook.posts) / 2
+
+
+async def test_a_list_is_never_waited_for(webhook: Webhook, tmp_path: Path) -> None:
+    async with delivering(webhook.url, tmp_path) as delivery, asyncio.timeout(10):
+        for _ in range(100):  # 10 s if each waited 0.1 s for company
+            await delivery.take(fresh(1).body)
+            await delivery.drain()
+    assert webhook.sizes == [1] * 100
+
+
+@pytest.mark.parametrize("most", [1, 3])
+async def test_so_many_posts_are_under_way_for_each_partition(
+    webhook: Webhook, tmp_path: Path, most: int
+) -> None:
+    under_way: list[int] = []
+    begun = 0
+
+    def rule(_: Post) -> Answer:
+        nonlocal begun
+        begun += 1
+        under_way.append(begun - len(webhook.posts))
+        return Answer(delay=0.03)
+
+    webhook.rule = rule
+    variables = {"WebSinkConcurrency": str(most), "WebSinkMaxEvents": "1"}
+    async with delivering(webhook.url, tmp_path, **variables) as delivery:
+        for _ in range(4):
+            await delivery.take(fresh(5).body)
+        await delivery.drain()
+        assert max(under_way) == most
+        begun, webhook.posts = 0, []
+        for partition in ("0", "1"):
+            await delivery.take(fresh(20).body, partition)
+        await delivery.drain()
+        assert max(under_way) == 2 * most
+
+
+async def test_one_post_at_a_time_keeps_the_partitions_order(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    messages = [fresh(7) for _ in range(10)]
+    published = [one for message in messages for one in message.events]
+    bad = {published[11], published[40]}
+    webhook.rule = lambda post: 422 if any(one in post.body for one in bad) else None
+    webhook.answers.extend([503, Answer(drop=True), 429])
+    variables = {"WebSinkConcurrency": "1", "WebSinkMaxEvents": "10"}
+    async with delivering(webhook.url, tmp_path, **variables) as delivery:
+        for message in messages:
+            await delivery.take(message.body)
+        await delivery.drain()
+    assert list(webhook.bytes.values()) == [one for one in published if one not in bad]
+    assert webhook.duplicates == 0
+
+
+# Outcomes
+
+
+async def test_every_odd_message_ends_in_the_counts_it_should(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    async with delivering(webhook.url, tmp_path) as delivery:
+        for odd in ODD:
+            await delivery.take(odd.body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {
+            "delivered": sum(odd.delivered for odd in ODD),
+            "dead_lettered": sum(odd.dead_lettered for odd in ODD),
+            "skipped": sum(odd.skipped for odd in ODD),
+        }
+        assert await delivery.total("events_salvaged_total") == sum(odd.salvaged for odd in ODD)
+        assert await delivery.total("hub_messages_total") == len(ODD)
+        assert await delivery.total("hub_bytes_total") == sum(len(odd.body) for odd in ODD)
+        assert len(delivery.letters()) == sum(odd.dead_lettered for odd in ODD)
+        window = delivery.partitions["0"].watermark
+        assert window.position is delivery.partitions["0"].last_received
+        assert delivery.buffer.used == 0
+
+
+async def test_dead_letters_stay_within_their_bytes_and_the_oldest_are_dropped(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: 400
+    message = fresh(60)
+    variables = {
+        "DeadLetterMaxBytes": "20000",
+        "WebSinkMaxRejects": "1000",
+        "WebSinkConcurrency": "1",
+        "VerboseLevel": "1",
+    }
+    async with delivering(webhook.url, tmp_path, **variables) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+        outcomes = await delivery.outcomes()
+        kept = [letter["body"].encode() for letter in delivery.letters()]
+        said = delivery.entries("dead letters dropped")
+    assert kept == message.events[-len(kept) :]
+    assert sum(entry["letters"] for entry in said) == 60 - len(kept) > 30
+    assert outcomes["dead_lettered"] + outcomes["dropped"] == 60
+    assert 0 <= 60 - len(kept) - outcomes["dropped"] <= 3  # one file's, made up for by the next
+    files = (tmp_path / "deadletters").glob("*.jsonl")
+    assert 10_000 < sum(file.stat().st_size for file in files) <= 20_000
+
+
+async def test_the_delay_from_the_events_stage_to_its_acceptance_is_measured(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    past = f"{datetime.now(UTC) - timedelta(seconds=100):%Y-%m-%dT%H:%M:%S.%fZ}"
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(events.envelope([event(f"{n}", stageTimestamp=past) for n in "123"]))
+        await delivery.drain()
+        samples = await delivery.metrics()
+    name = "aks_audit_event_delay_seconds"
+    assert samples.total(f"{name}_count") == 3
+    assert 300 <= samples.total(f"{name}_sum") < 400
+    assert (
+        samples.total(f"{name}_bucket", le="60.0"),
+        samples.total(f"{name}_bucket", le="300.0"),
+    ) == (0, 3)
+
+
+async def test_no_stage_timestamp_however_odd_costs_its_event(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    odd = ["", "soon", "0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-45T00:00:00Z"]
+    odd += [
+        "2026-11-23T09:14:10.123456789Z",
+        "\u0662\u0660\u0662\u0666-11-23",
+        "3026-11-23T00:00:00Z",
+    ]
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(events.envelope([event(stamp, stageTimestamp=stamp) for stamp in odd]))
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": len(odd)}
+        assert not delivery.entries("internal error")
+        assert delivery.buffer.used == 0
+
+
+# The receive buffer
+
+
+async def test_what_is_received_and_not_delivered_is_bounded_in_bytes(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    limit = 200_000
+    webhook.rule = lambda _: Answer(delay=math.inf)
+    published = publish(hub, *(fresh(20) for _ in range(40)))
+    variables = {"ReceiveBufferBytes": str(limit), "WebSinkTimeout": "60"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+
+        async def received() -> float:
+            return await running.total("hub_bytes_total")
+
+        async def nearly_full() -> bool:
+            return await received() > limit - 40_000
+
+        await running.until(nearly_full)
+        await asyncio.sleep(0.3)
+        assert await received() <= limit
+        await webhook.stop()
+        webhook.rule = None
+        await webhook.start()
+        # Larger than the limit: it passes when nothing else is held.
+        published += publish(hub, fresh(300), fresh(1))
+        assert len(hub.partitions[0].messages[-2].body) > limit
+        await webhook.until(lambda: len(webhook.taken) == len(published))
+        assert await running.outcomes() == {"delivered": len(published)}
+    assert webhook.taken == {events.key(one): 1 for one in published}
+
+
+async def test_a_large_message_does_not_starve_behind_small_ones() -> None:
+    buffer = ReceiveBuffer(1_000)
+    await buffer.take(1_000)
+    taken: list[int] = []
+
+    async def wait_for_room(size: int) -> None:
+        await buffer.take(size)
+        taken.append(size)
+
+    waiting = [asyncio.create_task(wait_for_room(size)) for size in (600, *[100] * 4)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+        assert not buffer.has_room(100)
+        buffer.release(100)
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert taken[0] == 600
+
+
+# From the hub's settings to the sink
+
+
+@pytest.mark.parametrize("way", ["EventHubName", "EntityPath"])
+async def test_it_reads_the_hub_that_is_named_in_the_group_that_is_named(
+    webhook: Webhook, tmp_path: Path, way: str
+) -> None:
+    async with Server({HUB: 1, "other": 1}) as server:
+        server.hubs["other"].groups.add("security")
+        publish(server.hubs[HUB], fresh(3))
+        published = publish(server.hubs["other"], fresh(4))
+        variables = {
+            "EventHubName": {"EventHubName": "other"},
+            "EntityPath": {"EhubNamespaceConnectionString": server.connection_string("other")},
+        }[way]
+        variables |= {"ConsumerGroup": "security"}
+        async with forwarding(server, webhook.url, tmp_path, **variables):
+            await webhook.until(lambda: len(webhook.taken) == 4)
+            assert {(one.hub, one.group) for one in server.receivers} == {("other", "security")}
+    assert sorted(webhook.bytes.values()) == sorted(published)
+
+
+@pytest.mark.parametrize(
+    ("start", "read"), [("earliest", 3), ("90m", 2), ("instant", 2), ("latest", 1)]
+)
+async def test_a_partition_without_a_checkpoint_starts_where_it_is_told(  # noqa: PLR0913, PLR0917  fixtures and a table
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, start: str, read: int
+) -> None:
+    published = publish(hub, fresh(1), age=timedelta(hours=2))
+    published += publish(hub, fresh(1), age=timedelta(hours=1))
+    instant = f"{datetime.now(UTC) - timedelta(minutes=90):%Y-%m-%dT%H:%M:%SZ}"
+    start = instant if start == "instant" else start
+    async with forwarding(server, webhook.url, tmp_path, StartPosition=start) as running:
+        await running.until(lambda: any(one.epoch is not None for one in server.receivers))
+        published += publish(hub, fresh(1))
+        await webhook.until(lambda: events.key(published[-1]) in webhook.taken)
+        assert [*webhook.bytes.values()] == published[-read:]
+
+
+async def test_other_categories_are_skipped_and_counted(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    wanted, other = fresh(3).events, fresh(2).events
+    hub.publish(0, events.envelope(other))
+    hub.publish(0, events.envelope(wanted, category="guard"))
+    async with forwarding(server, webhook.url, tmp_path, Categories="x, guard") as running:
+        await webhook.until(lambda: webhook.total == 3)
+        assert await running.outcomes() == {"delivered": 3, "skipped": 2}
+    assert [*webhook.bytes.values()] == wanted
+
+
+async def test_hub_transport_websockets_goes_by_websocket_to_port_443(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    # The client goes to 443 whatever the endpoint says; who may not listen there sees it try.
+    server = Server({HUB: 1}, host="127.4.4.3", port=443)
+    try:
+        await server.listen()
+    except PermissionError:
+        server.port = free_port()
+    variables = {
+        "HubTransport": "websockets",
+        "EhubNamespaceConnectionString": server.connection_string().replace(":443;", ":444;"),
+    }
+    async with server, forwarding(server, webhook.url, tmp_path, **variables) as running:
+        if server.port == 443:
+            publish(server.hubs[HUB], fresh(2))
+            await webhook.until(lambda: webhook.total == 2)
+        else:
+            await running.until(lambda: running.entries("hub does not answer"))
+            reason = running.entries("hub does not answer")[0]["reason"]
+            assert reason.startswith("127.4.4.3:443 refuses connections")
+
+
+async def test_amqp_does_not_go_by_websocket(webhook: Webhook, tmp_path: Path) -> None:
+    heads: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.read(4))
+        writer.close()
+
+    listener = await asyncio.start_server(listen, "127.0.0.1", 0)
+    server = Server({HUB: 1}, port=listener.sockets[0].getsockname()[1])
+    async with listener, forwarding(server, webhook.url, tmp_path) as running:
+        await running.until(lambda: heads)
+    assert set(heads) == {b"AMQP"}
+
+
+def listening() -> set[int]:
+    """Return the ports that this process listens on."""
+    sockets = psutil.Process().net_connections("tcp")
+    return {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+
+
+async def test_port_0_turns_metrics_and_probes_off(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, fresh(1))
+    others = {server.port, webhook.port}
+    async with forwarding(server, webhook.url, tmp_path) as running:
+        assert listening() == {*others, running.settings.http_port}
+    async with forwarding(server, webhook.url, tmp_path, HttpPort="0"):
+        publish(hub, fresh(1))
+        await webhook.until(lambda: webhook.total == 2)
+        assert listening() == others
+
+
+# Checkpoints and the end
+
+
+async def test_a_checkpoint_is_written_at_intervals_and_reading_goes_on_behind_it(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, *(fresh(2) for _ in range(5)))
+    variables = {"StateDirectory": str(tmp_path / "state"), "CheckpointInterval": "0.2"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: running.checkpoint() == 4)
+        assert await running.total("checkpoints_total", partition="0", result="ok") >= 1
+        assert await running.total("checkpoints_total", result="error") == 0
+        assert (tmp_path / "state" / "checkpoints.db").exists()
+    variables["CheckpointInterval"] = "60"
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        publish(hub, fresh(2))
+        await webhook.until(lambda: webhook.total == 12)
+        await asyncio.sleep(0.5)
+        assert running.checkpoint() == 4
+        assert await running.total("checkpoints_total") == 0
+        assert await running.total("lag_messages", partition="0") == 1
+    assert running.checkpoint() == 5  # at the stop
+    assert webhook.duplicates == 0
+
+
+async def test_a_stop_drains_what_can_be_drained(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: Answer(delay=0.5)
+    publish(hub, *(fresh(3) for _ in range(4)))
+    async with forwarding(server, webhook.url, tmp_path, ShutdownGrace="20") as running:
+        await running.until(lambda: len(running.entries("hub message")) == 4)
+        await running.stop()
+        assert webhook.total == 12
+        assert running.checkpoint() == 3
+        assert running.entries()[-1]["message"] == "stopped"
+
+
+async def test_a_stop_waits_no_longer_than_its_grace_and_the_rest_is_read_again(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: Answer(delay=math.inf)
+    message, taken = fresh(3), fresh(2)
+    webhook.answers.append(200)
+    publish(hub, taken, message)
+    variables = {"ShutdownGrace": "0.3", "WebSinkTimeout": "600", "WebSinkMaxEvents": "2"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: len(running.entries("hub message")) == 2)
+        async with asyncio.timeout(20):
+            await running.stop()
+        assert "read again" in running.entries("stopping with messages undelivered")[0]["message"]
+        assert running.checkpoint() == 0
+    webhook.rule = None
+    async with forwarding(server, webhook.url, tmp_path):
+        await webhook.until(lambda: len(webhook.taken) == 5)
+    assert webhook.duplicates == 0
+
+
+# Loss
+
+
+async def test_messages_that_expire_before_they_are_read_are_counted_and_said(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    partition = hub.partitions[0]
+    publish(hub, *(fresh(1) for _ in range(5)))
+    partition.expire(2)  # before the first start: nobody missed them
+    async with forwarding(server, webhook.url, tmp_path, VerboseLevel="1") as running:
+        await webhook.until(lambda: webhook.total == 3)
+        assert await running.total("lost_messages_total") == 0
+        server.faults.silence(0)
+        publish(hub, *(fresh(1) for _ in range(5)))  # 5 to 9
+        partition.expire(8)
+        server.faults.wake()
+        await webhook.until(lambda: webhook.total == 5)
+        assert await running.total("lost_messages_total", partition="0") == 3
+        (said,) = running.entries("messages lost")
+        assert (said["level"], said["first"], said["last"]) == ("error", 5, 7)
+    publish(hub, *(fresh(1) for _ in range(3)))  # 10 to 12, while nobody reads
+    partition.expire(12)
+    async with forwarding(server, webhook.url, tmp_path, VerboseLevel="1") as running:
+        await webhook.until(lambda: webhook.total == 6)
+        assert await running.total("lost_messages_total", partition="0") == 2
+        (said,) = running.entries("messages lost")
+        assert (said["partition"], said["first"], said["last"]) == ("0", 10, 11)
+
+
+async def test_what_is_sent_twice_is_delivered_once(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    server.faults.duplicates = 3
+    published = publish(hub, *(fresh(2) for _ in range(5)))
+    async with forwarding(server, webhook.url, tmp_path) as running:
+        await webhook.until(lambda: len(webhook.taken) == 10)
+        assert await running.outcomes() == {"delivered": 10}
+        assert await running.total("hub_messages_total") == 5
+    assert webhook.taken == {events.key(one): 1 for one in published}

@@ -1,0 +1,248 @@
+"""A disk that is full, read-only or slow stops no delivery, is said and shown, and mends itself."""
+
+import asyncio
+import fcntl
+import os
+import resource
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from support import stores
+from support.ledger import judge_sums
+from support.process import Forwarder, Samples
+from support.scene import Scene, scene
+
+Trouble = Callable[[Forwarder, Path], AbstractContextManager[None]]
+MOUNTABLE = (
+    os.geteuid() == 0
+    and not subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"],
+        check=False,
+        capture_output=True,
+    ).returncode
+)
+
+
+@contextmanager
+def no_file_grows(forwarder: Forwarder, _: Path) -> Iterator[None]:
+    """Let the process write to no file at all; pipes and sockets are none."""
+    limits = resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def no_room(forwarder: Forwarder, state: Path) -> Iterator[None]:
+    """Fill the file system, which is a small one of its own; without the right, as above."""
+    with full(state) if os.path.ismount(state) else no_file_grows(forwarder, state):
+        yield
+
+
+@contextmanager
+def full(state: Path) -> Iterator[None]:
+    """Fill the file system; without the right, let no file grow of processes started now."""
+    if not os.path.ismount(state):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return
+    filler = state / "filler"
+    with filler.open("wb", buffering=0) as file, ExitStack() as until_full:
+        until_full.enter_context(pytest.raises(OSError, match="No space left"))
+        while True:
+            file.write(b"\0" * 4096)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def read_only(forwarder: Forwarder, state: Path) -> Iterator[None]:
+    """Make the directory read-only to whoever opens a file in it; without the right, as above."""
+    if not os.path.ismount(state):
+        with no_file_grows(forwarder, state):
+            yield
+        return
+    subprocess.run(["mount", "--bind", state, state], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", state], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", state], check=True)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """Return a state directory on a file system of its own, where that can be made."""
+    state = tmp_path / "state"
+    state.mkdir()
+    if MOUNTABLE:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", state], check=True)
+    try:
+        yield state
+    finally:
+        if MOUNTABLE:
+            subprocess.run(["umount", "--lazy", state], check=True)
+
+
+async def until_waiting(forwarder: Forwarder, letters: int) -> None:
+    """Wait until so many dead letters wait, and see that no more do."""
+    for _ in range(200):
+        waiting = (await forwarder.metrics()).total("aks_audit_dead_letters_waiting")
+        if waiting == letters:
+            return
+        await asyncio.sleep(0.1)
+    raise TimeoutError(f"{waiting} instead of {letters} dead letters wait")
+
+
+def outcomes(samples: Samples) -> dict[str, int]:
+    names = ("delivered", "dead_lettered", "dropped")
+    return {n: int(samples.total("aks_audit_events_total", outcome=n)) for n in names}
+
+
+async def delivered(stage: Scene, count: int) -> None:
+    """Publish so many events, each tenth of them refused, and wait until the others are taken."""
+    stage.ledger.publish(count, refuse=10)
+    ledger, taken = stage.ledger, stage.webhook.taken
+    await stage.webhook.until(lambda: ledger.published.keys() - ledger.refused <= taken.keys())
+
+
+@pytest.mark.parametrize("trouble", [no_file_grows, no_room, read_only])
+async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_after(
+    state: Path, trouble: Trouble
+) -> None:
+    async with scene(state) as stage, stage.forwarder(ReceiveBufferBytes="8000000") as forwarder:
+        await delivered(stage, 100)
+        await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
+        with trouble(forwarder, state):
+            # Each of these messages holds a dead letter: together more than the buffer.
+            stage.ledger.publish(10_000, per_message=22, refuse=25)
+            await delivered(stage, 100)
+            said = await forwarder.wait_for("dead letters cannot be written")
+            assert (said["level"], len(stage.ledger.dead())) == ("error", 10)
+            await until_waiting(forwarder, len(stage.ledger.refused) - 10)
+            assert (await forwarder.get("/livez"))[0] == 200
+            assert len(forwarder.entries("dead letters cannot be written")) == 1
+            assert not forwarder.entries("dead letters let go")
+            stage.ledger.judge_checkpoints(stores.embedded(state))
+        await stage.ledger.settled()
+        await forwarder.wait_for("dead letters are written again")
+        await until_waiting(forwarder, 0)
+        samples = await forwarder.metrics()
+        judge_sums(samples)
+        assert outcomes(samples)["dead_lettered"] == len(stage.ledger.refused)
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+        stage.ledger.judge_stop(stores.embedded(state))
+        stage.ledger.classify()
+
+
+async def test_what_memory_cannot_hold_is_let_go_and_read_again_after_a_restart(
+    state: Path,
+) -> None:
+    """The hub has it still: no checkpoint passes it, and liveness asks for the restart."""
+    async with scene(state, partitions=2) as stage:
+        ledger = stage.ledger
+        async with stage.forwarder(ReceiveBufferBytes="100000") as forwarder:
+            await delivered(stage, 100)
+            await forwarder.until(lambda: len(ledger.dead()) == 10)
+            with no_file_grows(forwarder, state):
+                await delivered(stage, 1000)
+                said = await forwarder.wait_for("dead letters let go")
+                assert (said["level"], len(ledger.dead())) == ("error", 10)
+                await until_waiting(forwarder, len(ledger.refused) - 10)
+                assert (await forwarder.get("/livez"))[0] == 200
+            await forwarder.wait_for("dead letters are written again")
+            samples = await forwarder.metrics()
+            found = outcomes(samples)
+            in_flight = samples.total("aks_audit_dead_letters_waiting")
+            assert in_flight > 0
+            assert samples.total("aks_audit_records_total") == sum(found.values()) + in_flight
+            status, reasons = await forwarder.get("/livez")
+            assert (status, "to be read again" in reasons) == (503, True)
+            await delivered(stage, 100)
+            ledger.judge_checkpoints(stores.embedded(state))
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        stored = stores.embedded(state)
+        ledger.judge_checkpoints(stored)
+        ledger.restarted(stored)
+        async with stage.forwarder() as forwarder:
+            await ledger.settled()
+            assert (await forwarder.get("/livez"))[0] == 200
+        ledger.classify()
+
+
+async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(state: Path) -> None:
+    """Its writes block in the system, as a hanging disk's do: behind a lock that the test holds."""
+    async with scene(state) as stage, stage.forwarder() as forwarder:
+        await delivered(stage, 100)
+        await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
+        with (state / "deadletters" / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            await delivered(stage, 2000)
+            said = await forwarder.wait_for("dead letters cannot be written")
+            assert said["reason"] == "the disk has not answered for 5 s"
+            await until_waiting(forwarder, 200)
+            stage.ledger.judge_checkpoints(stores.embedded(state))
+        await stage.ledger.settled()
+        await forwarder.wait_for("dead letters are written again")
+        stage.ledger.classify()
+
+
+async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_later(
+    state: Path,
+) -> None:
+    async with scene(state) as stage, stage.forwarder() as forwarder:
+        await delivered(stage, 100)
+        with closing(sqlite3.connect(state / "checkpoints.db")) as database:
+            await forwarder.until(lambda: stores.embedded(state))
+            database.execute("BEGIN IMMEDIATE")
+            before = stores.embedded(state)
+            await delivered(stage, 1000)
+            said = await forwarder.wait_for("checkpoints cannot be written")
+            assert "locked" in said["reason"]
+            assert (await forwarder.metrics()).total(
+                "aks_audit_checkpoints_total", result="error"
+            ) > 0
+            await delivered(stage, 100)
+            assert stores.embedded(state) == before
+        await forwarder.wait_for("checkpoint store answers again")
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+        stage.ledger.judge_stop(stores.embedded(state))
+
+
+async def test_it_starts_on_a_full_disk_and_writes_checkpoints_there(state: Path) -> None:
+    async with scene(state, partitions=1) as stage:
+        ledger = stage.ledger
+        async with stage.forwarder() as forwarder:
+            await delivered(stage, 100)
+            await forwarder.until(lambda: len(ledger.dead()) == 10)
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        ledger.restarted(before := stores.embedded(state))
+        with full(state):
+            async with stage.forwarder() as forwarder:
+                ledger.publish(100)
+                await stage.webhook.until(
+                    lambda: ledger.published.keys() - ledger.refused <= stage.webhook.taken.keys()
+                )
+                await forwarder.until(lambda: stores.embedded(state)["0"] > before["0"])
+                forwarder.terminate()
+                assert await forwarder.wait() == 0
+            assert not [one for one in forwarder.log if one["level"] == "error"]
+            ledger.judge_stop(stores.embedded(state))
+        ledger.classify()

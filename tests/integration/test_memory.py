@@ -1,0 +1,80 @@
+"""Memory is bounded by bytes, however large the messages and however slow the sink."""
+
+import asyncio
+import gc
+from pathlib import Path
+
+import azure.eventhub
+import pytest
+from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
+
+from support import events
+from support.eventhubs import Server
+from support.running import HUB, forwarding
+from support.scene import scene
+from support.webhook import Webhook
+
+MESSAGES = 340
+PER_MESSAGE = 400  # events: 900 KB
+MOST = 200 * 1024 * 1024
+
+
+async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
+    """300 MB in messages of 900 KB, the sink down for a while: the process stays small."""
+    body = next(events.messages(PER_MESSAGE, per_message=PER_MESSAGE)).body
+    async with scene(tmp_path) as stage:
+        stage.webhook.fast = True
+        stage.webhook.rule = None
+        for number in range(MESSAGES):
+            stage.hub.publish(number % 4, body)
+        async with stage.forwarder(WebSinkMaxEvents="100", VerboseLevel="1") as forwarder:
+            held: list[int] = []
+
+            async def watch() -> None:
+                while True:
+                    held.append(forwarder.rss())
+                    await asyncio.sleep(0.05)
+
+            watching = asyncio.create_task(watch())
+            await stage.webhook.until(lambda: stage.webhook.total > 20 * PER_MESSAGE)
+            await stage.webhook.stop()
+            await forwarder.wait_for("sink down")
+            await asyncio.sleep(2)
+            await stage.webhook.start()
+            await stage.webhook.until(lambda: stage.webhook.total >= MESSAGES * PER_MESSAGE, 100)
+            watching.cancel()
+        assert stage.webhook.total == MESSAGES * PER_MESSAGE
+        assert max(held) < MOST, f"{max(held) >> 20} MiB"
+
+
+async def test_the_client_keeps_nothing_of_a_message(webhook: Webhook, tmp_path: Path) -> None:
+    """Its receivers would collect delivery tags, one a message, for ever."""
+    assert await _tags(webhook, tmp_path) == 0
+
+
+async def test_with_a_client_that_is_not_known_it_works_and_says_so(
+    webhook: Webhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azure.eventhub, "__version__", "5.99.0")
+    monkeypatch.delattr(ReceiverLink, "_received_delivery_tags", raising=False)
+    assert await _tags(webhook, tmp_path, said=1) == 200
+
+
+async def _tags(webhook: Webhook, state: Path, said: int = 0) -> int:
+    """Forward 200 messages; return how many delivery tags are kept."""
+    body = next(events.messages(1, per_message=1)).body
+    async with Server({HUB: 2}) as server:
+        for number in range(200):
+            server.hubs[HUB].publish(number % 2, body)
+        async with forwarding(server, webhook.url, state) as running:
+            await webhook.until(lambda: webhook.total == 200)
+            assert len(running.entries("client library is another one")) == said
+            place = f":{server.port}/"
+            links = [
+                one
+                for one in gc.get_objects()
+                if isinstance(one, ReceiverLink) and place in (text := str(one.source))
+                if "ConsumerGroups" in text
+            ]
+            assert len(links) >= 2  # the look at the hub tries one too
+            return sum(len(one._received_delivery_tags) for one in links)  # noqa: SLF001

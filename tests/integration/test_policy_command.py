@@ -1,0 +1,202 @@
+"""`python -m forwarder policy`: what it says of events, wherever they come from."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forwarder.deadletters.record import Record
+from forwarder.policy.document import PRESETS, load
+from support import events
+from support.eventhubs import Server
+from support.process import APP, Forwarder
+from support.webhook import Webhook
+
+HUB = "insights-logs-kube-audit"
+FILE = str(events.EVENTS_FILE)
+REAL = events.real_events()
+
+
+def run(
+    *arguments: str, given: bytes = b"", environ: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run it without any setting but these; status, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "forwarder", "policy", *arguments],
+        check=False,
+        input=given,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(APP), **(environ or {})},
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def explained(*arguments: str, given: bytes = b"", **environ: str) -> dict[str, Any]:
+    status, output, errors = run("explain", *arguments, "--json", given=given, environ=environ)
+    assert (status, errors) == (0, "")
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def write(path: Path, *rules: dict[str, Any]) -> str:
+    whole = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+    path.write_text(json.dumps(whole))
+    return str(path)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_shown_and_can_be_used_as_a_file(preset: str, tmp_path: Path) -> None:
+    status, shown, _ = run("show", preset)
+    assert status == 0
+    (tmp_path / "policy").write_text(shown)
+    assert load(str(tmp_path / "policy")).rules == load(preset).rules
+
+
+def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
+    watch = {"level": "None", "verbs": ["watch"]}
+    policy = write(tmp_path / "p", watch, watch, {"level": "Metadata", "verbs": ["get"]})
+    report = explained(FILE, "--policy", policy)
+    watches = [event for event in REAL if json.loads(event)["verb"] == "watch"]
+    gets = [event for event in REAL if json.loads(event)["verb"] == "get"]
+    by_rule = {rule["rule"]: rule for rule in report["rules"]}
+    assert by_rule["1"]["came"] == {"events": len(watches), "bytes": sum(map(len, watches))}
+    assert by_rule["1"]["left"] == {"events": 0, "bytes": 0}
+    assert by_rule["3"]["left"]["events"] == len(gets)
+    assert by_rule["none"]["came"]["events"] == len(REAL) - len(watches) - len(gets)
+    assert all(kind.startswith("watch ") for kind in by_rule["1"]["examples"])
+    assert report["came"] == {"events": len(REAL), "bytes": sum(map(len, REAL))}
+    assert report["left"]["events"] == len(gets)
+    assert report["neverMatched"] == ["2"]
+
+
+def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
+    def letter(body: bytes) -> bytes:
+        return Record(datetime.now(UTC), "no", "0", 1, body=body.decode()).line()
+
+    lists = b'{"kind":"EventList","items":[%b]}\n' % b",".join(REAL[:3])
+    lines = [REAL[0] + b"\n", lists, letter(REAL[1]), letter(events.envelope(REAL[:2]))]
+    lines += [events.envelope(REAL[:4]) + b"\n", b"\n", b"no event\n", b'{"a": 1}\n', b"[]\n"]
+    report = explained("-", "--policy", "quiet", given=b"".join(lines))
+    assert report["came"]["events"] == 1 + 3 + 1 + 2 + 4
+    assert report["unreadable"] == 3
+
+
+def test_the_environment_names_the_policy_too_and_the_option_wins() -> None:
+    assert explained(FILE, AuditPolicyFile="quiet")["policy"].startswith("quiet")
+    assert explained(FILE, "--policy", "security", AuditPolicyFile="quiet")["policy"].startswith(
+        "security"
+    )
+
+
+def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
+    policy = write(
+        tmp_path / "p",
+        {"level": "None", "users": ["nobody"]},
+        {"level": "None", "nonResourceURLs": ["/a"]},
+        {"level": "Metadata", "verbs": [json.loads(REAL[0])["verb"]]},
+        {"level": "None"},
+    )
+    trace = explained("-", "--event", "--policy", policy, given=b"\n".join(REAL))
+    assert [(c["rule"], c["matches"], c["because"]) for c in trace["checks"]] == [
+        ("1", False, "users"),
+        ("2", False, "nonResourceURLs"),
+        ("3", True, None),
+    ]
+    assert (trace["rule"], trace["level"]) == ("3", "Metadata")
+    status, table, _ = run("explain", "-", "--event", "--policy", policy, given=REAL[0])
+    assert status == 0
+    assert "no, by its users" in table
+    assert table.splitlines()[-1].startswith("left: ")
+
+
+def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
+    event = json.loads(REAL[0])
+    event["user"]["username"] = "me\x1b[2J"
+    status, table, _ = run(
+        "explain", "-", "--policy", "quiet", given=json.dumps(event).encode() + b"\nno\n"
+    )
+    assert status == 0
+    assert "\x1b" not in table
+    assert "1 events, " in table
+    assert "rules that never matched: " in table
+    assert table.endswith("lines without an audit event: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["explain", FILE], 2, "AuditPolicyFile: missing; give --policy FILE"),
+        (["explain", FILE, "--policy", "/nowhere/p"], 2, "--policy: '/nowhere/p' is not quiet"),
+        (["explain", FILE, "--policy", FILE], 2, "--policy: is no YAML"),
+        (["explain", "/nowhere/events", "--policy", "quiet"], 1, "No such file"),
+        (["explain", "-", "--event", "--policy", "quiet"], 1, "no audit event"),
+        (["explain", "--policy", "quiet"], 2, "one of the arguments FILE --hub is required"),
+        (["explain", "--hub", "0", "--policy", "quiet"], 2, "--hub"),
+        (["explain", "--hub", "3", "--policy", "quiet"], 2, "EhubNamespaceConnectionString: miss"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], status: int, said: str) -> None:
+    found, output, errors = run(*arguments)
+    assert (found, output) == (status, "")
+    assert said in errors
+
+
+@pytest.mark.parametrize("command", [[], ["check"]])
+async def test_a_wrong_policy_stops_forwarder_and_check_at_once(
+    command: list[str], tmp_path: Path
+) -> None:
+    environment = {
+        "EventHubNamespace": "a.servicebus.windows.net",
+        "AuditPolicyFile": write(tmp_path / "p", {"level": "All"}, {"verb": []}),
+    }
+    async with Forwarder(environment, *command) as forwarder:
+        assert await forwarder.wait(30) == 2
+    assert [line.partition(";")[0] for line in forwarder.stderr.splitlines()] == [
+        "AuditPolicyFile: rule 1: level: Invalid enum value 'All'",
+        "AuditPolicyFile: rule 2: verb: unknown field",
+        "AuditPolicyFile: rule 2: level: missing",
+    ]
+
+
+async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
+    async with Server({HUB: 2}) as server:
+        for number, message in enumerate(events.messages(60, per_message=10)):
+            server.hubs[HUB].publish(number % 2, message.body)
+        environment = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "StateDirectory": str(tmp_path / "state"),
+            "AuditPolicyFile": "quiet",
+        }
+        arguments = ("policy", "explain", "--hub", "4", "--json")
+        async with Forwarder(environment, *arguments) as command:
+            assert await command.wait(60) == 0
+        assert json.loads("\n".join(command.lines))["came"]["events"] == 40
+        assert not (tmp_path / "state").exists()
+        assert not server.receivers
+
+
+async def test_a_hub_that_a_forwarder_reads_is_not_disturbed_but_says_what_to_do(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    async with Server({HUB: 1}) as server:
+        (message,) = events.messages(10, per_message=10)
+        server.hubs[HUB].publish(0, message.body)
+        environment = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "StateDirectory": str(tmp_path / "state"),
+            "WebSinkURL": webhook.url,
+        }
+        async with Forwarder(environment) as forwarder:
+            await webhook.until(lambda: webhook.total == 10)
+            arguments = ("policy", "explain", "--hub", "1", "--policy", "quiet")
+            async with Forwarder(environment, *arguments) as command:
+                assert await command.wait(60) == 1
+            assert "a forwarder reads the hub as '$Default': set ConsumerGroup" in command.stderr
+            server.hubs[HUB].publish(0, message.body)
+            await forwarder.until(lambda: webhook.duplicates == 10)

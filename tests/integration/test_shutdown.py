@@ -1,0 +1,195 @@
+"""SIGTERM at any moment: exit 0 in bounded time, and the next start goes on from there."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from forwarder import app
+from support import stores
+from support.azurite import azurite
+from support.process import Forwarder
+from support.scene import Scene, scene
+from support.webhook import Answer
+
+GRACE = 2.5
+CLOSING = 10.0  # seconds at most for a last checkpoint, ownership and connections
+
+
+class Moment(NamedTuple):
+    """When SIGTERM comes: what is prepared before the start, and what is waited for after it."""
+
+    prepare: Callable[[Scene], Awaitable[object] | object]
+    come: Callable[[Scene, Forwarder], Awaitable[object]]
+    drains: bool = True
+    """Whether all that was received can be delivered."""
+
+
+def nothing(_: Scene) -> None:
+    """Leave all as it is."""
+
+
+async def until_connected(stage: Scene, _: Forwarder) -> None:
+    while not stage.server.connections:  # noqa: ASYNC110 - the server tells nobody
+        await asyncio.sleep(0.05)
+
+
+async def under_load(_: Scene, forwarder: Forwarder) -> None:
+    await forwarder.wait_for("hub message")
+    await asyncio.sleep(1)
+
+
+def sink_answers_after(seconds: float) -> Callable[[Scene], None]:
+    """Return how to make the sink slow; what it was sent it takes, whoever waits for it."""
+
+    def prepare(stage: Scene) -> None:
+        stage.webhook.rule = lambda _: Answer(delay=seconds)
+
+    return prepare
+
+
+MOMENTS = {
+    "it starts": Moment(nothing, lambda _, forwarder: forwarder.wait_for("start")),
+    "it claims": Moment(nothing, lambda _, forwarder: forwarder.wait_for("partition claimed")),
+    "it is under load": Moment(sink_answers_after(0.5), under_load),
+    "the hub is away": Moment(
+        lambda stage: stage.server.faults.refuse_connections(),
+        lambda _, forwarder: forwarder.wait_for("hub does not answer"),
+    ),
+    "the hub is silent": Moment(lambda stage: stage.server.faults.silence(), until_connected),
+    "the sink is away": Moment(
+        lambda stage: stage.webhook.stop(),
+        lambda _, forwarder: forwarder.wait_for("sink down"),
+        drains=False,
+    ),
+    "the sink hangs": Moment(
+        sink_answers_after(3600),
+        lambda _, forwarder: forwarder.wait_for("hub message"),
+        drains=False,
+    ),
+}
+
+
+async def heal(stage: Scene) -> None:
+    """Lift every fault of the table."""
+    await stage.server.faults.accept_connections()
+    stage.server.faults.wake()
+    stage.webhook.rule = None
+    await stage.webhook.stop()
+    await stage.webhook.start()
+
+
+async def stopped(forwarder: Forwarder) -> float:
+    """Send SIGTERM, assert that it ends with 0, and return after how many seconds."""
+    asked = time.monotonic()
+    forwarder.terminate()
+    status = await forwarder.wait()
+    assert (status, forwarder.stderr) == (0, ""), forwarder.lines
+    return time.monotonic() - asked
+
+
+async def test_stops_at_any_moment(tmp_path: Path) -> None:
+    """It drains if it can, within ShutdownGrace if not; the next start doubles nothing."""
+    # Only a stop writes checkpoints here.
+    settings = {"ShutdownGrace": str(GRACE), "CheckpointInterval": "60"}
+    async with scene(tmp_path) as stage:
+        ledger = stage.ledger
+        for name, (prepare, come, drains) in MOMENTS.items():
+            if waiting := prepare(stage):
+                assert isinstance(waiting, Awaitable)
+                await waiting
+            async with stage.traffic(400), stage.forwarder(None, **settings) as forwarder:
+                await asyncio.wait_for(come(stage, forwarder), 30)
+                seconds = await stopped(forwarder)
+            assert seconds < (0 if drains else GRACE) + CLOSING, name
+            assert drains == (not forwarder.entries("stopping with messages undelivered")), name
+            await heal(stage)
+            stored = stores.embedded(tmp_path)
+            ledger.judge_checkpoints(stored)
+            if drains:
+                ledger.judge_stop(stored)
+            else:
+                ledger.restarted(stored)
+        async with stage.forwarder() as forwarder:
+            await ledger.settled()
+            await stopped(forwarder)
+        ledger.judge_stop(stores.embedded(tmp_path))
+        ledger.classify()
+
+
+async def test_stops_when_it_has_just_begun(tmp_path: Path) -> None:
+    """SIGTERM is caught before the settings are read, and stops it once there is what to stop."""
+    pipe = tmp_path / "secret"
+    os.mkfifo(pipe)
+    async with scene(tmp_path / "state") as stage:
+        settings = dict(stage.settings(EhubNamespaceConnectionString_FILE=str(pipe)))
+        secret = settings.pop("EhubNamespaceConnectionString")
+        async with Forwarder(settings) as forwarder:
+            writer = await opened(pipe)
+            forwarder.terminate()
+            await asyncio.sleep(0.2)
+            assert forwarder.process.returncode is None
+            os.write(writer, secret.encode())
+            os.close(writer)
+            assert await forwarder.wait() == 0
+            assert not forwarder.entries("partition claimed")
+
+
+async def opened(pipe: Path) -> int:
+    """Open a pipe for writing as soon as somebody reads from it."""
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody does yet
+            await asyncio.sleep(0.01)
+
+
+async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
+    """Neither a claim nor a last checkpoint that gets no answer holds up the end."""
+    async with azurite() as store, scene(tmp_path) as stage:
+        ledger = stage.ledger
+        ledger.publish(400)
+        store.pause()
+        async with stage.replica("one", store) as forwarder:
+            await until_connected(stage, forwarder)
+            assert await stopped(forwarder) < CLOSING
+        store.resume()
+        async with stage.replica("one", store) as forwarder:
+            await ledger.settled()
+            store.pause()
+            ledger.publish(400)
+            await ledger.settled()
+            assert await stopped(forwarder) < CLOSING
+        store.resume()
+        stored = await stores.shared(store)
+        ledger.judge_checkpoints(stored)
+        ledger.restarted(stored)
+        async with stage.replica("two", store) as forwarder:
+            ledger.publish(400)
+            await ledger.settled()
+            await stopped(forwarder)
+        ledger.judge_checkpoints(await stores.shared(store))
+        ledger.classify()
+
+
+async def test_ends_a_task_that_forgets_that_it_was_cancelled() -> None:
+    """The client's management request does, when its connection breaks in the same moment."""
+    forgotten = 0
+
+    async def forget() -> None:
+        nonlocal forgotten
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                forgotten += 1
+                if forgotten == 2:
+                    raise
+
+    tasks = [asyncio.create_task(forget())]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await app.end(tasks)
+    assert tasks[0].cancelled()

@@ -1,0 +1,470 @@
+"""Every answer that a sink can give has one outcome, and no event is lost by any of them."""
+
+import asyncio
+import math
+import re
+import ssl
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trustme
+
+from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.sink.response import classify
+from support import events
+from support.running import delivering
+from support.webhook import Answer, Webhook
+
+EACH = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "100"}
+"""A post of its own for each event, all at once."""
+TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+Speak = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+def fresh(number: int) -> events.Message:
+    """Return a message of so many small events."""
+    return next(events.messages(number, per_message=number, events=events.typical_events()))
+
+
+def authorizations(webhook: Webhook) -> list[str | None]:
+    return [post.headers.get("Authorization") for post in webhook.posts]
+
+
+@asynccontextmanager
+async def raw_sink(speak: Speak) -> AsyncIterator[str]:
+    """Accept connections, read one request of each and let `speak` answer it; yields the URL."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"Content-Length: (\d+)", head)
+            await speak(await reader.readexactly(int(length[1] if length else 0)), writer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k8s_audit"
+
+
+def test_each_status_has_one_meaning() -> None:
+    meanings: dict[type[Exception] | None, set[int]] = {}
+    for status in range(200, 600):
+        try:
+            classify(status, b"", None)
+        except (Rejected, RetryableError) as error:
+            meanings.setdefault(type(error), set()).add(status)
+        else:
+            meanings.setdefault(None, set()).add(status)
+    misconfigured = meanings.pop(MisconfiguredError)
+    assert meanings == {
+        None: {*range(200, 300)},
+        RetryableError: {408, 425, 429, *range(500, 600)},
+        Rejected: {400, 413, 415, 422},
+    }
+    assert misconfigured >= {*range(300, 400), 401, 403, 404, 405, 410}
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+async def test_any_2xx_is_acceptance(webhook: Webhook, tmp_path: Path, status: int) -> None:
+    webhook.rule = lambda _: status
+    message = fresh(3)
+    async with delivering(webhook.url, tmp_path, **EACH) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 3}
+        assert await delivery.total("posts_total", status=str(status)) == 3
+        assert await delivery.total("post_seconds_count") == 3
+    assert webhook.statuses == {status: 3}
+
+
+async def test_what_a_busy_or_broken_sink_did_not_take_is_posted_again(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    busy = [408, 425, 429, 500, 502, 503, 504, 599]
+    orders: list[Answer | int] = [
+        *busy,
+        Answer(429, {"Retry-After": "0"}),
+        Answer(429, {"Retry-After": "Mon, 23 Nov 2026 09:14:10 GMT"}),
+        Answer(503, {"Retry-After": "soon"}),
+        Answer(drop=True),
+        Answer(delay=math.inf),
+    ]
+    message = fresh(len(orders))
+    pending = dict(zip(message.events, orders, strict=True))
+    webhook.rule = lambda post: pending.pop(post.body, None)
+    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.5", **EACH) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+        samples = await delivery.metrics()
+        assert await delivery.outcomes() == {"delivered": len(orders)}
+        assert delivery.letters() == []
+    assert webhook.taken == {events.key(event): 1 for event in message.events}
+    expected = Counter(map(str, [*busy, 429, 429, 503])) + Counter(timeout=1, connection=1)
+    assert {
+        dict(labels)["reason"]: value
+        for (name, labels), value in samples.items()
+        if name == "aks_audit_post_retries_total"
+    } == expected
+    assert samples.total("aks_audit_posts_total", status="error") == 2
+    assert samples.total("aks_audit_posts_total", status="429") == 3
+    assert samples.total("aks_audit_posts_total", status="200") == len(orders)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_waited_for(webhook: Webhook, tmp_path: Path, status: int) -> None:
+    webhook.answers.append(Answer(status, {"Retry-After": "1"}))
+    async with delivering(webhook.url, tmp_path, **EACH) as delivery:
+        await delivery.take(fresh(1).body)
+        await delivery.drain()
+    first, second = webhook.posts
+    assert second.at - first.at >= 1
+
+
+def test_retry_after_of_an_hour_is_cut_to_five_minutes() -> None:
+    with pytest.raises(RetryableError) as caught:
+        classify(429, b"", "3600")
+    assert caught.value.after == 300
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"HTTP/1.1 200 OK\r\nX-Large: %b\r\n\r\n" % (b"x" * 100_000),
+    ],
+    ids=["nothing", "status line", "bad chunk", "ssh", "tls alert", "large header"],
+)
+async def test_what_is_no_answer_in_http_is_no_acceptance(tmp_path: Path, answer: bytes) -> None:
+    posted: list[bytes] = []
+
+    async def speak(body: bytes, writer: asyncio.StreamWriter) -> None:
+        posted.append(body)
+        writer.write(answer if len(posted) == 1 else TAKEN)
+
+    message = fresh(1)
+    async with raw_sink(speak) as url, delivering(url, tmp_path, **EACH) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 1}
+        assert await delivery.total("posts_total", status="error") == 1
+        assert await delivery.total("post_retries_total", reason="connection") == 1
+    assert posted == [*message.events] * 2
+
+
+async def test_a_sink_that_is_away_gets_everything_when_it_is_back(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    await webhook.stop()
+    message = fresh(30)
+    async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
+        await delivery.take(message.body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        assert await delivery.total("sink_up") == 0
+        assert "refuses connections" in delivery.entries("sink down")[0]["reason"]
+        assert await delivery.total("posts_total", status="error") >= 3
+        await webhook.start()
+        await delivery.drain()
+        assert await delivery.total("sink_up") == 1
+        assert len(delivery.entries("sink down")) == len(delivery.entries("sink up")) == 1
+        assert await delivery.outcomes() == {"delivered": 30}
+    assert webhook.taken == {events.key(event): 1 for event in message.events}
+
+
+async def test_a_timed_out_sink_is_said_with_the_setting(webhook: Webhook, tmp_path: Path) -> None:
+    webhook.rule = lambda _: Answer(delay=math.inf)
+    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.2", **EACH) as delivery:
+        await delivery.take(fresh(3).body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        reason = delivery.entries("sink down")[0]["reason"]
+        assert reason.startswith("no answer in 0.2 s; ")
+        assert "see WebSinkTimeout" in reason
+        webhook.rule = None
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 3}
+
+
+@pytest.mark.parametrize("head", [b"", b"Content-Length: 1000000000000\r\n"])
+async def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path, head: bytes) -> None:
+    written, posted = 0, 0
+
+    async def speak(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal written, posted
+        posted += 1
+        writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n" % head)
+        while True:
+            writer.write(bytes(65_536))
+            await writer.drain()
+            written += 65_536
+
+    async with raw_sink(speak) as url, delivering(url, tmp_path, **EACH) as delivery:
+        for _ in range(2):
+            await delivery.take(fresh(1).body)
+            await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 2}
+        assert await delivery.total("post_retries_total") == 0
+    assert posted == 2
+    assert written < 32 * 2**20  # what sockets buffer, twice
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+async def test_a_refused_list_is_halved_until_the_bad_events_stand_alone(
+    webhook: Webhook, tmp_path: Path, status: int
+) -> None:
+    message = fresh(64)
+    bad = [message.events[17], message.events[63]]
+    webhook.rule = lambda post: (
+        Answer(status, body="bad \n event" + "!" * 10_000)
+        if any(event in post.body for event in bad)
+        else None
+    )
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(b'{"records":[]}')
+        await delivery.take(message.body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 62, "dead_lettered": 2}
+        assert await delivery.total("post_retries_total") == 0
+        assert await delivery.total("sink_up") == 1
+        letters = delivery.letters()
+    assert webhook.taken == {events.key(event): 1 for event in message.events if event not in bad}
+    assert [letter["body"].encode() for letter in letters] == bad
+    for letter in letters:
+        assert letter["reason"].startswith(f"refused by the sink: {status} bad event!")
+        assert len(letter["reason"]) < 300
+        assert (letter["partition"], letter["sequenceNumber"]) == ("0", 1)
+    assert len(webhook.posts) <= 1 + 2 * 2 * math.log2(64)
+
+
+REMEDIES = {
+    **dict.fromkeys((301, 302, 307, 308), "never followed; give the final address as WebSinkURL"),
+    401: "wants credentials; see WebSinkTokenFile, WebSinkHeaders",
+    403: "forbids this client; see WebSinkTokenFile, WebSinkHeaders",
+    404: "nothing at this path; correct the path in WebSinkURL",
+    405: "takes no POST; correct the path in WebSinkURL",
+    410: "is gone; correct the path in WebSinkURL",
+    418: "see WebSinkURL",
+}
+
+
+@pytest.mark.parametrize("status", REMEDIES)
+async def test_a_misconfigured_sink_is_held_and_said_with_its_remedy_until_mended(
+    webhook: Webhook, tmp_path: Path, status: int
+) -> None:
+    elsewhere = webhook.url.replace("k8s_audit", "elsewhere")
+    webhook.rule = lambda _: Answer(status, {"Location": elsewhere}, body="told")
+    message = fresh(20)
+    async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="5") as delivery:
+        await delivery.take(message.body)
+        await webhook.until(lambda: webhook.statuses[status] >= 8)
+        assert [entry["level"] for entry in delivery.entries("sink down")] == ["error"]
+        reason = delivery.entries("sink down")[0]["reason"]
+        assert reason.startswith(f"{status} told: ")
+        assert REMEDIES[status] in reason
+        assert await delivery.total("sink_up") == 0
+        assert await delivery.total("post_retries_total", reason=str(status)) >= 4
+        webhook.rule = None
+        await delivery.drain()
+        assert await delivery.total("sink_up") == 1
+        assert await delivery.outcomes() == {"delivered": 20}
+        assert delivery.letters() == []
+    assert webhook.taken == {events.key(event): 1 for event in message.events}
+    assert {(post.method, post.path) for post in webhook.posts} == {("POST", "/k8s_audit")}
+
+
+@pytest.mark.parametrize("most", ["1", "100"])
+async def test_a_sink_that_refuses_everything_costs_so_many_dead_letters_and_no_more(
+    webhook: Webhook, tmp_path: Path, most: str
+) -> None:
+    webhook.rule = lambda _: 400
+    message = fresh(40)
+    variables = {"WebSinkMaxRejects": "6", "WebSinkMaxEvents": most}
+    async with delivering(webhook.url, tmp_path, **variables) as delivery:
+        await delivery.take(message.body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        assert "WebSinkMaxRejects" in delivery.entries("sink down")[0]["reason"]
+        assert await delivery.total("sink_up") == 0
+        held = len(webhook.posts)
+        await webhook.until(lambda: len(webhook.posts) > held + 1)
+        await delivery.until(lambda: len(delivery.letters()) >= 6)
+        assert len(delivery.letters()) == 6
+        assert await delivery.total("post_retries_total", reason="rejects") > 0
+        webhook.rule = None
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 34, "dead_lettered": 6}
+        letters = [letter["body"].encode() for letter in delivery.letters()]
+    assert sorted([*webhook.bytes.values(), *letters]) == sorted(message.events)
+    assert webhook.duplicates == 0
+
+
+async def test_refusals_between_acceptances_are_no_misconfiguration(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    message = fresh(30)
+    bad = {event for index, event in enumerate(message.events) if index % 3}
+    webhook.rule = lambda post: 400 if post.body in bad else None
+    variables = {"WebSinkMaxRejects": "2", "WebSinkMaxEvents": "1", "WebSinkConcurrency": "1"}
+    async with delivering(webhook.url, tmp_path, **variables) as delivery:
+        await delivery.take(message.body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 10, "dead_lettered": 20}
+        assert not delivery.entries("sink down")
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(ca: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return path
+
+
+def server_tls(ca: trustme.CA, host: str = "127.0.0.1") -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert(host).configure_cert(context)
+    return context
+
+
+async def test_https_with_the_sinks_own_ca(ca: trustme.CA, ca_file: Path, tmp_path: Path) -> None:
+    async with (
+        Webhook(tls=server_tls(ca)) as webhook,
+        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file)) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 3}
+
+
+@pytest.mark.parametrize("stranger", ["ca", "host"])
+async def test_https_to_a_stranger_is_refused_and_said(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path, stranger: str
+) -> None:
+    tls = server_tls(ca, "sink.example") if stranger == "host" else server_tls(trustme.CA())
+    async with (
+        Webhook(tls=tls) as webhook,
+        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **EACH) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        said = {"ca": "is of an unknown CA", "host": "is for another name"}[stranger]
+        assert said in delivery.entries("sink down")[0]["reason"]
+        assert await delivery.total("sink_up") == 0
+        assert not webhook.posts
+        assert not delivery.letters()
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_client_certificate_opens_a_sink_that_asks_for_one(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path, *, given: bool
+) -> None:
+    tls = server_tls(ca)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(tls)
+    client = ca.issue_cert("forwarder")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"".join(part.bytes() for part in client.cert_chain_pems))
+    client.private_key_pem.write_to_path(key)
+    variables = {"WebSinkCAFile": str(ca_file)}
+    if given:
+        variables |= {"WebSinkCertFile": str(certificate), "WebSinkKeyFile": str(key)}
+    async with (
+        Webhook(tls=tls) as webhook,
+        delivering(webhook.url, tmp_path, **variables, **EACH) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        if given:
+            await delivery.drain()
+            assert await delivery.outcomes() == {"delivered": 3}
+        else:
+            await delivery.until(lambda: delivery.entries("sink down"))
+            assert webhook.posts == []
+
+
+async def test_the_token_file_is_read_again_when_it_changes(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first-token\n")
+    async with delivering(webhook.url, tmp_path, WebSinkTokenFile=str(token)) as delivery:
+        await delivery.take(fresh(1).body)
+        await delivery.drain()
+        replaced = tmp_path / "replaced"
+        replaced.write_text("other-token")
+        replaced.replace(token)  # as the kubelet does
+        await delivery.take(fresh(1).body)
+        await delivery.drain()
+        token.unlink()
+        for _ in range(3):
+            await delivery.take(fresh(1).body)
+            await delivery.drain()
+        assert len(delivery.entries("token file cannot be read")) == 1
+        assert "-token" not in delivery.output
+    assert authorizations(webhook) == ["Bearer first-token", *["Bearer other-token"] * 4]
+
+
+async def test_extra_headers_go_with_each_post_and_the_content_type_is_exact(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    headers = '{"X-Cluster": "prod", "Authorization": "Splunk s3cret"}'
+    async with delivering(webhook.url, tmp_path, WebSinkHeaders=headers) as delivery:
+        await delivery.take(fresh(1).body)
+        await delivery.drain()
+        assert "s3cret" not in delivery.output
+    sent = webhook.posts[0].headers
+    assert sent["Content-Type"] == "application/json"
+    assert (sent["X-Cluster"], sent["Authorization"]) == ("prod", "Splunk s3cret")
+
+
+async def test_a_user_in_the_url_becomes_basic_authentication_and_never_shows(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    url = webhook.url.replace("//", "//falco:pa%40ss@") + "?key=abc"
+    async with delivering(url, tmp_path, VerboseLevel="4", **EACH) as delivery:
+        webhook.rule = lambda _: 401
+        await delivery.take(fresh(3).body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        webhook.rule = None
+        await delivery.drain()
+        assert {entry["url"] for entry in delivery.entries("post")} == {webhook.url}
+        assert not any(secret in delivery.output for secret in ("falco", "pa%40ss", "pa@ss", "abc"))
+    assert set(authorizations(webhook)) == {"Basic " + b64encode(b"falco:pa@ss").decode()}
+
+
+@pytest.mark.parametrize(
+    ("way", "status"), [("token", 401), ("token", 302), ("url", 403), ("headers", 503)]
+)
+async def test_a_sink_that_repeats_the_credentials_does_not_get_them_into_log_or_letters(
+    webhook: Webhook, tmp_path: Path, way: str, status: int
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cr3t-token")
+    url = webhook.url.replace("//", "//falco:s3cr3t@") if way == "url" else webhook.url
+    variables = {
+        "token": {"WebSinkTokenFile": str(token)},
+        "url": {},
+        "headers": {"WebSinkHeaders": '{"Authorization": "Splunk s3cr3t-key"}'},
+    }[way]
+    message = fresh(4)
+    webhook.rule = lambda post: Answer(
+        400 if post.body == message.events[0] else status,
+        body=f"not for {post.headers['Authorization']}",
+    )
+    async with delivering(url, tmp_path, **variables, **EACH) as delivery:
+        await delivery.take(message.body)
+        await delivery.until(lambda: delivery.entries("sink down") and delivery.letters())
+        shown = delivery.output + str(delivery.letters())
+    assert "not for" in shown
+    for authorization in authorizations(webhook):
+        assert str(authorization).split()[1] not in shown

@@ -1,0 +1,78 @@
+"""While the sink is away nothing is lost, nothing is checkpointed and nobody is hammered."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import stores
+from support.ledger import judge_sums
+from support.process import Forwarder
+from support.scene import scene
+
+# A name service of its own for a child: /etc/hosts and no server behind it.
+_NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
+_OWN_NAMES = """
+mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+shift
+exec "$@"
+"""
+
+
+async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
+    """Some seconds of refused connections: unready, not dead; ever fewer posts; then all arrive."""
+    async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
+        ledger = stage.ledger
+        ledger.publish(100, refuse=10)
+        await ledger.settled()
+        async with stage.traffic():
+            await asyncio.sleep(1)
+            await stage.webhook.stop()
+            await forwarder.wait_for("sink down")
+            await asyncio.sleep(4)
+            assert (await forwarder.get("/livez"))[0] == 200
+            assert (await forwarder.get("/readyz"))[0] == 503
+            before = stores.embedded(tmp_path)
+            ledger.judge_checkpoints(before)
+            samples = await forwarder.metrics()
+            # 16 posts under way; without back-off there would be thousands, with it a handful each.
+            assert samples.total("aks_audit_posts_total", status="error") < 16 * 8
+            await asyncio.sleep(0.5)
+            assert stores.embedded(tmp_path) == before
+            await stage.webhook.start()
+            await forwarder.wait_for("sink up", 40)
+        await ledger.settled(60)
+        assert (await forwarder.get("/readyz"))[0] == 200
+        judge_sums(await forwarder.metrics())
+        assert len(forwarder.entries("sink down")) == 1
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+        ledger.classify()
+        ledger.judge_checkpoints(stores.embedded(tmp_path))
+
+
+@pytest.mark.skipif(
+    subprocess.run([*_NAMESPACE, "mount --bind /etc /etc"], check=False).returncode != 0,
+    reason="this machine lets nobody have a mount namespace",
+)
+async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path: Path) -> None:
+    hosts, state = tmp_path / "hosts", tmp_path / "state"
+    hosts.touch()
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    within = (*_NAMESPACE, _OWN_NAMES, "sh", str(tmp_path))
+    async with scene(state) as stage:
+        url = f"http://sink.test:{stage.webhook.port}/k8s_audit"
+        settings = stage.settings(WebSinkURL=url)
+        async with Forwarder(settings, within=within) as forwarder:
+            stage.ledger.publish(100, refuse=10)
+            down = await forwarder.wait_for("sink down")
+            assert "sink.test" in down["reason"], down
+            assert (await forwarder.get("/livez"))[0] == 200
+            hosts.write_text("127.0.0.1 sink.test\n")
+            await forwarder.wait_for("sink up", 40)
+            await stage.ledger.settled()
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        stage.ledger.classify()

@@ -1,0 +1,128 @@
+"""Orders that make the server misbehave, given while it runs."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+from support.eventhubs.codec import AmqpError
+
+if TYPE_CHECKING:
+    from support.eventhubs.links import Receiver
+    from support.eventhubs.server import Server
+
+Request = Literal["attach", "put-token", "management"]
+
+
+class Faults:
+    """The faults of a server; each holds until it is used up or lifted."""
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self._refusals: list[tuple[Request, str | int, str | None, str | None]] = []
+        self._left: list[float] = []  # how often each refusal still counts
+        self._quiet: set[str] = set()
+        self.mute_next: Counter[str] = Counter()
+        """So many of a partition's next receivers get nothing."""
+        self.silent = False
+        self.delay = 0.0
+        """Seconds before a message is delivered, from its enqueued time or from the client's last
+        credit, whichever is later."""
+        self.clock = 0.0
+        """Seconds that the server's clock is ahead, where tokens and HTTP dates are concerned."""
+        self.duplicates = 0
+        """So many of the next messages are delivered twice."""
+        self.drop_after: int | None = None
+        """Every connection drops after so many more transfer frames, counted over all of them."""
+        self.drop_mid_message = False
+        """Every connection drops after the first frame of the next message of several frames."""
+
+    def drop(self, *, flush: bool = False) -> None:
+        """Drop every connection now, without a word; ``flush`` lets arrive what was written."""
+        self.drop_after, self.drop_mid_message = None, False
+        for connection in list(self._server.connections):
+            connection.drop(flush=flush)
+
+    def cut(self, *, more: bool) -> bool:
+        """Count a transfer frame and return whether connections are to drop after it."""
+        if self.drop_after is not None:
+            self.drop_after -= 1
+        return self.drop_after == 0 or (self.drop_mid_message and more)
+
+    def silence(self, partition: int | None = None) -> None:
+        """Go silent, connections open: read, answer and deliver nothing.
+
+        With a partition's number only its deliveries stop, in every hub.
+        """
+        if partition is not None:
+            self._quiet.add(str(partition))
+            return
+        self.silent = True
+        for connection in self._server.connections:
+            connection.transport.pause_reading()
+
+    def mute(self, partition: int, *, more: int = 0) -> None:
+        """Deliver nothing more to a partition's receivers, nor to so many that come after them."""
+        self.mute_next[str(partition)] = more
+        for receiver in self._server.receivers:
+            receiver.mute |= receiver.partition == str(partition)
+
+    def wake(self) -> None:
+        """End every silence."""
+        self.silent = False
+        self._quiet.clear()
+        for connection in self._server.connections:
+            connection.transport.resume_reading()
+            connection.wake()
+
+    def silenced(self, receiver: "Receiver") -> bool:
+        """Whether this receiver's deliveries are held back."""
+        return self.silent or receiver.mute or receiver.partition in self._quiet
+
+    def refuse(
+        self,
+        request: Request,
+        error: str | int,
+        times: int | None = None,
+        *,
+        hub: str | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Refuse the next requests of a kind; all of them until accept() if ``times`` is None.
+
+        ``attach`` takes an AMQP error condition, such as ``com.microsoft:server-busy``, and can be
+        narrowed to a hub or partition; ``put-token`` and ``management`` take a status code.
+        """
+        place = None if partition is None else str(partition)
+        self._refusals.append((request, error, hub and hub.lower(), place))
+        self._left.append(float("inf") if times is None else times)
+
+    def accept(self) -> None:
+        """Lift every refusal."""
+        self._refusals.clear()
+        self._left.clear()
+
+    def refusal(
+        self, request: Request, hub: str | None = None, partition: str | None = None
+    ) -> str | int | None:
+        """Return the error that a request is to meet, and count it."""
+        for index, (kind, error, which_hub, which_partition) in enumerate(self._refusals):
+            fits = which_hub in {None, hub} and which_partition in {None, partition}
+            if kind == request and fits and self._left[index] > 0:
+                self._left[index] -= 1
+                return error
+        return None
+
+    def detach(
+        self, condition: str, *, hub: str | None = None, partition: int | None = None
+    ) -> None:
+        """Detach the receivers of a hub or partition, all if neither is given, with an error."""
+        for receiver in list(self._server.receivers):
+            if hub in {None, receiver.hub} and partition in {None, int(receiver.partition)}:
+                receiver.detach(AmqpError(condition, "by order"))
+
+    def refuse_connections(self) -> None:
+        """Stop listening: new TCP connections are refused, open ones stay."""
+        self._server.stop_listening()
+
+    async def accept_connections(self) -> None:
+        """Listen again, on the same port."""
+        await self._server.listen()

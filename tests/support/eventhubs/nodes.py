@@ -1,0 +1,111 @@
+"""The request-response nodes: ``$cbs`` takes tokens, ``$management`` describes hubs."""
+
+import hmac
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from support.eventhubs import codec
+from support.eventhubs.codec import AmqpError, Incoming, typed
+from support.eventhubs.links import Replies
+
+if TYPE_CHECKING:
+    from support.eventhubs.session import Session
+
+_TRACE = "TrackingId:0_G0, SystemTracker:local, Timestamp:2026-01-01T00:00:00"
+_RIGHTS = {"Listen", "Send"}
+
+
+class _RequestError(Exception):
+    """A request that is answered with this status code and description."""
+
+
+def responder(session: "Session", node: str) -> Callable[[Incoming], None]:
+    """Return what a request link does with a message: answer on the link named by reply-to."""
+    operation, success = (_put_token, 202) if node == "$cbs" else (_read, 200)
+
+    def accept(request: Incoming) -> None:
+        value, status, description = None, success, "OK"
+        try:
+            value = operation(session, request)
+        except _RequestError as error:
+            status, description = error.args
+        answer = codec.reply(
+            request,
+            {"status-code": status, "status-description": description}
+            | {"statusCode": status, "statusDescription": description},
+            value,
+        )
+        links = [li for li in session.links.values() if isinstance(li, Replies) and li.node == node]
+        # The Python client names no address: then it is the node's newest link.
+        links.sort(key=lambda link: request.reply_to in {link.address, link.name})
+        links[-1].put(answer)
+
+    return accept
+
+
+def _put_token(session: "Session", request: Incoming) -> None:
+    server, claims = session.connection.server, session.connection.claims
+    refusal = server.faults.refusal("put-token")
+    if refusal is not None:
+        raise _RequestError(int(refusal), "by order")
+    if request.application[b"type"] == b"jwt":  # of Entra ID: nothing here can verify it
+        claims[_hub(request.application[b"name"].decode())] = _RIGHTS
+        return
+    token = request.value.decode().partition(" ")[2]
+    fields = dict(part.split("=", 1) for part in token.split("&"))
+    key_name = unquote(fields["skn"])
+    signed = f"{fields['sr']}\n{fields['se']}".encode()
+    digest = b64encode(hmac.digest(server.keys.get(key_name, "").encode(), signed, "sha256"))
+    if key_name not in server.keys or digest != unquote(fields["sig"]).encode():
+        raise _RequestError(401, f"InvalidSignature: The token has an invalid signature. {_TRACE}")
+    if int(fields["se"]) < time.time() + server.faults.clock:
+        raise _RequestError(401, f"ExpiredToken: The token is expired. {_TRACE}")
+    resource = unquote(fields["sr"])
+    hub = _hub(resource)
+    if hub and hub not in map(str.lower, server.hubs):
+        raise _RequestError(404, f"The messaging entity '{resource}' could not be found. {_TRACE}")
+    claims[hub] = server.claims.get(key_name, _RIGHTS)
+
+
+def _read(session: "Session", request: Incoming) -> dict[str, Any]:
+    server = session.connection.server
+    refusal = server.faults.refusal("management")
+    if refusal is not None:
+        raise _RequestError(int(refusal), "by order")
+    asked = {k: v.decode() for k, v in request.application.items() if isinstance(v, bytes)}
+    name, kind = asked.get(b"name", ""), asked.get(b"type", "")
+    if not any(session.connection.allows(right, name) for right in _RIGHTS):
+        raise _RequestError(401, f"no claim for {name}")
+    try:
+        hub = server.hub(name)
+        if kind == "com.microsoft:eventhub":
+            ids = [typed("STRING", partition.id) for partition in hub.partitions]
+            return {
+                "name": hub.name,
+                "type": kind,
+                "created_at": typed("TIMESTAMP", hub.created),
+                "partition_count": len(ids),
+                "partition_ids": typed("ARRAY", ids),
+                "georeplication_factor": 1,
+            }
+        partition = hub.partition(asked.get(b"partition", ""))
+    except AmqpError as error:
+        raise _RequestError(404, error.description) from error
+    return {
+        "name": hub.name,
+        "type": kind,
+        "partition": partition.id,
+        "begin_sequence_number": typed("LONG", partition.begin),
+        "last_enqueued_sequence_number": typed("LONG", partition.last),
+        "last_enqueued_offset": partition.last_offset,
+        "last_enqueued_time_utc": typed("TIMESTAMP", partition.last_enqueued),
+        "is_partition_empty": not partition.messages,
+    }
+
+
+def _hub(resource: str) -> str:
+    """Return the hub in a resource's address, in lower case; the whole namespace is ``""``."""
+    return urlsplit(resource.lower()).path.strip("/").split("/")[0]

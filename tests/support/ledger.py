@@ -1,0 +1,213 @@
+"""What was published and what became of it: the oracle of every fault test."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from support import events
+from support.eventhubs import Hub
+from support.events import Key, key
+from support.process import Samples
+from support.stores import Stored
+from support.webhook import Post, Webhook
+
+_AUDIT_ID = re.compile(rb'"auditID":"([^"]+)')
+OUTCOMES = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
+
+
+class Entry(NamedTuple):
+    """A published event, byte for byte, and its message's place in the hub."""
+
+    partition: str
+    sequence_number: int
+    event: bytes
+
+
+class Ledger:
+    """Publishes real events, keeps their accounts, and judges by auditID and stage."""
+
+    def __init__(self, hub: Callable[[], Hub], webhook: Webhook) -> None:
+        self.published: dict[Key, Entry] = {}
+        self.refused: set[Key] = set()
+        """Events that the sink answers with 400."""
+        self.states: set[Path] = set()
+        """State directories, where dead letters are kept."""
+        self.lost: set[tuple[str, int]] = set()
+        """Partition and number of messages that the hub forgot before they were delivered."""
+        self.blobs: dict[str, bytes] = {}
+        """Dead letters in a storage account, as they were read last."""
+        self._hub = hub
+        self._webhook = webhook
+        self._audit_ids: set[bytes] = set()
+        self._restarts: list[tuple[Stored, Stored]] = []
+        self._stored: Stored = {}
+        self._read: dict[Path, tuple[tuple[int, int], list[Key]]] = {}
+        webhook.rule = self.answer
+
+    def publish(
+        self,
+        count: int,
+        partition: int | None = None,
+        *,
+        per_message: int = 10,
+        refuse: int = 0,
+        templates: Sequence[bytes] | None = None,
+    ) -> None:
+        """Publish events made of templates, a message to each partition in turn or all to one.
+
+        Every `refuse`-th of them is one that the sink refuses.
+        """
+        hub = self._hub()
+        for message in events.messages(count, per_message=per_message, events=templates):
+            log = hub.choose(None) if partition is None else hub.partitions[partition]
+            number = hub.publish(int(log.id), message.body)
+            for event in message.events:
+                name = key(event)
+                self.published[name] = Entry(log.id, number, event)
+                if refuse and len(self.published) % refuse == 0:
+                    self.refused.add(name)
+                    self._audit_ids.add(name[0].encode())
+
+    def answer(self, post: Post) -> int:
+        """Return the sink's status for a post: it refuses what it was published to refuse."""
+        return 200 if self._audit_ids.isdisjoint(_AUDIT_ID.findall(post.body)) else 400
+
+    def dead(self) -> Counter[Key]:
+        """Return the events that were kept as dead letters, in directories or in blobs."""
+        files = [one for state in self.states for one in (state / "deadletters").rglob("*.jsonl")]
+        found = Counter(name for file in files for name in self._letters(file))
+        return found + Counter(name for blob in self.blobs.values() for name in _names(blob))
+
+    def _letters(self, file: Path) -> list[Key]:
+        """Return what a file of letters holds; it is read again when it has changed."""
+        try:
+            stat = file.stat()
+            version = (stat.st_mtime_ns, stat.st_size)
+            if self._read.get(file, ((0, 0), []))[0] != version:
+                self._read[file] = version, _names(file.read_bytes())
+        except FileNotFoundError:  # it has just been moved
+            return []
+        return self._read[file][1]
+
+    def unsettled(self) -> set[Key]:
+        """Return the events that are neither delivered nor dead letters."""
+        return self.published.keys() - self._webhook.taken.keys() - self.dead().keys()
+
+    def open_places(self) -> list[tuple[str, int, bool]]:
+        """Return partition, sequence number and whether the sink refuses it, of what is open."""
+        unsettled = self.unsettled()
+        return sorted((*self.published[name][:2], name in self.refused) for name in unsettled)
+
+    async def settled(self, timeout: float = 30) -> None:  # noqa: ASYNC109 - tells what is missing
+        """Wait until every published event is accounted for."""
+        taken = self._webhook.taken
+        await self._webhook.until(
+            lambda: len(taken) + len(self.refused) >= len(self.published) and not self.unsettled(),
+            timeout,
+        )
+
+    def restarted(self, stored: Stored) -> None:
+        """Note that a reader started at these checkpoints: what lies behind them may come again."""
+        self._restarts.append((stored, {log.id: log.last for log in self._hub().partitions}))
+
+    def forgotten(self) -> None:
+        """Note that the hub has forgotten messages: those not yet delivered are to be counted."""
+        begins = {log.id: log.begin for log in self._hub().partitions}
+        for name in self.unsettled():
+            entry = self.published[name]
+            if entry.sequence_number < begins[entry.partition]:
+                self.lost.add(self.published.pop(name)[:2])
+                self.refused.discard(name)
+
+    def remade(self) -> dict[Key, Entry]:
+        """Note that the hub was made anew; return what was not settled, gone or on its way."""
+        gone = {name: self.published.pop(name) for name in self.unsettled()}
+        self.published = {
+            name: e._replace(sequence_number=-1) for name, e in self.published.items()
+        }
+        self._stored = {}
+        return gone
+
+    def arrived(self, gone: Mapping[Key, Entry]) -> None:
+        """Note that what has not come by now of the hub that was, never comes."""
+        came = self._webhook.taken.keys() | self.dead().keys()
+        self.published |= {n: e._replace(sequence_number=-1) for n, e in gone.items() if n in came}
+        self.refused -= gone.keys() - came
+
+    def judge_checkpoints(self, stored: Stored) -> None:
+        """Assert that all before a checkpoint is settled, and that none has gone back or away."""
+        unsettled = self.unsettled()
+        early = {
+            name: self.published[name][:2]
+            for name in unsettled
+            if self.published[name].sequence_number
+            <= stored.get(self.published[name].partition, -1)
+        }
+        assert not early, f"checkpoints {stored} are past unsettled events {early}"
+        back = {
+            n: (was, stored.get(n)) for n, was in self._stored.items() if stored.get(n, -1) < was
+        }
+        assert not back, f"checkpoints went back: {back}"
+        self._stored = stored
+
+    def judge_stop(self, stored: Stored) -> None:
+        """Assert that after a graceful stop nothing comes again, but what an earlier end left."""
+        self.judge_checkpoints(stored)
+        delivered = [(self.published[name], count) for name, count in self._webhook.taken.items()]
+        again = {
+            entry[:2]
+            for entry, count in delivered
+            if entry.sequence_number > stored.get(entry.partition, -1)
+            and count > self._repeats(entry)
+        }
+        assert not again, f"delivered, and not in the checkpoints {stored}: {sorted(again)}"
+
+    def classify(self, *, again: bool = False) -> None:
+        """Assert that published = delivered + dead letters, and duplicates are explained.
+
+        With `again` they are explained by a sink that took events and could not say so.
+        """
+        taken, dead = self._webhook.taken, self.dead()
+        assert not self.unsettled(), f"{len(self.unsettled())} of {len(self.published)} missing"
+        assert taken.keys() <= self.published.keys(), "events nobody published"
+        assert dead.keys() == self.refused, "dead letters are not what the sink refuses"
+        assert not taken.keys() & dead.keys(), "both delivered and dead letters"
+        changed = [n for n in taken if self._webhook.bytes[n] != self.published[n].event]
+        assert not changed, f"events with changed bytes: {changed}"
+        unexplained = {
+            name: (count, self.published[name][:2])
+            for name, count in (*taken.items(), *dead.items())
+            if count > 1 + self._repeats(self.published[name])
+        }
+        assert again or not unexplained, f"duplicates that no restart explains: {unexplained}"
+
+    def _repeats(self, entry: Entry) -> int:
+        """Return at how many restarts an event lay behind the checkpoint."""
+        return sum(
+            stored.get(entry.partition, -1) < entry.sequence_number <= last.get(entry.partition, -1)
+            for stored, last in self._restarts
+        )
+
+
+def _names(letters: bytes) -> list[Key]:
+    """Return the events in lines of dead letters, the last one if it is whole."""
+    lines = (line for line in letters.splitlines(keepends=True) if line.endswith(b"\n"))
+    bodies = (json.loads(line)["body"] for line in lines)
+    return [key(event.encode()) for body in bodies for event in _events(body)]
+
+
+def _events(body: str) -> list[str]:
+    """Return the event of a letter, or those of one that is a whole message."""
+    if not body.startswith('{"records"'):
+        return [body]
+    return [record["properties"]["log"] for record in json.loads(body)["records"]]
+
+
+def judge_sums(samples: Samples) -> None:
+    """Assert that a forwarder with nothing in flight has an outcome for each record."""
+    records = samples.total("aks_audit_records_total")
+    outcomes = {o: samples.total("aks_audit_events_total", outcome=o) for o in OUTCOMES}
+    assert records == sum(outcomes.values()), f"{records} records, {outcomes}"

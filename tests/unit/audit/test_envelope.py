@@ -1,0 +1,277 @@
+"""Unpacking loses nothing: every record comes out as an event, as refused, or is counted."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forwarder.audit.envelope import Unpacked, unpack
+from support.events import envelope, real_events, record, typical_events, wrap
+from support.events.odd import ODD, Odd
+
+CATEGORIES = frozenset({"kube-audit", "kube-audit-admin"})
+EVENTS = list(typical_events()[:30])
+RECORDS = [record(event + b"\n") for event in EVENTS]
+MEGABYTE = 1_000_000
+
+
+def taken_apart(message: bytes) -> Unpacked:
+    """Unpack and check what holds for any message at all."""
+    unpacked = unpack(message, CATEGORIES)
+    assert unpacked.records == len(unpacked.events) + len(unpacked.refused) + unpacked.skipped
+    if not unpacked.records:
+        assert json.loads(message) in ([], {"records": []})
+    for event in unpacked.events:
+        assert {"auditID", "stage", "verb", "user"} <= json.loads(event.body).keys()
+    assert all(refused.reason for refused in unpacked.refused)
+    return unpacked
+
+
+def bodies(unpacked: Unpacked) -> list[bytes]:
+    return [event.body for event in unpacked.events]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
+def test_an_odd_message_meets_its_end(odd: Odd) -> None:
+    unpacked = taken_apart(odd.body)
+    assert (
+        len(unpacked.events),
+        len(unpacked.refused),
+        unpacked.skipped,
+        sum(event.salvaged for event in unpacked.events),
+    ) == (odd.delivered, odd.dead_lettered, odd.skipped, odd.salvaged)
+
+
+@pytest.mark.parametrize("properties_as", ["object", "string"])
+@pytest.mark.parametrize("category", sorted(CATEGORIES))
+def test_real_events_come_out_byte_for_byte(properties_as: str, category: str) -> None:
+    message = envelope(
+        real_events(),
+        category=category,
+        properties_as="string" if properties_as == "string" else "object",
+    )
+    unpacked = taken_apart(message)
+    assert bodies(unpacked) == list(real_events())
+    assert not any(event.salvaged for event in unpacked.events)
+    assert [event.stage_timestamp for event in unpacked.events] == [
+        json.loads(event)["stageTimestamp"] for event in real_events()
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_a_message_may_hold_any_number_of_records(count: int) -> None:
+    events = [EVENTS[n % len(EVENTS)] for n in range(count)]
+    assert bodies(taken_apart(envelope(events))) == events
+
+
+def test_a_log_that_is_an_object_is_taken_as_it_is() -> None:
+    log = EVENTS[0].replace(b",", b" , ", 1)
+    message = wrap([b'{"category":"kube-audit","properties":{"log":%b}}' % log])
+    assert bodies(taken_apart(message)) == [log]
+
+
+def test_an_event_whose_stage_timestamp_is_null_is_delivered() -> None:
+    """Go writes a MicroTime that is zero as null."""
+    event = json.dumps({**json.loads(EVENTS[0]), "stageTimestamp": None}).encode()
+    unpacked = taken_apart(envelope([event]))
+    assert bodies(unpacked) == [event]
+    assert unpacked.events[0].stage_timestamp == ""
+
+
+def test_only_the_categories_asked_for_are_taken() -> None:
+    message = wrap([RECORDS[0], record(EVENTS[1], category="kube-audit-admin")])
+    unpacked = unpack(message, frozenset({"kube-audit-admin"}))
+    assert (bodies(unpacked), unpacked.skipped) == ([EVENTS[1]], 1)
+
+
+def test_a_byte_order_mark_costs_nothing() -> None:
+    assert bodies(taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS))) == EVENTS
+    assert not taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS)).refused
+
+
+def test_records_are_found_in_an_envelope_of_another_name_and_in_json_lines() -> None:
+    other = taken_apart(wrap(RECORDS).replace(b'"records"', b'"recordz"', 1))
+    assert (bodies(other), len(other.refused)) == (EVENTS, 1)
+    lines = taken_apart(b"\n".join(RECORDS))
+    assert (bodies(lines), len(lines.refused)) == (EVENTS, 0)
+
+
+BAD = {
+    "null": b"null",
+    "number": b"7",
+    "object": b"{}",
+    "other shape": b'{"category":["kube-audit"]}',
+    "quote": b'"',
+    "end of a string": b'x"',
+    "open object": b'{"a":',
+    "open string in an object": b'{"a":"b',
+    "closing bracket": b"}]",
+    "cut in the log": RECORDS[0][:700],
+    "without its last quote": RECORDS[0][:-2] + b"}",
+    "without its last bracket": RECORDS[0][:-1],
+    "without its first bracket": RECORDS[0][1:],
+    "not UTF-8": RECORDS[0].replace(b"kube-audit", b"kube-audit\xff", 1),
+    "NUL": RECORDS[0].replace(b"kube-audit", b"kube\0audit", 1),
+    "UTF-16": RECORDS[0].decode().encode("utf-16-le"),
+    "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\xab",
+    "brackets": b"[" * 5000,
+    "objects": b'{"a":' * 20,
+    "digits": b'{"category":1,"n":' + b"9" * 5000 + b"x}",
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("position", range(4))
+def test_a_bad_record_costs_none_of_its_neighbours(bad: bytes, position: int) -> None:
+    records = RECORDS[1:4]
+    records.insert(position, bad)
+    for message in wrap(records), b"[%b]" % b",".join(records):
+        unpacked = taken_apart(message)
+        assert bodies(unpacked) == EVENTS[1:4]
+        assert len(unpacked.refused) >= 1
+        lost = bad.strip(b" ,[]}")
+        assert lost in b" ".join(refused.body for refused in unpacked.refused)
+
+
+@pytest.mark.parametrize(
+    "time", ["", "soon", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"]
+)
+def test_a_cut_event_with_an_impossible_time_costs_none_of_its_neighbours(time: str) -> None:
+    event = EVENTS[0][: EVENTS[0].index(b',"requestReceivedTimestamp"')]
+    unpacked = taken_apart(wrap([RECORDS[1], record(event, time=time), RECORDS[2]]))
+    assert bodies(unpacked) == EVENTS[1:3]
+    assert [refused.body for refused in unpacked.refused] == [event]
+
+
+def test_a_message_cut_anywhere_gives_its_whole_records_and_keeps_the_rest() -> None:
+    message = wrap(RECORDS[:3])
+    ends = _ends(3)
+    for cut in range(len(message)):
+        unpacked = taken_apart(message[:cut])
+        whole = sum(end <= cut for end in ends)
+        assert bodies(unpacked) == EVENTS[:whole]
+        rest = message[ends[whole - 1] : cut].strip(b", ") if whole else message[:cut]
+        glue = rest in (b"", b"]") and whole
+        assert [refused.body for refused in unpacked.refused] == ([] if glue else [rest])
+
+
+def _ends(count: int) -> list[int]:
+    return [len(b'{"records": [' + b",".join(RECORDS[:n])) for n in range(1, count + 1)]
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_arbitrary_bytes_are_dead_letters_and_never_an_exception(message: bytes) -> None:
+    taken_apart(message)
+
+
+_TOKENS = (
+    b'{ } [ ] " , : \\ 0 \0 \xff null {" "records" "category": "kube-audit" "properties": "log":'
+)
+_fragments = st.lists(st.sampled_from([b" ", *_TOKENS.split()]), max_size=20).map(b"".join)
+
+
+@given(_fragments)
+@settings(max_examples=500, deadline=None)
+def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
+    unpacked = taken_apart(message)
+    assert not unpacked.events
+    kept = b"".join(refused.body for refused in unpacked.refused)
+    if not unpacked.skipped:
+        glue = b' {}[]:,"records'
+        assert len(kept.translate(None, glue)) >= len(message.translate(None, glue)) - 1
+
+
+@given(st.lists(st.one_of(_fragments, st.sampled_from(RECORDS[:5]), st.binary(max_size=20))))
+@settings(max_examples=200, deadline=None)
+def test_good_records_come_out_in_order_whatever_lies_between(parts: list[bytes]) -> None:
+    expected = [EVENTS[RECORDS.index(part)] for part in parts if part in RECORDS]
+    assert _is_subsequence(expected, bodies(taken_apart(wrap(parts))))
+
+
+def _is_subsequence(short: list[bytes], long: list[bytes]) -> bool:
+    rest = iter(long)
+    return all(one in rest for one in short)
+
+
+@given(
+    at=st.integers(0, 10_000),
+    removed=st.integers(0, 3),
+    inserted=st.one_of(st.binary(max_size=3), _fragments),
+)
+@settings(max_examples=500, deadline=None)
+def test_damage_in_a_real_message_costs_only_the_record_that_it_hits(
+    at: int, removed: int, inserted: bytes
+) -> None:
+    message = wrap(RECORDS[:5])
+    at %= len(message)
+    damaged = message[:at] + inserted + message[at + removed :]
+    starts = [end - len(one) for end, one in zip(_ends(5), RECORDS, strict=False)]
+    unhit = [
+        event
+        for event, start, end in zip(EVENTS, starts, _ends(5), strict=False)
+        if at >= end or at + removed <= start
+    ]
+    assert _is_subsequence(unhit, bodies(taken_apart(damaged)))
+
+
+def _json_log(log: bytes) -> bytes:
+    text = json.dumps(log.decode("latin-1"))
+    return b'{"category":"kube-audit","properties":{"log":%b}}' % text.encode()
+
+
+_HEAD = b'{"auditID":"1","stage":"s","verb":"get","user":{},"x":'
+_PATTERNS = [b"[", b"{", b'"', b"\\", b'\\"', b'"\\', b'{"', b'{"a":', b'{"a":"b"', b'[{"a":']
+_PATTERNS += [b" ", b"{ ", b"0,", b"{},", b'{"a":{},', b'{"category":1},', b'\n{"', b"\xff"]
+_PLACES: dict[str, Callable[[bytes], bytes]] = {
+    "bare": bytes,
+    "array of": lambda text: b"[" + text,
+    "records of": lambda text: b'{"records":[' + text,
+    "after a record": lambda text: wrap([RECORDS[0], text]),
+    "in a log": lambda text: wrap([_json_log(text)]),
+    "in an event": lambda text: wrap([_json_log(_HEAD + text)]),
+    "in a text of an event": lambda text: wrap([_json_log(_HEAD + b'"' + text)]),
+}
+HOSTILE = {
+    f"{name} {pattern.decode('latin-1')!r}": make(pattern * (MEGABYTE // len(pattern)))
+    for pattern in _PATTERNS
+    for name, make in _PLACES.items()
+} | {
+    "text cut after a backslash": b'{"records":[{"log":"' + rb"\"" * (MEGABYTE // 2) + b"\\",
+    "end and blanks": b"[{}]" + b" " * MEGABYTE + b"x",
+    "digits": b'{"category":"guard","n":' + b"9" * MEGABYTE + b"}",
+    "zeros": b"[" + b"0," * (MEGABYTE // 2) + b"0]",
+    "half open": b'{"a":[' * 450 + b"0," * 400_000 + b"[" * 2000,
+}
+
+
+def test_a_message_that_opens_objects_without_end_is_given_up_but_not_lost() -> None:
+    message = wrap([RECORDS[0], b'{"a":' * 10_000, RECORDS[1]])
+    unpacked = taken_apart(message)
+    assert bodies(unpacked) == EVENTS[:1]
+    assert [message.endswith(refused.body) for refused in unpacked.refused] == [True]
+    assert unpacked.refused[0].body.startswith(b'{"a":{"a":')
+
+
+def test_a_megabyte_of_anything_takes_no_longer_than_a_thousand_honest_ones() -> None:
+    """The honest one takes some ms, what grows by the square takes minutes."""
+    honest = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])
+    unit = min(_seconds(honest) for _ in range(3))
+    slow = {name: took for name, body in HOSTILE.items() if (took := _seconds(body)) > 1000 * unit}
+    assert not slow, unit
+
+
+def _seconds(message: bytes) -> float:
+    started = time.process_time()
+    unpack(message, CATEGORIES)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize("record", [b"0", b"{}", b'{"category":1}'])
+def test_a_message_is_never_more_records_than_it_has_room_for(record: bytes) -> None:
+    """Each dead letter costs some hundred bytes of memory and of disk."""
+    message = b"[%b]" % b",".join([record] * (MEGABYTE // (len(record) + 1)))
+    assert taken_apart(message).records <= MEGABYTE // len(b'{"category":1},')

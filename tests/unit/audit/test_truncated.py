@@ -1,0 +1,235 @@
+"""A cut event keeps what was whole and gains nothing but its annotation and lost timestamps."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from forwarder.audit.envelope import unpack
+from forwarder.audit.truncated import salvage
+from forwarder.errors import UnusableError
+from support.events import TIME, real_events, record, wrap
+
+REQUIRED = ("auditID", "stage", "verb", "user")
+TIMESTAMPS = ("requestReceivedTimestamp", "stageTimestamp")
+TRUNCATED = ("audit.aks/truncated", "true")
+MICRO_TIME = "2026-11-23T09:14:10.000000Z"
+"""TIME as Go's MicroTime: it reads back no other number of digits than six."""
+
+
+def _first(mark: bytes, *, largest: bool = False) -> bytes:
+    found = sorted((event for event in real_events() if mark in event), key=len)
+    return found[-1 if largest else 0]
+
+
+KINDS = {
+    "anonymous": _first(b'"user":{}'),
+    "exec": _first(b"/exec?"),
+    "annotations": _first(b'"annotations":{"'),
+    "RequestResponse": _first(b'"responseObject":{'),
+    "large": min(
+        (event for event in real_events() if len(event) > 9000 and b"responseObject" in event),
+        key=len,
+    ),
+    "unicode": _first(b'"user":{"').replace(b'"verb"', '"agent":"é\u2028漢😀","verb"'.encode()),
+    "escapes": _first(b'"user":{"').replace(b'"verb"', rb'"agent":"\ud83d\ude00\"\\\u0000","verb"'),
+    "blanks": json.dumps(json.loads(_first(b'"annotations":{"')), indent=1).encode(),
+    "numbers": _first(b'"user":{"').replace(b'"verb"', b'"n":-12.50e+10,"m":7 ,"verb"'),
+}
+
+
+def _checked(original: dict[str, Any], cut: str) -> dict[str, Any] | None:
+    """Salvage and compare with the original; None if it is a dead letter, for good reason."""
+    try:
+        text = salvage(cut, TIME)
+    except UnusableError as error:
+        reason = str(error)
+    else:
+        reason = ""
+    if reason:
+        assert set(reason.removeprefix("cut off: ").removesuffix(" lost").split(", ")) <= {
+            *REQUIRED
+        }
+        return None
+    saved: dict[str, Any] = json.loads(text)
+    assert {*REQUIRED, *TIMESTAMPS, "annotations"} <= saved.keys()
+    annotations = dict(saved["annotations"])
+    assert annotations.pop(TRUNCATED[0]) == TRUNCATED[1]
+    assert annotations in ({}, original.get("annotations", {}))
+    for name in saved.keys() - {"annotations"}:
+        if saved[name] != original.get(name, MISSING):
+            assert name in TIMESTAMPS
+            assert saved[name] == MICRO_TIME
+    return saved
+
+
+MISSING = object()
+
+
+def _ends_of_fields(event: str) -> Iterator[tuple[str, int]]:
+    """Yield each top-level field and the length of the event up to where it is surely whole."""
+    for name, value in json.loads(event).items():
+        start = re.search(rf'[{{,]\s*"{name}"\s*:\s*', event)
+        assert start
+        end = json.JSONDecoder().raw_decode(event, start.end())[1]
+        number = isinstance(value, int | float)
+        yield name, end + number
+
+
+@pytest.mark.parametrize("event", KINDS.values(), ids=KINDS)
+def test_a_cut_at_every_byte_keeps_what_was_whole_and_invents_nothing(event: bytes) -> None:
+    text = event.decode()
+    original, ends = json.loads(text), [*_ends_of_fields(text)]
+    assert {name for name, _ in ends} == original.keys()
+    salvaged = 0
+    for size in range(len(event)):
+        cut = event[:size].decode(errors="ignore")
+        whole = {name for name, end in ends if end <= len(cut)}
+        saved = _checked(original, cut)
+        assert (saved is not None) == whole.issuperset(REQUIRED)
+        if saved is not None:
+            salvaged += 1
+            assert saved.keys() == whole | {*TIMESTAMPS, "annotations"}
+    assert salvaged > len(event) // 10
+
+
+def test_a_cut_event_comes_out_of_its_envelope_salvaged() -> None:
+    event = KINDS["RequestResponse"]
+    cut = event[: event.index(b'"responseObject"') + 30]
+    (salvaged,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
+    assert salvaged.salvaged
+    assert salvaged.stage_timestamp == MICRO_TIME
+    assert "responseObject" not in json.loads(salvaged.body)
+
+
+def test_fields_keep_their_bytes_and_their_order() -> None:
+    cut = (
+        '{"stage" : "s","auditID":"\\u0041","verb":"g","user":{ "a" : 1.50 },"z":[1, 2],"level":"M'
+    )
+    assert salvage(cut, TIME) == (
+        '{"stage":"s","auditID":"\\u0041","verb":"g","user":{ "a" : 1.50 },"z":[1, 2],'
+        f'"requestReceivedTimestamp":"{MICRO_TIME}","stageTimestamp":"{MICRO_TIME}",'
+        '"annotations":{"audit.aks/truncated":"true"}}'
+    )
+
+
+BEGUN = '{"auditID":"1","stage":"s","verb":"g","user":{},'
+
+
+@pytest.mark.parametrize("end", ["1", "12", "-1", "1.", "1.5", "1e", "1e+", "1.5e3", "tru", "12 "])
+def test_a_number_or_word_that_may_go_on_is_not_kept(end: str) -> None:
+    assert "n" not in json.loads(salvage(f'{BEGUN}"n":{end}', TIME))
+
+
+@pytest.mark.parametrize("value", ["1", "-1.50", "true", "null", '"x"', "[]", "9" * 5000])
+def test_a_value_before_a_comma_is_kept(value: str) -> None:
+    assert f'"n":{value},' in salvage(f'{BEGUN}"n":{value},"m":"', TIME)
+
+
+@pytest.mark.parametrize("value", ["NaN", "[Infinity]", r'"\ud800"', '{"a":[-Infinity]}'])
+def test_what_is_no_json_to_a_sink_is_left_out_alone(value: str) -> None:
+    saved = json.loads(salvage(f'{BEGUN}"n":{value},"level":"Metadata","m":"', TIME))
+    assert "n" not in saved
+    assert saved["level"] == "Metadata"
+
+
+@pytest.mark.parametrize("value", ["{}", "{ }", "null", '"text"', "[1]", "7"])
+def test_annotations_without_any_become_the_one(value: str) -> None:
+    saved = json.loads(salvage(f'{BEGUN}"annotations":{value},"m":"', TIME))
+    assert saved["annotations"] == dict([TRUNCATED])
+
+
+def test_the_annotation_joins_others_and_overrules_its_like() -> None:
+    others = '{"a":"b", "audit.aks/truncated":"false" }'
+    saved = json.loads(salvage(f'{BEGUN}"annotations":{others},"m":"', TIME))
+    assert saved["annotations"] == {"a": "b", "audit.aks/truncated": "true"}
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-11-23T09:14:10Z", "2026-11-23T09:14:10.000000Z"),
+        ("2026-11-23T09:14:10.1234567Z", "2026-11-23T09:14:10.123456Z"),
+        ("2026-11-23T09:14:10.5+02:00", "2026-11-23T07:14:10.500000Z"),
+        ("2026-11-23T09:14:10", "2026-11-23T09:14:10.000000Z"),
+        ("0031-01-02T03:04:05Z", "0031-01-02T03:04:05.000000Z"),
+    ],
+)
+def test_a_records_time_becomes_a_micro_time(time: str, expected: str) -> None:
+    saved = json.loads(salvage(f'{BEGUN}"m":"', time))
+    assert [saved[name] for name in TIMESTAMPS] == [expected, expected]
+
+
+def test_a_time_without_a_zone_is_utc_wherever_the_process_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "UTC-9")
+    time.tzset()
+    try:
+        saved = json.loads(salvage(f'{BEGUN}"m":"', "2026-11-23T09:14:10"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert saved["stageTimestamp"] == MICRO_TIME
+
+
+@pytest.mark.parametrize("time", [None, "", "now", "0001-01-01T00:00:00+14:00"])
+def test_without_a_time_a_cut_event_is_a_dead_letter_unless_its_own_were_whole(
+    time: str | None,
+) -> None:
+    with pytest.raises(UnusableError, match="record has no time"):
+        salvage(f'{BEGUN}"m":"', time)
+    own = ",".join(f'"{name}":"{name}"' for name in TIMESTAMPS)
+    saved = json.loads(salvage(f"{BEGUN}{own}", time))
+    assert [saved[name] for name in TIMESTAMPS] == [*TIMESTAMPS]
+
+
+@pytest.mark.parametrize("rest", ["{}", "x", "]", ',"a":1'])
+def test_a_whole_event_followed_by_text_is_a_dead_letter(rest: str) -> None:
+    with pytest.raises(UnusableError, match="followed by other text"):
+        salvage(f'{BEGUN}"m":1}}{rest}', TIME)
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_objects = st.dictionaries(st.text() | st.sampled_from([*TIMESTAMPS, "level"]), _values).map(
+    lambda others: {"auditID": "1", "stage": "s", "verb": "g", "user": {}, **others}
+)
+
+
+@given(
+    _objects,
+    st.fixed_dictionaries({"ensure_ascii": st.booleans(), "indent": st.sampled_from([None, 1])}),
+    st.data(),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_object_cut_anywhere_invents_nothing(
+    original: dict[str, Any], style: dict[str, Any], data: st.DataObject
+) -> None:
+    assume(isinstance(original.get("annotations", {}), dict))
+    text = json.dumps(original, **style)
+    _checked(original, text[: data.draw(st.integers(0, len(text) - 1))])
+
+
+@given(st.text() | st.text(alphabet='{}[]",:\\ 1eE.-tnfNI\ud800'))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_dead_letter_and_no_other_exception(text: str) -> None:
+    with pytest.raises(UnusableError):
+        salvage(text, TIME)
+
+
+@given(st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
+@settings(max_examples=300, deadline=None)
+def test_what_is_salvaged_is_json_whatever_follows_the_whole_fields(text: str) -> None:
+    try:
+        json.loads(salvage(BEGUN + text, TIME))
+    except UnusableError as error:
+        assert "followed by other text" in str(error)  # noqa: PT017 - either way is right

@@ -1,0 +1,54 @@
+"""Messages that the process dies of, and those that are under way when others kill it."""
+
+import asyncio
+import math
+import os
+import resource
+from pathlib import Path
+
+from support.ledger import judge_sums
+from support.scene import scene
+from support.webhook import Answer
+
+
+async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) -> None:
+    """The sink hangs, so that nothing is settled, and the process is killed time and again."""
+    async with scene(tmp_path, partitions=2) as stage:
+        stage.webhook.rule = lambda _: Answer(503, delay=math.inf)
+        stage.ledger.publish(2, per_message=1)
+        for _ in range(8):
+            async with stage.forwarder() as forwarder:
+                await forwarder.wait_for("hub message")
+                await asyncio.sleep(0.3)
+        assert forwarder.entries("the process died again and again")
+        stage.webhook.rule = stage.ledger.answer
+        async with stage.forwarder() as forwarder:
+            await stage.ledger.settled()
+            await forwarder.wait_for("messages are taken as ever")
+            judge_sums(await forwarder.metrics())
+        stage.ledger.classify()
+
+
+async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path: Path) -> None:
+    notes = tmp_path / "poison.json"
+    notes.touch()
+    async with scene(tmp_path, partitions=1) as stage:
+        for _ in range(5):
+            os.utime(notes, (0, 0))  # what is noted from now on is told from what was
+            async with stage.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
+                await forwarder.until(
+                    lambda: notes.stat().st_mtime and b'"starts":{}' in notes.read_bytes()
+                )
+        assert not forwarder.entries("the process died again and again")
+
+
+async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
+    async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
+        await forwarder.wait_for("partition claimed")
+        resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, 0))
+        stage.ledger.publish(100)
+        await stage.ledger.settled()
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+        assert forwarder.entries("starts cannot be counted")
+        stage.ledger.classify()

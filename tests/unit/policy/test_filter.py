@@ -1,0 +1,184 @@
+"""What is wanted of the events: filtered, annotated, of which clusters, and counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forwarder.audit.envelope import Unpacked, unpack
+from forwarder.config.settings import Settings
+from forwarder.policy.filter import Filter
+from support import events
+from support.eventhubs import Server
+from support.events import RESOURCE_ID, envelope, record, wrap
+from support.running import HUB, forwarding
+from support.webhook import Webhook
+
+CATEGORIES = frozenset({"kube-audit"})
+HUB_KEY = {"EventHubNamespace": "a.servicebus.windows.net"}
+Object = dict[str, Any]
+
+
+def policy(directory: Path, *rules: Object) -> str:
+    """Write a policy; return its path."""
+    file = directory / "policy.yaml"
+    whole = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+    file.write_text(json.dumps(whole))
+    return str(file)
+
+
+def screened(message: bytes, **variables: str) -> Unpacked:
+    """Unpack a message as a forwarder with these settings does."""
+    return unpack(message, CATEGORIES, Filter.of(Settings.from_env(HUB_KEY | variables)))
+
+
+def bodies(unpacked: Unpacked) -> list[Object]:
+    return [json.loads(event.body) for event in unpacked.events]
+
+
+def test_nothing_wanted_is_no_screen() -> None:
+    assert Filter.of(Settings()) is None
+
+
+def test_events_are_filtered_and_counted_by_rule_and_level(tmp_path: Path) -> None:
+    rules = {"level": "None", "verbs": ["watch"]}, {"level": "Metadata", "verbs": ["get", "list"]}
+    unpacked = screened(envelope(events.real_events()), AuditPolicyFile=policy(tmp_path, *rules))
+    verbs = [json.loads(event)["verb"] for event in events.real_events()]
+    read = sum(verb in ("get", "list") for verb in verbs)
+    assert [one["verb"] in ("get", "list") for one in bodies(unpacked)] == [True] * read
+    assert unpacked.filtered == len(verbs) - read
+    assert unpacked.ruled == {
+        ("1", "None"): verbs.count("watch"),
+        ("2", "Metadata"): read,
+        ("none", "None"): len(verbs) - read - verbs.count("watch"),
+    }
+    assert unpacked.records == len(verbs)
+
+
+@pytest.mark.parametrize("loose", [False, True])
+def test_only_the_clusters_of_resource_ids_are_kept(loose: bool) -> None:  # noqa: FBT001
+    event = events.real_events()[0]
+    records = [
+        record(event, resource_id=name) for name in ("/SUB/MANAGEDCLUSTERS/PROD-1", "/sub/test", "")
+    ]
+    records.append(
+        b'{"category": "kube-audit", "properties": {"log": %b}, "resourceId": 7}'
+        % (json.dumps(event.decode()).encode())
+    )
+    message = wrap(records if loose else records[:3])
+    if loose:
+        message = message.removeprefix(b'{"records": ').removesuffix(b"}")
+    unpacked = screened(message, ResourceIds="*/x,*/managedclusters/prod-*")
+    # A record that names no cluster is not known to be of another one.
+    assert len(unpacked.events) == (3 if loose else 2)
+    assert unpacked.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("annotations", "others"),
+    [
+        ({"a": "b"}, {"a": "b"}),
+        ({}, {}),
+        (None, {}),
+        ("absent", {}),
+        ({"aks-audit/cluster": "forged", "a": "b"}, {"a": "b"}),
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_an_event_is_annotated_with_its_cluster_and_else_unchanged(
+    annotations: object,
+    others: Object,
+    last: bool,  # noqa: FBT001
+) -> None:
+    event: Object = {"auditID": "1", "stage": "Panic", "verb": "get", "user": {}}
+    more = {} if annotations == "absent" else {"annotations": annotations}
+    tail: Object = {"x": {"annotations": {}}}
+    event = {**event, **tail, **more} if last else {**event, **more, **tail}
+    unpacked = screened(
+        envelope([json.dumps(event, separators=(",", ":")).encode()]), ClusterAnnotation="true"
+    )
+    (found,) = bodies(unpacked)
+    assert unpacked.events[0].body.count(b"aks-audit/cluster") == 1
+    assert found.pop("annotations") == {**others, "aks-audit/cluster": RESOURCE_ID}
+    assert found == {key: value for key, value in event.items() if key != "annotations"}
+
+
+def test_an_annotation_adds_to_the_bytes_and_changes_none() -> None:
+    pair = f'"aks-audit/cluster":"{RESOURCE_ID}"'.encode()
+    for before, after in zip(
+        events.real_events(),
+        screened(envelope(events.real_events()), ClusterAnnotation="true").events,
+        strict=True,
+    ):
+        parts = after.body.split(pair)
+        assert [parts[0].rstrip(b",") + parts[1]] == [before] or b'"annotations"' not in before
+        assert json.loads(after.body)["annotations"]["aks-audit/cluster"] == RESOURCE_ID
+
+
+def test_a_policy_and_an_annotation_together(tmp_path: Path) -> None:
+    unpacked = screened(
+        envelope(events.real_events()),
+        ClusterAnnotation="true",
+        AuditPolicyFile=policy(tmp_path, {"level": "Metadata"}),
+    )
+    assert len(unpacked.events) == len(events.real_events())
+    for event in bodies(unpacked):
+        assert event["annotations"]["aks-audit/cluster"] == RESOURCE_ID
+        assert event["level"] == "Metadata"
+        assert not {"requestObject", "responseObject"} & event.keys()
+
+
+def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_path: Path) -> None:
+    path = policy(
+        tmp_path, {"level": "None", "nonResourceURLs": ["*"]}, {"level": "None", "namespaces": [""]}
+    )
+    event = max(events.real_events(), key=len).decode()
+    cut = event[: event.index('"objectRef"') + 20]
+    plain = unpack(envelope([cut.encode()]), CATEGORIES)
+    unpacked = screened(envelope([cut.encode()]), AuditPolicyFile=path)
+    assert [one.body for one in unpacked.events] == [one.body for one in plain.events]
+    assert unpacked.events[0].salvaged
+    assert unpacked.ruled == {("unsure", json.loads(event)["level"]): 1}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"user": "me"}, {"user": None}, {"objectRef": []}, {"level": 1}, {"requestURI": None}]
+)
+def test_an_event_that_is_unlike_any_is_left_as_it_is(odd: Object, tmp_path: Path) -> None:
+    event = json.dumps({"auditID": "1", "stage": "Panic", "verb": "get", "user": {}, **odd})
+    unpacked = screened(
+        envelope([event.encode()]), AuditPolicyFile=policy(tmp_path, {"level": "None"})
+    )
+    assert [one.body for one in unpacked.events] == [event.encode()]
+    assert unpacked.ruled == {("unsure", "unknown"): 1}
+
+
+def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
+    path = policy(tmp_path, {"level": "None"})
+    for log in (b"no JSON", b'{"auditID": "1"}', b'{"auditID": 1, "stage": "a"'):
+        plain = unpack(envelope([log]), CATEGORIES)
+        unpacked = screened(envelope([log]), AuditPolicyFile=path)
+        assert (unpacked.refused, unpacked.ruled) == (plain.refused, {})
+
+
+async def test_what_is_filtered_is_counted_and_its_checkpoint_passed(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    path = policy(tmp_path, {"level": "None", "verbs": ["watch"]}, {"level": "Metadata"})
+    message = envelope(events.real_events())
+    watches = sum(json.loads(event)["verb"] == "watch" for event in events.real_events())
+    kept = len(events.real_events()) - watches
+    only_watches = [e for e in events.real_events() if json.loads(e)["verb"] == "watch"]
+    short = {"AuditPolicyFile": path, "CheckpointInterval": "0.1"}
+    async with (
+        Server({HUB: 1}) as server,
+        forwarding(server, webhook.url, tmp_path, **short) as forwarder,
+    ):
+        server.hubs[HUB].publish(0, message)
+        server.hubs[HUB].publish(0, envelope(only_watches))
+        await forwarder.until(lambda: forwarder.checkpoint() == 1)
+        assert await forwarder.outcomes() == {"delivered": kept, "filtered": 2 * watches}
+        assert await forwarder.total("policy_rule_total", rule="1", level="None") == 2 * watches
+        assert await forwarder.total("policy_rule_total", rule="2", level="Metadata") == kept
+    assert webhook.total == kept

@@ -1,0 +1,349 @@
+"""The policies that are built in: `quiet`, and `security` against a sensor's rules.
+
+The conditions of the latter are those of the rules for audit events that Falco publishes, in our
+words: which events each fires on, and which parts of the event's objects it looks at or shows.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from forwarder.policy import attributes as facts
+from forwarder.policy import document
+from forwarder.policy.document import PRESETS
+from forwarder.policy.explain import report
+from forwarder.policy.rules import Engine
+from support import events
+from support.documents import README
+from support.policies import EVERYTHING, RECORDED
+
+Event = dict[str, Any]
+ENGINE = Engine(document.load("security"))
+
+
+class Looks(NamedTuple):
+    """On which events a rule fires, and what of their objects it looks at, as paths."""
+
+    fires: Callable[[Event], bool]
+    at: tuple[str, ...] = ()
+
+
+def get(event: Event, path: str) -> Any:
+    """Return what is at a path; lists are gone through."""
+    found: Any = event
+    for key in path.split("/"):
+        if isinstance(found, list):
+            found = [one.get(key) for one in found if isinstance(one, dict)]
+        else:
+            found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def user(event: Event) -> str:
+    return str(event["user"].get("username") or "")
+
+
+def of_system(event: Event) -> bool:
+    return user(event).startswith("system:")
+
+
+def ended(event: Event) -> bool:
+    return bool(event["stage"] == "ResponseComplete")
+
+
+def worked(event: Event) -> bool:
+    return str(get(event, "responseStatus/code")).startswith("2")
+
+
+def on(*resources: str, sub: str | None = None, verbs: str = "") -> Callable[[Event], bool]:
+    """Return whether an event is about these resources; `sub` is a subresource, "" for none."""
+
+    def condition(event: Event) -> bool:
+        target = event.get("objectRef") or {}
+        return (
+            target.get("resource") in resources
+            and (sub is None or target.get("subresource", "") in sub.split(","))
+            and (not verbs or event["verb"] in verbs.split(","))
+        )
+
+    return condition
+
+
+def both(*conditions: Callable[[Event], bool]) -> Callable[[Event], bool]:
+    return lambda event: all(condition(event) for condition in conditions)
+
+
+def no_probe(event: Event) -> bool:
+    return event["requestURI"].partition("?")[0] not in {"/healthz", "/livez", "/readyz"}
+
+
+def shared_with_host(event: Event) -> bool:
+    return any(get(event, f"requestObject/spec/host{what}") for what in ("IPC", "PID", "Network"))
+
+
+def privileged(event: Event) -> bool:
+    kinds = ("containers", "initContainers", "ephemeralContainers")
+    paths = (f"requestObject/spec/{kind}/securityContext/privileged" for kind in kinds)
+    return any(True in (get(event, path) or []) for path in paths)
+
+
+def mounts_host(event: Event) -> bool:
+    return any(filter(None, get(event, "requestObject/spec/volumes/hostPath/path") or []))
+
+
+def holds_password(event: Event) -> bool:
+    return "password" in json.dumps(get(event, "requestObject/data"))
+
+
+def of_type(kind: str) -> Callable[[Event], bool]:
+    return lambda event: get(event, "requestObject/spec/type") == kind
+
+
+def grants(*words: str) -> Callable[[Event], bool]:
+    def condition(event: Event) -> bool:
+        rules = get(event, "requestObject/rules") or []
+        found = [word for rule in rules for key in rule for word in rule[key]]
+        return bool(set(found) & set(words))
+
+    return condition
+
+
+POD_PARTS = (
+    *("requestObject/spec/containers/image", "responseObject/metadata/name"),
+    *("requestObject/spec/initContainers/image", "requestObject/spec/volumes"),
+)
+new_pod = both(ended, on("pods", sub="", verbs="create"))
+new_role = both(ended, on("roles", "clusterroles", verbs="create"))
+ROLE = ("requestObject/rules",)
+BINDING = ("requestObject/subjects", "requestObject/roleRef/name")
+KUBE = {"kube-system", "kube-public"}
+RULES = {
+    "any user who is no system's": Looks(both(ended, lambda event: not of_system(event))),
+    "anonymous request, whether allowed or not": Looks(
+        both(
+            ended,
+            lambda event: user(event) == "system:anonymous",
+            no_probe,
+        )
+    ),
+    "new pod": Looks(new_pod, POD_PARTS),
+    "privileged pod": Looks(both(new_pod, privileged), POD_PARTS),
+    "pod shares with its host": Looks(both(new_pod, shared_with_host), POD_PARTS),
+    "pod mounts its host": Looks(both(new_pod, mounts_host), POD_PARTS),
+    "pod of the cluster's own": Looks(
+        both(new_pod, lambda event: get(event, "objectRef/namespace") in KUBE), POD_PARTS
+    ),
+    "exec and attach": Looks(
+        both(
+            lambda event: event["stage"] == "ResponseStarted",
+            on("pods", sub="exec,attach", verbs="create,get"),
+        )
+    ),
+    "port-forward, at any stage": Looks(
+        lambda event: get(event, "objectRef/subresource") == "portforward"
+    ),
+    "ephemeral container": Looks(
+        both(ended, on("pods", sub="ephemeralcontainers", verbs="create,update,patch")),
+        ("requestObject/ephemeralContainers",),
+    ),
+    "node port": Looks(
+        both(ended, on("services", verbs="create"), of_type("NodePort")),
+        ("requestObject/spec/ports", "requestObject/spec/type"),
+    ),
+    "password in a configmap": Looks(
+        both(ended, on("configmaps", verbs="create,update,patch"), holds_password),
+        ("requestObject/data",),
+    ),
+    "namespace": Looks(both(ended, on("namespaces", verbs="create,delete"))),
+    "service account": Looks(both(ended, on("serviceaccounts", verbs="create,delete"))),
+    "role of the system": Looks(
+        both(
+            ended,
+            on("roles", "clusterroles", verbs="create,update,patch,delete"),
+            lambda event: str(get(event, "objectRef/name")).startswith("system:"),
+        )
+    ),
+    "role": Looks(new_role, ROLE),
+    "role with wildcard": Looks(both(new_role, grants("*")), ROLE),
+    "role that may write": Looks(both(new_role, grants("create", "update", "delete")), ROLE),
+    "role that may exec": Looks(both(new_role, grants("pods/exec")), ROLE),
+    "role deleted": Looks(both(ended, on("roles", "clusterroles", verbs="delete"))),
+    "binding": Looks(
+        both(ended, on("rolebindings", "clusterrolebindings", verbs="create,delete")), BINDING
+    ),
+    "cluster-admin": Looks(
+        both(
+            ended,
+            on("clusterrolebindings", verbs="create"),
+            lambda event: get(event, "requestObject/roleRef/name") == "cluster-admin",
+        ),
+        BINDING,
+    ),
+    "workload made or deleted": Looks(
+        both(ended, worked, on("deployments", "services", "configmaps", verbs="create,delete"))
+    ),
+    "secret": Looks(both(ended, on("secrets", verbs="get,create,delete"))),
+    "ingress without TLS": Looks(
+        both(
+            ended,
+            worked,
+            on("ingresses", verbs="create"),
+            lambda event: get(event, "requestObject/spec/tls") is None,
+        ),
+        ("requestObject/spec",),
+    ),
+    "node joins": Looks(both(ended, on("nodes", verbs="create"))),
+}
+
+CONTAINER = {"name": "a", "image": "a:1", "securityContext": {"privileged": True}}
+OBJECT = {
+    "metadata": {"name": "a", "managedFields": [{"manager": "m"}]},
+    "data": {"password": "1"},
+    "ephemeralContainers": [CONTAINER],
+    "roleRef": {"name": "cluster-admin"},
+    "rules": [{"verbs": ["*", "create"], "resources": ["pods/exec"]}],
+    "spec": {
+        "containers": [CONTAINER],
+        "hostNetwork": True,
+        "ports": [{"nodePort": 30000}],
+        "type": "NodePort",
+        "volumes": [{"hostPath": {"path": "/etc"}}],
+    },
+    "subjects": [{"kind": "User", "name": "a"}],
+}
+IN = ["system:authenticated"]
+USERS: list[Event] = [
+    {},
+    {"username": "system:anonymous", "groups": ["system:unauthenticated"]},
+    {"username": "me", "groups": IN},
+    {"username": "aksService", "groups": ["system:masters", *IN]},
+    {"username": "system:node:a", "groups": ["system:nodes", *IN]},
+    *(
+        {
+            "username": f"system:serviceaccount:{namespace}:a",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", *IN],
+        }
+        for namespace in ("kube-system", "a")
+    ),
+    *(
+        {"username": f"system:{name}", "groups": IN}
+        for name in ("kube-controller-manager", "kube-scheduler", "apiserver", "other")
+    ),
+]
+TARGETS = [
+    *(("", "pods", sub) for sub in ("", "exec", "attach", "portforward", "ephemeralcontainers")),
+    *(("", name, "") for name in ("services", "configmaps", "namespaces", "serviceaccounts")),
+    *(("", name, "") for name in ("secrets", "nodes", "events")),
+    *(("", name, "status") for name in ("pods", "nodes", "services", "namespaces")),
+    *(
+        ("", "serviceaccounts", "token"),
+        ("apps", "deployments", ""),
+        ("apps", "deployments", "scale"),
+    ),
+    *(("rbac.authorization.k8s.io", name, "") for name in ("roles", "clusterroles")),
+    *(("rbac.authorization.k8s.io", f"{name}bindings", "") for name in ("role", "clusterrole")),
+    *(("networking.k8s.io", "ingresses", sub) for sub in ("", "status")),
+    *(("coordination.k8s.io", "leases", ""), ("extensions", "ingresses", "")),
+    *(("serving.knative.dev", "services", ""), ("a.example", "secrets", "")),
+    ("subresources.kubevirt.io", "virtualmachineinstances", "portforward"),
+]
+VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete")
+PATHS = ("/healthz", "/healthz/etcd", "/livez?a", "/readyz", "/version", "/api", "/metrics", "/a")
+
+
+def thinkable() -> Iterator[Event]:
+    """Yield events of every user, verb, target and stage, allowed and not."""
+    for who, stage, code in itertools.product(USERS, STAGES, (201, 403)):
+        common = {"level": "RequestResponse", "auditID": "1", "stage": stage, "user": who}
+        common |= {"responseStatus": {"code": code}}
+        for path, verb in itertools.product(PATHS, ("get", "head", "post")):
+            yield {**common, "requestURI": path, "verb": verb}
+        for (group, resource, sub), verb in itertools.product(TARGETS, VERBS):
+            target = {"resource": resource, "apiGroup": group, "subresource": sub}
+            yield {
+                **common,
+                "verb": verb,
+                "requestURI": f"/apis/{group}/v1/{resource}/system:a",
+                "objectRef": {**target, "name": "system:a", "namespace": "kube-system"},
+                "requestObject": OBJECT,
+                "responseObject": OBJECT,
+            }
+
+
+def recorded() -> Iterator[Event]:
+    """Yield what a real API server wrote."""
+    everything = (RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines()
+    yield from map(json.loads, (*events.real_events(), *everything))
+
+
+@pytest.mark.parametrize("source", [thinkable, recorded])
+def test_no_rule_of_a_sensor_loses_an_event_or_what_it_looks_at(
+    source: Callable[[], Iterator[Event]],
+) -> None:
+    fired, lost = set(), []
+    for event in source():
+        firing = [name for name, rule in RULES.items() if rule.fires(event)]
+        fired |= set(firing)
+        body = json.dumps(event).encode()
+        left = ENGINE.apply(body, facts.decode(body))[2]
+        after = json.loads(left or b"null")
+        lost += [
+            (name, event)
+            for name in firing
+            if not after
+            or not RULES[name].fires(after)
+            or any(get(event, path) != get(after, path) for path in RULES[name].at)
+        ]
+    assert lost == []
+    assert source is not thinkable or fired == set(RULES)
+
+
+def is_kept(event: Event) -> bool:
+    """Tell whether `quiet` says that it keeps an event, of the last stage or the one before."""
+    target = event.get("objectRef", {})
+    writes = event["verb"] in ("create", "update", "patch", "delete", "deletecollection")
+    into = target.get("subresource") in ("exec", "attach", "portforward", "token")
+    return event["stage"] != "RequestReceived" and (
+        not user(event)  # it could not log in
+        or (target.get("resource") == "secrets" and not target["apiGroup"])
+        or (into and not target["apiGroup"])
+        or (bool(target) and not of_system(event) and user(event) != "aksService")
+        or (writes and target.get("subresource") == "" and target["resource"] not in CHATTER)
+    )
+
+
+CHATTER = ("events", "leases")
+
+
+def test_quiet_keeps_what_it_says_and_no_secret() -> None:
+    engine, lost = Engine(document.load("quiet")), []
+    for event in filter(is_kept, thinkable()):
+        body = json.dumps(event).encode()
+        left = json.loads(engine.apply(body, facts.decode(body))[2] or b"null")
+        target = event.get("objectRef", {})
+        secret = target.get("resource") == "secrets" and not target["apiGroup"]
+        secret = secret or target.get("subresource") == "token"
+        written = event["verb"] in ("create", "update", "patch") and target and not secret
+        into = target.get("subresource") in ("exec", "attach", "portforward")
+        if (
+            not left
+            or (secret and {"requestObject", "responseObject"} & left.keys())
+            or (written and not into and "requestObject" not in left)
+        ):
+            lost.append(event)
+    assert lost == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_readme_has_the_effect_that_was_measured(name: str) -> None:
+    found = report(document.load(name), events.real_events(), frozenset())
+    kept = (
+        f"{found.left.events / found.came.events:.0%}",
+        f"{found.left.bytes / found.came.bytes:.0%}",
+    )
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    assert row.replace(" %", "%").endswith(f"| {kept[0]} | {kept[1]} |")

@@ -1,0 +1,91 @@
+"""What every answer of a sink means, by the words of the specification."""
+
+import pytest
+
+from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.sink.response import classify
+
+AGAIN = {408, 425, 429}
+HALVED = {400, 413, 415, 422}
+REMEDIES = {
+    401: "WebSinkTokenFile",
+    403: "WebSinkTokenFile",
+    404: "WebSinkURL",
+    405: "WebSinkURL",
+    410: "WebSinkURL",
+}
+
+
+def _outcome(status: int, body: bytes = b"", retry_after: str | None = None) -> Exception | None:
+    try:
+        classify(status, body, retry_after)
+    except (Rejected, RetryableError) as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("status", range(200, 600))
+def test_every_status_has_its_outcome(status: int) -> None:
+    error = _outcome(status, b"because")
+    if 200 <= status < 300:
+        assert error is None
+    elif status in HALVED:
+        assert type(error) is Rejected
+        assert str(error) == f"{status} because"
+    elif status in AGAIN or status >= 500:
+        assert type(error) is RetryableError
+        assert (error.reason, error.after, str(error)) == (str(status), None, f"{status} because")
+    else:
+        assert type(error) is MisconfiguredError
+        assert (error.reason, error.after) == (str(status), None)
+        assert str(error).startswith(f"{status} because: ")
+        assert REMEDIES.get(status, "WebSinkURL") in str(error)
+
+
+@pytest.mark.parametrize("status", range(300, 400))
+def test_a_redirect_is_said_not_to_be_followed(status: int) -> None:
+    assert "never followed" in str(_outcome(status))
+
+
+@pytest.mark.parametrize("status", [0, 99, 100, 101, 103, 199, 600, 999])
+def test_a_status_that_no_sink_should_send_is_held(status: int) -> None:
+    assert type(_outcome(status)) is MisconfiguredError
+
+
+@pytest.mark.parametrize("status", [*AGAIN, 500, 503])
+@pytest.mark.parametrize(
+    ("header", "after"),
+    [
+        ("0", 0),
+        ("7", 7),
+        ("300", 300),
+        ("301", 300),
+        ("9" * 400, 300),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        ("²", None),
+        ("Mon, 23 Nov 2026 09:14:10 GMT", None),
+    ],
+)
+def test_retry_after_is_kept_to_in_seconds_and_five_minutes_at_most(
+    status: int, header: str, after: float | None
+) -> None:
+    error = _outcome(status, retry_after=header)
+    assert isinstance(error, RetryableError)
+    assert error.after == after
+
+
+@pytest.mark.parametrize("status", [400, 404, 302])
+def test_retry_after_changes_nothing_where_waiting_does_not_help(status: int) -> None:
+    assert getattr(_outcome(status, retry_after="7"), "after", None) is None
+
+
+def test_what_the_sink_said_is_shown_in_one_short_line() -> None:
+    shown = str(_outcome(400, b"bad\r\n\tevent \xff" + b"x" * 1000))
+    assert shown == "400 bad event \ufffd" + "x" * 189
+
+
+def test_an_answer_without_words_is_its_status() -> None:
+    assert str(_outcome(503)) == "503"

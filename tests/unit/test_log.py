@@ -1,0 +1,418 @@
+"""What each VerboseLevel prints, in JSON and as text, and what no output ever shows."""
+
+import asyncio
+import json
+import logging
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from forwarder import log
+from forwarder.config.settings import Settings
+from support import events
+from support.azurite import azurite
+from support.process import Forwarder, free_port
+from support.scene import HUB, Scene, scene
+from support.webhook import Answer
+
+SOME = events.typical_events()[:22]
+MESSAGE = events.envelope(SOME)
+KEY = "aHViLWtleS1vZi10aGUtdGVzdA=="
+
+HEAD = ["timestamp", "level", "message"]
+# What each level adds: the message and its fields in their order.
+ADDED: dict[int, dict[str, list[str]]] = {
+    1: {},
+    2: {
+        "start": ["version", "url"],
+        "hub answers": ["partitions", "downSeconds"],
+        "partition claimed": ["partition", "checkpoint"],
+        "hub message": ["partition", "sequenceNumber", "records", "bytes"],
+        "stopping": ["graceSeconds"],
+        "partition given up": ["partition", "reason", "checkpoint", "ownedSeconds"],
+        "stopped": [],
+    },
+    3: {
+        "audit event": [
+            "auditID", "stage", "verb", "user", "resource", "namespace", "name", "code",
+        ],
+    },
+    4: {
+        "post": ["url", "events", "bytes"],
+        "response": ["status", "milliseconds"],
+        "settings": [
+            "EventHubName", "BlobContainerName", "WebSinkURL", "VerboseLevel",
+            "EhubNamespaceConnectionString", "BlobStorageConnectionString",
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene(tmp_path / "state", partitions=1) as stage:
+        yield stage
+
+
+async def run(stage: Scene, *, hub_answers: bool = True, **settings: str) -> Forwarder:
+    """Run it until it has delivered what is in the hub, and stop it."""
+    async with stage.forwarder(None, **settings) as forwarder:
+        published = len(stage.hub.partitions[0].messages) * len(SOME)
+        await stage.webhook.until(lambda: stage.webhook.total == published)
+        if hub_answers:
+            await forwarder.until(lambda: "hub answers" in "\n".join(forwarder.lines))
+        else:
+            await asyncio.sleep(1)  # for what must not be printed
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+    assert forwarder.stderr == ""
+    return forwarder
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
+    stage: Scene, level: int
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    forwarder = await run(stage, hub_answers=level > 1, VerboseLevel=str(level))
+    expected = {name: fields for n in range(1, level + 1) for name, fields in ADDED[n].items()}
+    assert len(forwarder.log) == len(forwarder.lines)  # each line is JSON
+    assert {entry["message"] for entry in forwarder.log} == set(expected)
+    for entry in forwarder.log:
+        assert list(entry) == [*HEAD, *expected[entry["message"]]]
+        assert entry["level"] == ("debug" if entry["message"] in ADDED[4] else "info")
+
+
+async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(stage: Scene) -> None:
+    stage.hub.publish(0, MESSAGE)
+    before = datetime.now(UTC) - timedelta(milliseconds=1)  # they are cut to milliseconds
+    stamps = [entry["timestamp"] for entry in (await run(stage, TZ="Asia/Kolkata")).log]
+    rfc_3339 = re.compile(r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}\.\d{3}Z")
+    assert [stamp for stamp in stamps if not rfc_3339.fullmatch(stamp)] == []
+    assert sorted(stamps) == stamps
+    assert before <= datetime.fromisoformat(stamps[0])
+    assert datetime.fromisoformat(stamps[-1]) <= datetime.now(UTC)
+
+
+async def test_a_hub_message_is_told_with_its_place_and_size(stage: Scene) -> None:
+    for _ in range(2):
+        stage.hub.publish(0, MESSAGE)
+    told = [
+        [entry[name] for name in ADDED[2]["hub message"]]
+        for entry in (await run(stage)).entries("hub message")
+    ]
+    assert told == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
+
+
+async def test_an_audit_event_is_told_by_who_did_what_to_which_object(stage: Scene) -> None:
+    stage.hub.publish(0, MESSAGE)
+    told = (await run(stage, VerboseLevel="3")).entries("audit event")
+    for entry, text in zip(told, SOME, strict=True):
+        event = json.loads(text)
+        target = event.get("objectRef", {})
+        resource = [target[name] for name in ("resource", "subresource") if name in target]
+        assert [entry[name] for name in ADDED[3]["audit event"]] == [
+            event["auditID"],
+            event["stage"],
+            event["verb"],
+            event["user"].get("username", ""),
+            "/".join(resource),
+            target.get("namespace", ""),
+            target.get("name", ""),
+            event.get("responseStatus", {}).get("code", 0),
+        ]
+
+
+def fields(entry: dict[str, object]) -> dict[str, object]:
+    return {name: found for name, found in entry.items() if name not in HEAD}
+
+
+async def test_a_post_its_response_and_the_settings_are_told_without_anything_secret(
+    stage: Scene,
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    connection = stage.server.connection_string(HUB)
+    forwarder = await run(
+        stage,
+        VerboseLevel="4",
+        WebSinkMaxEvents="100",
+        WebSinkURL=f"{stage.webhook.url.replace('//', '//me:p4ssw0rd@')}?token=t0k3n",
+        EhubNamespaceConnectionString=connection,
+    )
+    [request] = stage.webhook.posts
+    url = stage.webhook.url
+    [post] = forwarder.entries("post")
+    assert fields(post) == {"url": url, "events": 22, "bytes": len(request.body)}
+    [response] = forwarder.entries("response")
+    assert response["status"] == 200
+    assert 0 < response["milliseconds"] < 30_000
+    [settings] = forwarder.entries("settings")
+    assert fields(settings) == {
+        "EventHubName": HUB,
+        "BlobContainerName": "kubeauditlogcontainer",
+        "WebSinkURL": url,
+        "VerboseLevel": 4,
+        "EhubNamespaceConnectionString": len(connection),
+        "BlobStorageConnectionString": 0,
+    }
+
+
+async def test_level_1_tells_errors(stage: Scene) -> None:
+    stage.webhook.rule = lambda _: 401
+    stage.hub.publish(0, MESSAGE)
+    async with stage.forwarder(VerboseLevel="1") as forwarder:
+        entry = await forwarder.wait_for("sink down")
+    assert (entry["level"], entry["url"]) == ("error", stage.webhook.url)
+    assert "WebSinkTokenFile" in entry["reason"]
+    assert {entry["level"] for entry in forwarder.log} == {"error"}
+
+
+async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Scene) -> None:
+    nasty = ["x\ny", "x\ry", "x\x1b[31my", "x\u2028y", 'x "y" z=1', "x=y", "x'y"]
+    odd = [json.loads(event) for event in SOME[: len(nasty)]]
+    for event, name in zip(odd, nasty, strict=True):
+        event["user"]["username"] = name
+    body = events.envelope([*(json.dumps(event).encode() for event in odd), *SOME[len(nasty) :]])
+    stage.hub.publish(0, body)
+    output = "\n".join((await run(stage, VerboseLevel="4", LogFormat="text")).lines)
+    lines = output.splitlines()  # at every end of a line that Unicode knows
+    assert [line for line in lines if not re.match(r"\d{4}-\S+Z (info |debug) [a-z]", line)] == []
+    assert [char for char in output if not char.isprintable() and char != "\n"] == []
+    [message] = [line for line in lines if " hub message " in line]
+    assert message.split()[2:] == [
+        "hub", "message", "partition=0", "sequenceNumber=0", "records=22", f"bytes={len(body)}",
+    ]  # fmt: skip
+    told = [line for line in lines if " audit event " in line]
+    assert len(told) == 22
+    for line, name in zip(told, nasty, strict=False):
+        assert f" user={name!r} " in line
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Leave logging as it was; what it is now goes to the test's standard output."""
+    loggers = logging.getLogger("forwarder"), logging.getLogger()
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+def configure(**variables: str) -> Settings:
+    settings = Settings.from_env({"EventHubNamespace": "hub.example", **variables})
+    log.configure(settings)
+    return settings
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [{k: v for k, v in e.items() if k not in {"timestamp", "level"}} for e in entries]
+
+
+@pytest.mark.usefixtures("logging_restored")
+async def test_a_lasting_error_is_said_once_an_interval_with_how_often_it_came(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure()
+    repeated = log.RateLimited(interval=0.5)
+    for _ in range(4):
+        repeated.error("away", reason="why")
+    repeated.error("other")
+    assert printed(capsys) == [{"message": "away", "reason": "why"}, {"message": "other"}]
+    await asyncio.sleep(0.6)
+    repeated.error("away", reason="still")
+    assert printed(capsys) == [{"message": "away", "reason": "still", "repeated": 3}]
+    repeated.error("away")
+    repeated.forget()
+    repeated.error("away", reason="again")
+    assert printed(capsys) == [{"message": "away", "reason": "again"}]
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_lasting_error_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    minute = log.RateLimited()
+    for _ in range(2):
+        minute.error("away")
+    assert len(printed(capsys)) == 1
+    assert vars(minute)["_interval"] == 60
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_secrets_are_blotted_out_of_errors_and_of_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A header's value may be an ordinary word, and an audit event is told as it is."""
+    configure(WebSinkHeaders='{"X-Cluster": "production", "X-Key": "a \\"quoted\\" key"}')
+    log.error("failed", reason='"production" and a "quoted" key', status=1)
+    log.info("audit event", name="production")
+    assert printed(capsys) == [
+        {"message": "failed", "reason": '"***" and ***', "status": 1},
+        {"message": "audit event", "name": "production"},
+    ]
+
+
+QUERY = "t0k3n-in-the-query"
+HEADER = "k3y-in-a-header"
+PASSWORD = "p4ssw0rd"  # noqa: S105  made up
+TOKEN = "dG9rZW4taW4tYS1maWxl"  # noqa: S105  made up
+ACCOUNT_KEY = b64encode(b"the storage account's").decode()
+BASIC = b64encode(f"me:{PASSWORD}".encode()).decode()
+SECRETS = [KEY, QUERY, HEADER, PASSWORD, TOKEN, ACCOUNT_KEY, BASIC]
+
+
+def quoting(post: object) -> Answer:
+    """Answer 401 and repeat everything that was sent, as an echo service does."""
+    headers = " ".join(f"{k}: {v}" for k, v in sorted(vars(post)["headers"].items()))
+    return Answer(401, body=headers)
+
+
+async def everything(forwarder: Forwarder) -> str:
+    """Return all that it shows, over HTTP and in its output."""
+    pages = [(await forwarder.get(path))[1] for path in ("/metrics", "/readyz", "/livez")]
+    forwarder.terminate()
+    await forwarder.wait()
+    return "\n".join([*pages, *forwarder.lines, forwarder.stderr])
+
+
+def secretive(stage: Scene, tmp_path: Path, login: str) -> dict[str, str]:
+    """Return settings with a secret wherever one can be."""
+    stage.server.keys = {"Root": KEY}
+    settings = {
+        "VerboseLevel": "4",
+        "ShutdownGrace": "0.1",
+        "EhubNamespaceConnectionString": stage.server.connection_string(),
+        "WebSinkURL": f"{stage.webhook.url}?token={QUERY}",
+        "WebSinkHeaders": json.dumps({"A-Key": HEADER}),
+    }
+    if login == "url":
+        settings["WebSinkURL"] = settings["WebSinkURL"].replace("//", f"//me:{PASSWORD}@")
+    else:
+        (tmp_path / "token").write_text(TOKEN)
+        settings["WebSinkTokenFile"] = str(tmp_path / "token")
+    return settings
+
+
+LOGINS = ["url", "token"]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+async def test_no_secret_is_shown_while_all_goes_well(
+    stage: Scene, tmp_path: Path, login: str
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    settings = secretive(stage, tmp_path, login)
+    async with azurite() as store:
+        settings["BlobStorageConnectionString"] = store.connection_string
+        async with stage.forwarder(None, **settings) as forwarder:
+            await forwarder.wait_for("response")
+            shown = await everything(forwarder)
+    [post] = stage.webhook.posts[:1]
+    sent = str(dict(post.headers))
+    assert HEADER in sent
+    assert (BASIC if login == "url" else TOKEN) in sent
+    account_key = re.search("AccountKey=([^;]+)", store.connection_string)
+    assert account_key
+    assert [one for one in [*SECRETS, account_key[1]] if one in shown] == []
+
+
+@pytest.mark.parametrize("login", LOGINS)
+async def test_no_secret_is_shown_when_the_sink_repeats_it(
+    stage: Scene, tmp_path: Path, login: str
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    stage.webhook.rule = quoting
+    async with stage.forwarder(None, **secretive(stage, tmp_path, login)) as forwarder:
+        entry = await forwarder.wait_for("sink down")
+        shown = await everything(forwarder)
+    assert "A-Key: ***" in entry["reason"]
+    assert "***" in entry["reason"].partition("Authorization:")[2]
+    assert [one for one in SECRETS if one in shown] == []
+
+
+@pytest.mark.parametrize(("login", "trouble"), [("url", "unreachable"), ("token", "no TLS")])
+async def test_no_secret_is_shown_when_the_sink_cannot_be_reached(
+    stage: Scene, tmp_path: Path, login: str, trouble: str
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    settings = secretive(stage, tmp_path, login)
+    if trouble == "unreachable":
+        await stage.webhook.stop()
+    else:
+        settings["WebSinkURL"] = settings["WebSinkURL"].replace("http:", "https:")
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.wait_for("sink down")
+        shown = await everything(forwarder)
+    assert [one for one in SECRETS if one in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (f"{TOKEN}\r\nX-B: {TOKEN}", "sink down"),
+        (f"{TOKEN} \u2713", "token file cannot be read"),
+    ],
+    ids=["two lines", "not ASCII"],
+)
+async def test_no_secret_is_shown_when_the_token_cannot_be_sent(
+    stage: Scene, tmp_path: Path, token: str, said: str
+) -> None:
+    stage.hub.publish(0, MESSAGE)
+    settings = secretive(stage, tmp_path, "token")
+    (tmp_path / "token").write_text(token)
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.wait_for(said)
+        shown = await everything(forwarder)
+    assert [one for one in SECRETS if one in shown] == []
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "refuses the key"])
+async def test_no_secret_is_shown_when_the_hub_cannot_be_read(
+    stage: Scene, tmp_path: Path, trouble: str
+) -> None:
+    settings = secretive(stage, tmp_path, "token")
+    if trouble == "unreachable":
+        stage.server.stop_listening()
+    else:
+        stage.server.keys = {"Root": "YW5vdGhlcg=="}
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.wait_for("hub does not answer")
+        shown = await everything(forwarder)
+    assert [one for one in SECRETS if one in shown] == []
+
+
+SIGNATURE = "c2lnbmF0dXJlLW9mLXRoZS10ZXN0"
+
+
+BY_SIGNATURE = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}"
+
+
+@pytest.mark.parametrize(
+    ("login", "trouble"),
+    [
+        (f"AccountKey={ACCOUNT_KEY}", "unreachable"),
+        (f"AccountKey={ACCOUNT_KEY}", "refuses the key"),
+        (f"SharedAccessSignature={BY_SIGNATURE}", "refuses the signature"),
+    ],
+    ids=["unreachable", "key", "signature"],
+)
+async def test_no_secret_is_shown_when_the_store_cannot_be_used(
+    stage: Scene, tmp_path: Path, login: str, trouble: str
+) -> None:
+    settings = secretive(stage, tmp_path, "token")
+    async with azurite() as store:
+        url = store.account_url
+        if trouble == "unreachable":
+            url = url.replace(str(store.port), str(free_port()))
+        settings["BlobStorageConnectionString"] = (
+            f"AccountName=devstoreaccount1;BlobEndpoint={url};{login}"
+        )
+        async with stage.forwarder(None, **settings) as forwarder:
+            await forwarder.wait_for("checkpoints cannot be read")
+            shown = await everything(forwarder)
+    assert [one for one in [*SECRETS, SIGNATURE] if one in shown] == []
