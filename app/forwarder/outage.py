@@ -1,7 +1,7 @@
 """Outages: one model for the hub, the sink, the checkpoint store and the dead-letter store.
 
-Each of them fails for a while and then recovers. Health, the status page, the probes and the log all
-read the same object, so they never disagree about what is down, since when, and why.
+Each of them fails for a while and then recovers. Health, the status page, the probes and the log
+all read the same object, so they never disagree about what is down, since when, and why.
 """
 
 import time
