@@ -40,7 +40,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         state = stack.enter_context(state_directory(settings.state_directory))
         _say_start(settings)
-        mend_client()
+        mend_client()  # guard: no-delivery-tags
         credential = await login(settings, stack)
         store = GenerationStore(await _store(settings, credential, state, stack))
         metrics = Metrics(__version__)
@@ -80,7 +80,7 @@ async def _wind_down(settings: Settings, source: Consumer, checkpoints: Checkpoi
     source.stop()
     try:
         async with asyncio.timeout(settings.shutdown_grace):
-            await source.drain()
+            await source.drain()  # guard: drain
     except TimeoutError:
         log.error("stopping with messages undelivered, they are read again at the next start")
         source.cancel()
@@ -92,7 +92,7 @@ async def _wind_down(settings: Settings, source: Consumer, checkpoints: Checkpoi
 
 async def end(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks until they are done: the client forgets that when its connection just broke."""
-    while not all(task.done() for task in tasks):
+    while not all(task.done() for task in tasks):  # guard: cancel-until-done
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)

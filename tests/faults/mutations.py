@@ -1,14 +1,17 @@
-"""The lines that guard against loss, and for each the scenario that fails when it is changed.
+"""The lines that guard against loss, and for each the test that fails when it is changed.
 
-`make faults MUTATE=1` (`python -m faults.mutations [PART_OF_A_NAME …]`) changes one line at a time
-in a copy of the app, runs the scenario named for it there, and lists those that nobody noticed.
+Such a line ends with the comment `# guard: name`, or has it on the line above. `MUTATIONS` lists
+what the line becomes. `make faults MUTATE=1` (`python -m faults.mutations [PART_OF_A_NAME ...]`)
+changes one line at a time in a copy of the app, runs the test named for it there, and reports
+every mutation that the test did not notice.
 """
 
 import asyncio
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +20,24 @@ from support.process import APP
 ROOT = APP.parent
 AT_ONCE = 3
 SECONDS = 300.0
-"""A scenario that does not end by then has noticed."""
+"""A test that has not ended by then has noticed."""
+
+_MARK = re.compile(r"^(?P<indent> *)(?P<code>.*?) *# guard: (?P<name>[a-z0-9-]+)$")
 
 
 class Mutation(NamedTuple):
-    """A text that stands once in a module, what it becomes, and the test that must fail."""
+    """What a marked line becomes, without its indentation, and the test that must fail."""
 
-    module: str
-    text: str
     becomes: str
     test: str
+
+
+class Guard(NamedTuple):
+    """A marked line: its module, and where the line and its mark are (from 0)."""
+
+    module: Path
+    line: int
+    mark: int
 
 
 def scenario(name: str) -> str:
@@ -34,282 +45,134 @@ def scenario(name: str) -> str:
     return f"tests/faults/test_scenarios.py::test_nothing_is_lost[{name}]"
 
 
+def guards(app: Path) -> Iterator[tuple[str, Guard]]:
+    """Yield the marks in the code, by name."""
+    for module in sorted((app / "forwarder").rglob("*.py")):
+        for number, line in enumerate(module.read_text().splitlines()):
+            if found := _MARK.match(line):
+                yield found["name"], Guard(module, number + (not found["code"]), number)
+
+
+def guard_of(mutation: str) -> str:
+    """Return the name of the mark; several mutations of one line are told apart after a colon."""
+    return mutation.partition(":")[0]
+
+
 MUTATIONS: dict[str, Mutation] = {
-    "a checkpoint passes what is under way": Mutation(
-        "delivery/watermark.py",
-        "while self._messages and not self._messages[0].pending:",
-        "while self._messages:",
-        scenario("sink away"),
+    "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink away")),
+    "checkpoint-in-order": Mutation(
+        "self._messages.popleft(); self.position = message", scenario("killed")
     ),
-    "the watermark ignores order": Mutation(
-        "delivery/watermark.py",
-        "self.position = self._messages.popleft()",
-        "self._messages.popleft(); self.position = message",
-        scenario("killed"),
+    "already-received": Mutation("return True", scenario("hub drops")),
+    "receive-forever": Mutation("_FOR_EVER: Final = 0", scenario("hub refuses")),
+    "nothing-received-while-stopping": Mutation(
+        "or False", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
     ),
-    "a message read twice is taken twice": Mutation(
-        "hub/consumer.py",
-        "            return False\n        await self._hub.look()",
-        "            return True\n        await self._hub.look()",
-        scenario("hub drops"),
-    ),
-    "a receiver counts its errors": Mutation(
-        "hub/consumer.py",
-        "_FOR_EVER: Final = 2**31",
-        "_FOR_EVER: Final = 0",
-        scenario("hub refuses"),
-    ),
-    "messages are taken while it stops": Mutation(
-        "hub/consumer.py",
-        "                or self._stopping\n",
-        "",
-        "tests/test_shutdown.py::test_stops_at_any_moment",
-    ),
-    "nothing is drained at a stop": Mutation(
-        "app.py",
-        "await source.drain()",
-        "source.cancel()",
-        scenario("stopped while the sink is slow"),
-    ),
-    "a task is cancelled once": Mutation(
-        "app.py",
-        "while not all(task.done() for task in tasks):",
+    "drain": Mutation("source.cancel()", scenario("stopped while the sink is slow")),
+    "cancel-until-done": Mutation(
         "for _ in (0,):",
-        "tests/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
+        "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
     ),
-    "another process's checkpoint moves back": Mutation(
-        "checkpoints/blob.py",
-        'if number is not None and number > checkpoint["sequence_number"]:',
-        "if False:",
-        scenario("replica frozen"),
-    ),
-    "a checkpoint is written whatever is there": Mutation(
-        "checkpoints/blob.py",
-        "set_blob_metadata(metadata, etag=etag, match_condition=MatchConditions.IfNotModified)",
-        "set_blob_metadata(metadata)",
-        scenario("replica frozen"),
-    ),
-    "a partition is given up by the tag that it was claimed with": Mutation(
-        "checkpoints/blob.py",
-        'one if one["owner_id"] else {**one, "etag": self._tags[_holding(one)]}',
+    "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
+    "conditional-write": Mutation("blob.set_blob_metadata(metadata)", scenario("replica frozen")),
+    "release-by-latest-etag": Mutation(
         "one",
-        "tests/test_embedded.py::TestBlob::"
-        "test_a_partition_is_given_up_although_its_claim_is_being_renewed",
+        "tests/integration/test_checkpoint_stores.py::TestBlob::test_a_partition_is_given_up_although_its_claim_is_being_renewed",
     ),
-    "an owner's age is told by the clock here": Mutation(
-        "checkpoints/blob.py",
-        'one["last_modified_time"] + ahead}',
-        'one["last_modified_time"]}',
-        scenario("clocks of replicas jump"),
+    "ownership-age-by-store-clock": Mutation(
+        "return list(found)", scenario("clocks of replicas jump")
     ),
-    "a claim grows old by the clock here": Mutation(
-        "checkpoints/blob.py",
-        '"holder": one["owner_id"], "last_modified_time": math.inf}',
-        '"holder": one["owner_id"]}',
-        scenario("clocks of replicas jump"),
+    "own-claim-never-expires": Mutation(
+        '{**one, "holder": one["owner_id"]}', scenario("clocks of replicas jump")
     ),
-    "a message that kills is taken again": Mutation(
-        "checkpoints/quarantine.py",
-        "return self._notes.deaths.get(_name(partition, message), 0) >= _DEATHS",
-        "return False",
-        scenario("poison"),
+    "quarantine-after-three-deaths": Mutation("return False", scenario("poison")),
+    "count-starts": Mutation("self._notes.starts[partition] = checkpoint, 1", scenario("poison")),
+    "survivor-is-cleared": Mutation('name = ""', "tests/unit/checkpoints/test_quarantine.py"),
+    "end-of-one-by-one": Mutation("pass", scenario("poison")),
+    "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store away")),
+    "accepted-statuses": Mutation(
+        "if status == 500 or status in range(200, 300):", scenario("sink answers badly")
     ),
-    "nothing is noted of a start": Mutation(
-        "checkpoints/quarantine.py",
-        "self._notes.starts[partition] = checkpoint, starts + 1 if before == checkpoint else 1",
-        "self._notes.starts[partition] = checkpoint, 1",
-        scenario("poison"),
+    "rejected-statuses: 429": Mutation(
+        "_REJECTING: Final = {400, 413, 415, 422, 429}", scenario("sink answers badly")
     ),
-    "whoever is taken when it dies is condemned": Mutation(
-        "checkpoints/quarantine.py",
-        "            self._notes.deaths.pop(name, None)\n"
-        "            if self._notes.suspect == name:",
-        "            if False:",
-        "tests/test_poison.py",
+    "rejected-statuses: 404": Mutation(
+        "_REJECTING: Final = {400, 404, 413, 415, 422}", scenario("sink answers badly")
     ),
-    "messages are taken one by one for ever": Mutation(
-        "hub/consumer.py",
-        "self._checkpoints.quarantine.over()",
-        "",
-        scenario("poison"),
+    "no-response-is-retried": Mutation("return", scenario("sink away")),
+    "timeout-is-retried": Mutation("return", scenario("sink slow")),
+    "post-timeout": Mutation("timeout=aiohttp.ClientTimeout(total=None),", scenario("sink slow")),
+    "token-reread": Mutation("if self._version is None:", scenario("token rotated")),
+    "split-rejected-list": Mutation("if events:", scenario("killed")),
+    "second-half": Mutation("pass", scenario("killed")),
+    "earliest": Mutation(
+        'return {"earliest": "@latest", "latest": "@latest"}[start]', scenario("killed")
     ),
-    "a failing store ends the writing of checkpoints": Mutation(
-        "checkpoints/writer.py",
-        'self._repeated.error("checkpoints cannot be written", reason=self.failure)',
-        "raise errors[0]",
-        scenario("store away"),
-    ),
-    "a 500 is acceptance": Mutation(
-        "sink/response.py",
-        "if status in range(200, 300):",
-        "if status == 500 or status in range(200, 300):",
-        scenario("sink answers badly"),
-    ),
-    "a 429 is a refusal": Mutation(
-        "sink/response.py",
-        "_REJECTING: Final = {400, 413, 415, 422}",
-        "_REJECTING: Final = {400, 413, 415, 422, 429}",
-        scenario("sink answers badly"),
-    ),
-    "a 404 is a refusal": Mutation(
-        "sink/response.py",
-        "_REJECTING: Final = {400, 413, 415, 422}",
-        "_REJECTING: Final = {400, 404, 413, 415, 422}",
-        scenario("sink answers badly"),
-    ),
-    "no answer is acceptance": Mutation(
-        "sink/webhook.py",
-        'raise RetryableError(why.what, reason="connection", do=why.do) from None',
-        "return",
-        scenario("sink away"),
-    ),
-    "a time-out is acceptance": Mutation(
-        "sink/webhook.py",
-        "        except TimeoutError:\n",
-        "        except TimeoutError:\n            return\n",
-        scenario("sink slow"),
-    ),
-    "a post may last for ever": Mutation(
-        "sink/webhook.py",
-        "total=self._settings.web_sink_timeout",
-        "total=None",
-        scenario("sink slow"),
-    ),
-    "a token is read once": Mutation(
-        "bearer.py",
-        "if version != self._version:",
-        "if self._version is None:",
-        scenario("token rotated"),
-    ),
-    "a refused list is refused as a whole": Mutation(
-        "delivery/partition.py",
-        "if len(events) == 1:",
-        "if events:",
+    "checkpoints-on-disk": Mutation(
+        'database = sqlite3.connect(":memory:", check_same_thread=False, timeout=5)',
         scenario("killed"),
     ),
-    "half of a refused list is forgotten": Mutation(
-        "delivery/partition.py",
-        "            await self._deliver(events[half:])\n",
-        "",
-        scenario("killed"),
+    "buffer-limit": Mutation("return True", "tests/integration/test_memory.py"),
+    "bounded-response": Mutation(
+        "answer = await response.content.read()", "tests/integration/test_lying_sinks.py"
     ),
-    "a new forwarder starts at the end": Mutation(
-        "hub/monitor.py",
-        '"earliest": "-1"',
-        '"earliest": "@latest"',
-        scenario("killed"),
+    "recreated-hub": Mutation("if False:", scenario("hub made anew")),
+    "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub made anew")),
+    "checkpoint-of-this-hub: created": Mutation(
+        "if written < self.created - _RESOLUTION:", scenario("hub made anew while nobody reads")
     ),
-    "checkpoints are kept in memory": Mutation(
-        "checkpoints/sqlite.py",
-        "database = sqlite3.connect(path,",
-        'database = sqlite3.connect(":memory:",',
-        scenario("killed"),
+    "checkpoint-of-this-hub: written": Mutation(
+        "if created not in {None, self.created}:",
+        "tests/integration/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_another_hubs",
     ),
-    "the buffer has no bound": Mutation(
-        "delivery/buffer.py",
-        "return not self.used or self.used + size <= self.limit",
-        "return True",
-        "tests/test_memory.py",
-    ),
-    "an answer is read to its end": Mutation(
-        "sink/webhook.py",
-        "answer = await response.content.read(_ANSWER_BYTES)",
-        "answer = await response.content.read()",
-        "tests/test_lying_sinks.py",
-    ),
-    "a hub made anew is not noticed": Mutation(
-        "hub/consumer.py",
-        "if self._hub.created != self._store.created:",
-        "if False:",
-        scenario("hub made anew"),
-    ),
-    "a gap in a hub made anew is loss": Mutation(
-        "hub/consumer.py",
-        "if last is None or number == last + 1:",
-        "if last is None or number > last:",
-        scenario("hub made anew"),
-    ),
-    "checkpoints of an earlier hub serve": Mutation(
-        "checkpoints/generation.py",
-        "or created not in {None, self.created}:",
-        "or False:",
-        scenario("hub made anew while nobody reads"),
-    ),
-    "blobs of an earlier hub serve": Mutation(
-        "checkpoints/generation.py",
-        "written < self.created - _RESOLUTION or ",
-        "",
-        "tests/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_another_hubs",
-    ),
-    "checkpoints of another hub serve": Mutation(
-        "hub/consumer.py",
-        "self._is_foreign(self.partitions[number])",
+    "checkpoint-ahead-of-hub": Mutation(
         "pass",
-        "tests/test_checkpoints.py::test_a_checkpoint_of_another_hub_is_left_for_start_position",
+        "tests/integration/test_checkpoints.py::test_a_checkpoint_of_another_hub_is_left_for_start_position",
     ),
-    "new partitions are not noticed": Mutation(
-        "hub/consumer.py",
-        "elif self._read < self._hub.last.keys():",
-        "elif False:",
-        scenario("partitions added"),
-    ),
-    "a silent receiver is left alone": Mutation(
-        "server/health.py",
-        "or partition.blocked_message or now < due:",
-        "or partition.blocked_message or waits:",
+    "added-partitions": Mutation("elif False:", scenario("partitions added")),
+    "silent-receiver: ignored": Mutation(
+        "if not waits or partition.watermark.oldest or partition.blocked_message or waits:",
         scenario("receivers silent"),
     ),
-    "the client is never reopened": Mutation(
-        "server/health.py",
-        "self._source.reopen()",
+    "silent-receiver: without room": Mutation(
+        "if not waits or partition.watermark.oldest or now < due:",
+        "tests/integration/test_health.py::test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown",
+    ),
+    "reopen-client": Mutation(
         "self._source.reopen(number)",
-        "tests/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
+        "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
-    "a silence is forgotten by its age": Mutation(
-        "server/health.py",
-        "elif now - silence.owned",
-        "elif now - silence.since",
-        "tests/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
+    "silence-outlives-reopening": Mutation(
+        "elif now - silence.since > self._stall_timeout:",
+        "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
-    "what finds no room is silence": Mutation(
-        "server/health.py",
-        "or partition.blocked_message or now < due:",
-        "or now < due:",
-        (
-            "tests/test_health.py::"
-            "test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown"
-        ),
+    "no-delivery-tags": Mutation(
+        "pass", "tests/integration/test_memory.py::test_the_client_keeps_nothing_of_a_message"
     ),
-    "the client keeps delivery tags": Mutation(
-        "app.py",
-        "        mend_client()\n",
-        "",
-        "tests/test_memory.py::test_the_client_keeps_nothing_of_a_message",
+    "close-after-statement": Mutation(
+        "if True:",
+        "tests/integration/test_checkpoint_stores.py::test_closing_waits_for_a_statement_that_nobody_waits_for",
     ),
-    "the store is closed under a statement": Mutation(
-        "checkpoints/sqlite.py",
-        "with self._lock:  # SQLite",
-        "if True:  # SQLite",
-        "tests/test_embedded.py::test_closing_waits_for_a_statement_that_nobody_waits_for",
-    ),
-    "a page is not said": Mutation(
-        "sink/response.py",
-        'content_type == "text/html" or',
-        "False and",
-        "tests/test_lying_sinks.py",
+    "html-is-logged": Mutation(
+        'return body[:64].lstrip()[:1] == b"<"', "tests/integration/test_lying_sinks.py"
     ),
 }
 
 
-async def survives(mutation: Mutation) -> str:
+def mutate(guard: Guard, becomes: str) -> None:
+    """Change the marked line in its module."""
+    lines = guard.module.read_text().splitlines()
+    line = lines[guard.line]
+    lines[guard.line] = line[: len(line) - len(line.lstrip())] + becomes
+    guard.module.write_text("\n".join(lines) + "\n")
+
+
+async def survives(name: str, mutation: Mutation) -> str:
     """Return why a mutation was not noticed; empty if it was."""
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "app"
         shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
-        module = app / "forwarder" / mutation.module
-        if module.read_text().count(mutation.text) != 1:
-            return "its line is not there once"
-        module.write_text(module.read_text().replace(mutation.text, mutation.becomes))
+        mutate(dict(guards(app))[guard_of(name)], mutation.becomes)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pytest", "--exitfirst", "-m", "", "-p", "no:cacheprovider"),
             *("-o", f"pythonpath={app} {ROOT / 'tests'}", "--basetemp", Path(folder) / "tests"),
@@ -337,7 +200,7 @@ async def main(names: Sequence[str]) -> int:
     async def run(name: str) -> None:
         nonlocal survivors
         async with turns:
-            why = await survives(MUTATIONS[name])
+            why = await survives(name, MUTATIONS[name])
         survivors += bool(why)
         print(f"{'SURVIVED' if why else 'noticed ':8} {name}{': ' * bool(why)}{why}", flush=True)  # noqa: T201 - the tool's output
 

@@ -77,6 +77,7 @@ class _BlobStore(BlobCheckpointStore):
                 await self.container.create_container()
             found = await super().list_ownership(*where, raw_response_hook=note, **options)
         ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
+        # guard: ownership-age-by-store-clock
         return [{**one, "last_modified_time": one["last_modified_time"] + ahead} for one in found]
 
     async def claim_ownership(
@@ -89,10 +90,12 @@ class _BlobStore(BlobCheckpointStore):
         """
         async with self._turn:
             latest = [
+                # guard: release-by-latest-etag
                 one if one["owner_id"] else {**one, "etag": self._tags[_holding(one)]}
                 for one in ownership_list
             ]
             granted = [
+                # guard: own-claim-never-expires
                 {**one, "holder": one["owner_id"], "last_modified_time": math.inf}
                 for one in await super().claim_ownership(latest, **options)
             ]
@@ -128,6 +131,7 @@ class _BlobStore(BlobCheckpointStore):
             with suppress(ResourceNotFoundError):
                 found = await blob.get_blob_properties()
                 number = _place(found)["sequence_number"]
+                # guard: never-behind-another-process
                 if number is not None and number > checkpoint["sequence_number"]:
                     raise SupersededError from None
                 checkpoint["etag"] = found.etag
@@ -148,6 +152,7 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     }
     etag = checkpoint.get("etag")
     written = await (
+        # guard: conditional-write
         blob.set_blob_metadata(metadata, etag=etag, match_condition=MatchConditions.IfNotModified)
         if etag
         else blob.upload_blob(b"", metadata=metadata)

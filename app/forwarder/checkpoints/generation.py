@@ -51,6 +51,7 @@ class GenerationStore(CheckpointStore):
 
     def _is_own(self, entry: Mapping[str, Any]) -> bool:
         written, created = entry.get("written", self.created), entry.get("hub_created")
+        # guard: checkpoint-of-this-hub
         if written < self.created - _RESOLUTION or created not in {None, self.created}:
             self.say(self.created)
             return False

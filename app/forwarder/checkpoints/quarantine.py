@@ -59,6 +59,7 @@ class Quarantine:
     def claimed(self, partition: str, checkpoint: int | None) -> None:
         """Note a start; a graceful stop is noted by `left`, progress by `passed`."""
         before, starts = self._notes.starts.get(partition, (None, 0))
+        # guard: count-starts
         self._notes.starts[partition] = checkpoint, starts + 1 if before == checkpoint else 1
         self._note()
 
@@ -79,6 +80,7 @@ class Quarantine:
 
     def is_quarantined(self, partition: str, message: Message) -> bool:
         """Tell whether the process died of this message."""
+        # guard: quarantine-after-three-deaths
         return self._notes.deaths.get(_name(partition, message), 0) >= _DEATHS
 
     @contextmanager
@@ -93,7 +95,7 @@ class Quarantine:
         try:
             yield
         finally:
-            self._notes.deaths.pop(name, None)
+            self._notes.deaths.pop(name, None)  # guard: survivor-is-cleared
             if self._notes.suspect == name:  # it may be settled, and the next one under way
                 self._notes.suspect = ""
             self._note()

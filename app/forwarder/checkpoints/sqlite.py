@@ -55,6 +55,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
 
     def close(self) -> None:
         """Close the file, after a statement that nobody waits for any more: it is in a thread."""
+        # guard: close-after-statement
         with self._lock:  # SQLite would crash
             self._database.close()
 
@@ -113,6 +114,7 @@ def _key_of(entry: dict[str, Any]) -> str:
 
 def _open(path: Path) -> sqlite3.Connection:
     """Open the file and read all of it once, so that damage shows now."""
+    # guard: checkpoints-on-disk
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
         # The journal stays as large as it is: a disk that is full takes checkpoints all the same.

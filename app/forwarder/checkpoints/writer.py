@@ -91,6 +91,7 @@ class Checkpoints:
             if not self.failure:
                 self._down_since = time.monotonic()
             self.failure = str(causes.of_store(errors[0], self._settings))
+            # guard: failed-checkpoint-is-retried
             self._repeated.error("checkpoints cannot be written", reason=self.failure)
         elif self.failure and any(results):
             down = round(time.monotonic() - self._down_since, 1)

@@ -35,4 +35,4 @@ class ReceiveBuffer:
         self._room.set()
 
     def _fits(self, size: int) -> bool:
-        return not self.used or self.used + size <= self.limit
+        return not self.used or self.used + size <= self.limit  # guard: buffer-limit

@@ -119,14 +119,14 @@ class Partition:
         try:
             await self._delivery.sink.post([event.body for event, _ in events])
         except Rejected as error:
-            if len(events) == 1:
+            if len(events) == 1:  # guard: split-rejected-list
                 ((event, message),) = events
                 refused = Unusable(event.body, f"refused by the sink: {error}")
                 await self._dead_letter(message, [refused])
                 return
             half = len(events) // 2
             await self._deliver(events[:half])
-            await self._deliver(events[half:])
+            await self._deliver(events[half:])  # guard: second-half
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))

@@ -66,8 +66,8 @@ class Watermark:
         if held:
             self.release_bytes(message, count)
         message.pending -= count
-        while self._messages and not self._messages[0].pending:
-            self.position = self._messages.popleft()
+        while self._messages and not self._messages[0].pending:  # guard: contiguous-acknowledgement
+            self.position = self._messages.popleft()  # guard: checkpoint-in-order
             self._buffer.release(_ENTRY_BYTES)
 
     def mark_unsettleable(self, message: Message) -> None:

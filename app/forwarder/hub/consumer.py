@@ -30,6 +30,7 @@ _FEW: Final = 10  # messages read ahead at least, and while they are taken one b
 _CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
 _WAIT: Final = 0.5  # seconds without a message after which the client calls all the same
 _PAUSE: Final = 0.5  # seconds between two questions to a hub that does not answer
+# guard: receive-forever
 _FOR_EVER: Final = 2**31  # the client counts a receiver's errors over its whole life
 
 
@@ -88,13 +89,13 @@ class Consumer:
         """Compare the hub, just looked at, with what is read."""
         if not self._client or self._again.is_set():
             return
-        if self._hub.created != self._store.created:
+        if self._hub.created != self._store.created:  # guard: recreated-hub
             # Nothing more is written of the old hub: what is under way there is still delivered.
             self._of_old_hub = list(self._checkpoints.owned.values())
             self._checkpoints.owned.clear()
             self._store.say(self._hub.created)
             self.reopen()
-        elif self._read < self._hub.last.keys():
+        elif self._read < self._hub.last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(self._hub.last))
             self.reopen()
         ahead = {
@@ -106,7 +107,7 @@ class Consumer:
         }
         # Twice, for the checkpoint may be younger than the look.
         for number in ahead & self._ahead:
-            self._is_foreign(self.partitions[number])
+            self._is_foreign(self.partitions[number])  # guard: checkpoint-ahead-of-hub
         self._ahead = ahead
 
     def cancel(self) -> None:
@@ -138,7 +139,7 @@ class Consumer:
         await self._run_client(_FEW, 1, _CAREFUL * self._settings.checkpoint_interval)
         buffer.limit = limit
         if not self._stopping:
-            self._checkpoints.quarantine.over()
+            self._checkpoints.quarantine.over()  # guard: end-of-one-by-one
 
     async def _run_client(self, prefetch: int, batch: int, seconds: float | None = None) -> None:
         """Receive for so long, until `reopen` wants another client, or until it is closed."""
@@ -235,7 +236,7 @@ class Consumer:
         for data in received:
             if (
                 partition is None
-                or self._stopping
+                or self._stopping  # guard: nothing-received-while-stopping
                 or self._pausing
                 or self.partitions.get(number) is not partition
             ):
@@ -253,11 +254,11 @@ class Consumer:
         Where its number is not the next one, the hub is asked whether it is still the same.
         """
         number, newest, last = message.sequence_number, partition.last_received, partition.last
-        if last is None or number == last + 1:
+        if last is None or number == last + 1:  # guard: gap-asks-the-hub
             return True
         # Read again after a reconnect; or a checkpoint at 0, which the client takes for none.
         if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
-            return False
+            return False  # guard: already-received
         await self._hub.look()
         while self._hub.failure and not self._stopping:
             await asyncio.sleep(_PAUSE)

@@ -20,7 +20,7 @@ QUIET: Final = timedelta(hours=1)  # without a message: AKS writes some every mi
 def _starting_position(settings: Settings) -> str | datetime:
     start = settings.start_position
     if isinstance(start, str):
-        return {"earliest": "-1", "latest": "@latest"}[start]
+        return {"earliest": "-1", "latest": "@latest"}[start]  # guard: earliest
     instant = start if isinstance(start, datetime) else datetime.now(UTC) - start
     return instant - timedelta(milliseconds=1)  # the hub's clock ticks so; the instant is included
 

@@ -142,7 +142,7 @@ class Health:
         for number, silence in list(self._silences.items()):
             if number in self._partitions:
                 silence.owned = now
-            elif now - silence.owned > self._stall_timeout:
+            elif now - silence.owned > self._stall_timeout:  # guard: silence-outlives-reopening
                 del self._silences[number]
 
     def _cure(self, number: str, partition: Partition) -> None:
@@ -158,13 +158,14 @@ class Health:
             return
         since = max(partition.progress, self._hub.up_since)
         due = max(since, silence.reopened if silence else 0.0) + self._step
+        # guard: silent-receiver
         if not waits or partition.watermark.oldest or partition.blocked_message or now < due:
             return
         if silence:
             said, what = "still stalled", "client"
             for one in self._silences.values():
                 one.reopened = now
-            self._source.reopen()
+            self._source.reopen()  # guard: reopen-client
         else:
             said, what = "stalled", "partition"
             silence = self._silences[number] = _Silence(since, partition.last_received, now, now)

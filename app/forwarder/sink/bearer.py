@@ -20,7 +20,7 @@ class BearerToken:
             try:
                 stat = self._path.stat()
                 version = (stat.st_mtime_ns, stat.st_ino)
-                if version != self._version:
+                if version != self._version:  # guard: token-reread
                     token = self._path.read_text(encoding="ascii").strip()
                     self._header = {"Authorization": f"Bearer {token}"} if token else {}
                     self._version = version

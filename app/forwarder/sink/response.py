@@ -4,7 +4,7 @@ from typing import Final
 
 from forwarder.errors import MisconfiguredError, Rejected, RetryableError
 
-_REJECTING: Final = {400, 413, 415, 422}
+_REJECTING: Final = {400, 413, 415, 422}  # guard: rejected-statuses
 _BUSY: Final = {408, 425, 429, *range(500, 600)}
 _CREDENTIALS: Final = "see WebSinkTokenFile, WebSinkHeaders, or a user and password in WebSinkURL"
 _PATH: Final = "correct the path in WebSinkURL (webhook.url)"
@@ -30,7 +30,7 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
     Rejected: never again. RetryableError: later, after so many seconds as Retry-After says
     (300 at most). MisconfiguredError: later, and somebody has to do what it says.
     """
-    if status in range(200, 300):
+    if status in range(200, 300):  # guard: accepted-statuses
         return
     told = f"{status} {' '.join(body.decode(errors='replace').split())[:_SHOWN_CHARACTERS]}".strip()
     if status in _REJECTING:
@@ -45,4 +45,4 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
 
 def is_html(content_type: str, body: bytes) -> bool:
     """Tell a page for people, such as a proxy's or a log-in's, from what a webhook answers."""
-    return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"
+    return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"  # guard: html-is-logged

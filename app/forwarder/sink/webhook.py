@@ -51,6 +51,7 @@ class Sink:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._settings) or True),
+            # guard: post-timeout
             timeout=aiohttp.ClientTimeout(total=self._settings.web_sink_timeout),
             headers={"User-Agent": "aks-audit", **dict(self._settings.web_sink_headers)},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -120,12 +121,12 @@ class Sink:
             async with self._session.post(
                 self._url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                answer = await response.content.read(_ANSWER_BYTES)
+                answer = await response.content.read(_ANSWER_BYTES)  # guard: bounded-response
                 if not response.content.at_eof():
                     response.close()  # what is left unread must not be read by the next request
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
-            seconds = f"{self._settings.web_sink_timeout:g}"
+            seconds = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
             raise RetryableError(
                 f"no answer in {seconds} s",
                 reason="timeout",
@@ -134,6 +135,7 @@ class Sink:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
             why = causes.of_sink(error, self._settings)
+            # guard: no-response-is-retried
             raise RetryableError(why.what, reason="connection", do=why.do) from None
         taken = time.perf_counter() - started
         status = response.status
