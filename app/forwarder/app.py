@@ -1,8 +1,9 @@
-"""The composition root: wires hub, delivery and sink together and takes them down in order."""
+"""The composition root: builds the pipeline, runs it, and shuts it down in order."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,75 +24,93 @@ from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
 from forwarder.hub.consumer import Consumer
 from forwarder.hub.monitor import HubMonitor
-from forwarder.hub.transport import mend_client
+from forwarder.hub.watchdog import Watchdog
 from forwarder.metrics import Metrics
 from forwarder.server.health import Health
 from forwarder.server.http import serve
 from forwarder.sink.webhook import Sink, shown_url
 
 _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
-
 _CANCEL_AGAIN: Final = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What runs, from the hub to the checkpoints."""
+
+    consumer: Consumer
+    checkpoints: Checkpoints
+    work: Sequence[Coroutine[Any, Any, None]]
+    """What runs until it is cancelled."""
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Forward until `stop` is set, then drain for ShutdownGrace at most and return."""
-    stamina.instrumentation.set_on_retry_hooks([])  # our own entries and metrics say it
     async with AsyncExitStack() as stack:
-        state = stack.enter_context(state_directory(settings.state_directory))
-        _say_start(settings)
-        mend_client()  # guard: no-delivery-tags
-        credential = await login(settings, stack)
-        store = GenerationStore(await _store(settings, credential, state, stack))
-        metrics = Metrics(__version__)
-        sink = await stack.enter_async_context(Sink(settings, metrics))
-        dead_letters = DeadLetterWriter(
-            DeadLetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
-            await stack.enter_async_context(open_dead_letter_blobs(settings, credential)),
-            max_waiting=settings.receive_buffer_bytes // 4,
-            retry=settings.checkpoint_interval,
-        )
-        delivery = DeliveryContext(
-            settings,
-            sink,
-            dead_letters,
-            ReceiveBuffer(settings.receive_buffer_bytes),
-            metrics,
-        )
-        quarantine = Quarantine(state / "poison.json")
-        checkpoints = Checkpoints(store, quarantine, settings)
-        hub = HubMonitor(settings, credential)
-        stack.push_async_callback(hub.close)
-        source = Consumer(delivery, hub, store, checkpoints, credential)
-        health = Health(delivery, hub, source, checkpoints)
-        await stack.enter_async_context(serve(settings, metrics, health))
+        pipeline = await _startup(settings, stack)
         async with asyncio.TaskGroup() as group:
-            work = (source.run(), checkpoints.run(), health.run(), dead_letters.run())
-            tasks = [group.create_task(one) for one in work]
+            tasks = [group.create_task(work) for work in pipeline.work]
             await stop.wait()
-            await _wind_down(settings, source, checkpoints)
+            await _shutdown(settings, pipeline)
             await end(tasks)
     log.info("stopped")
 
 
-async def _wind_down(settings: Settings, source: Consumer, checkpoints: Checkpoints) -> None:
-    """Drain, checkpoint, give up ownership: in this order, each for a bounded time."""
+async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
+    """Build the pipeline from its end to its beginning; `stack` closes what is opened."""
+    stamina.instrumentation.set_on_retry_hooks([])  # retries are in our own log and metrics
+    state = stack.enter_context(state_directory(settings.state_directory))
+    _log_start(settings)
+    credential = await login(settings, stack)
+    metrics = Metrics(__version__)
+
+    sink = await stack.enter_async_context(Sink(settings, metrics))
+    dead_letters = DeadLetterWriter(
+        DeadLetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
+        await stack.enter_async_context(open_dead_letter_blobs(settings, credential)),
+        max_waiting=settings.receive_buffer_bytes // 4,
+        retry=settings.checkpoint_interval,
+    )
+    buffer = ReceiveBuffer(settings.receive_buffer_bytes)
+    delivery = DeliveryContext(settings, sink, dead_letters, buffer, metrics)
+
+    store = GenerationStore(await _open_store(settings, credential, state, stack))
+    checkpoints = Checkpoints(store, Quarantine(state / "poison.json"), settings)
+
+    hub = HubMonitor(settings, credential)
+    stack.push_async_callback(hub.close)
+    consumer = Consumer(delivery, hub, store, checkpoints, credential)
+    watchdog = Watchdog(delivery, hub, consumer, checkpoints)
+
+    health = Health(delivery, hub, consumer, watchdog, checkpoints)
+    await stack.enter_async_context(serve(settings, metrics, health))
+    parts = (consumer, watchdog, checkpoints, dead_letters, health)
+    return Pipeline(consumer, checkpoints, [part.run() for part in parts])
+
+
+async def _shutdown(settings: Settings, pipeline: Pipeline) -> None:
+    """Drain, write checkpoints, give up ownership: in this order, each for a bounded time."""
+    consumer = pipeline.consumer
     log.info("stopping", graceSeconds=settings.shutdown_grace)
-    source.stop()
+    consumer.stop()
     try:
         async with asyncio.timeout(settings.shutdown_grace):
-            await source.drain()  # guard: drain
+            await consumer.drain()  # guard: drain
     except TimeoutError:
         log.error("stopping with messages undelivered, they are read again at the next start")
-        source.cancel()
+        consumer.cancel()
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_CHECKPOINT):
-            await checkpoints.flush()
-    await source.close()
+            await pipeline.checkpoints.flush()
+    await consumer.close()
 
 
 async def end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they are done: the client forgets that when its connection just broke."""
+    """Cancel tasks until they are done.
+
+    The SDK's management request (5.15.1) swallows a cancellation when its connection breaks in
+    the same moment.
+    """
     while not all(task.done() for task in tasks):  # guard: cancel-until-done
         for task in tasks:
             task.cancel()
@@ -99,7 +118,7 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 async def login(settings: Settings, stack: AsyncExitStack) -> Any:
-    """Return the login by Microsoft Entra ID, if a connection string is missing for something."""
+    """Return a credential of Microsoft Entra ID, unless connection strings are given for all."""
     if not settings.event_hub_namespace and not settings.blob_account_url:
         return None
     from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 - costs half a second
@@ -107,10 +126,10 @@ async def login(settings: Settings, stack: AsyncExitStack) -> Any:
     return await stack.enter_async_context(DefaultAzureCredential())
 
 
-async def _store(
+async def _open_store(
     settings: Settings, credential: Any, state: Path, stack: AsyncExitStack
 ) -> CheckpointStore:
-    """Open the storage account's container, or without one a file in the state directory."""
+    """Open the store of checkpoints: the storage account, or without one the state directory."""
     if not settings.blob_connection and not settings.blob_account_url:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
         return stack.enter_context(closing(embedded))
@@ -119,7 +138,7 @@ async def _store(
     return await stack.enter_async_context(open_blob_store(settings, credential))
 
 
-def _say_start(settings: Settings) -> None:
+def _log_start(settings: Settings) -> None:
     log.info("start", version=__version__, url=str(shown_url(settings.web_sink_url)))
     hub, blob = settings.hub_connection, settings.blob_connection
     log.write(

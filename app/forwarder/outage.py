@@ -25,10 +25,14 @@ class Outage:
         self.recovered_at = time.monotonic()
         """When it last became healthy, by the monotonic clock."""
 
-    def fail(self, reason: str, **fields: Any) -> None:
-        """Record a failure."""
+    def begin(self, reason: str) -> None:
+        """Record a failure without a log entry, such as before the first attempt."""
         self.reason = reason
         self.since = self.since or time.monotonic()
+
+    def fail(self, reason: str, **fields: Any) -> None:
+        """Record a failure."""
+        self.begin(reason)
         self._limited.error(self._began, **fields, reason=reason)
 
     def end(self, **fields: Any) -> None:

@@ -68,7 +68,7 @@ MUTATIONS: dict[str, Mutation] = {
     "nothing-received-while-stopping": Mutation(
         "or False", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
     ),
-    "drain": Mutation("source.cancel()", scenario("stopped while the sink is slow")),
+    "drain": Mutation("consumer.cancel()", scenario("stopped while the sink is slow")),
     "cancel-until-done": Mutation(
         "for _ in (0,):",
         "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
@@ -131,19 +131,19 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "added-partitions": Mutation("elif False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
-        "if not waits or partition.watermark.oldest or partition.blocked_message or waits:",
+        "if not behind or partition.watermark.oldest or partition.blocked_message or behind:",
         scenario("receivers silent"),
     ),
     "silent-receiver: without room": Mutation(
-        "if not waits or partition.watermark.oldest or now < due:",
+        "if not behind or partition.watermark.oldest or now < due:",
         "tests/integration/test_health.py::test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown",
     ),
     "reopen-client": Mutation(
-        "self._source.reopen(number)",
+        "self._consumer.reopen(number)",
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "silence-outlives-reopening": Mutation(
-        "elif now - silence.since > self._stall_timeout:",
+        "elif now - stall.since > self._timeout:",
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "no-delivery-tags": Mutation(

@@ -208,11 +208,11 @@ async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
         assert running.entries("hub does not answer")[0]["level"] == "error"
         assert await running.reasons("/livez") == []
         monitor = HubMonitor(running.settings, None)
-        await monitor.look()
-        assert monitor.failure
+        await monitor.poll()
+        assert monitor.outage.reason
         server.faults.accept()
-        await monitor.look()
-        assert monitor.failure is None
+        await monitor.poll()
+        assert not monitor.outage.reason
         assert monitor.last == {"0": 0, "1": -1}
         assert running.entries("hub answers")[0]["partitions"] == 2
         await monitor.close()

@@ -12,6 +12,7 @@ from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.aio._consumer_async import EventHubConsumer
 
 from forwarder.config.settings import Settings
+from forwarder.hub.transport import Transport
 
 # Somebody owns the partition, or five read it: all is well with hub and consumer group.
 SHARED: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
@@ -29,15 +30,18 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
         "ssl_context": trusted(),
     }
     if settings.hub_connection:
-        return EventHubConsumerClient.from_connection_string(
+        client = EventHubConsumerClient.from_connection_string(
             settings.hub_connection.text, settings.consumer_group, **options
         )
-    return EventHubConsumerClient(
-        settings.event_hub_namespace or "",
-        consumer_group=settings.consumer_group,
-        credential=credential,
-        **options,
-    )
+    else:
+        client = EventHubConsumerClient(
+            settings.event_hub_namespace or "",
+            consumer_group=settings.consumer_group,
+            credential=credential,
+            **options,
+        )
+    client._amqp_transport = Transport  # noqa: SLF001 - the SDK has no option for it
+    return client
 
 
 def trusted() -> ssl.SSLContext:

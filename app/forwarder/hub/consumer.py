@@ -259,10 +259,10 @@ class Consumer:
         # Read again after a reconnect; or a checkpoint at 0, which the client takes for none.
         if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
             return False  # guard: already-received
-        await self._hub.look()
-        while self._hub.failure and not self._stopping:
+        await self._hub.poll()
+        while self._hub.outage.reason and not self._stopping:
             await asyncio.sleep(_PAUSE)
-            await self._hub.look()
+            await self._hub.poll()
         self.check()
         if self._again.is_set() or self._stopping:
             return False

@@ -1,0 +1,148 @@
+"""Reopens what stalls, and tells how far behind each partition is.
+
+A receiver may go silent with its connection open, or be refused again and again: the client
+retries and reports nothing (azure-eventhub 5.15.1). Progress is therefore measured by the hub's
+own sequence numbers. A partition that gets nothing while the hub has more is stalled: its receiver
+is reopened, later the whole client, and after StallTimeout liveness fails. Messages that were
+received and wait for the sink, or for room, do not make a partition stalled.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from forwarder import log
+from forwarder.checkpoints.writer import Checkpoints
+from forwarder.delivery.partition import DeliveryContext, Partition
+from forwarder.delivery.watermark import Message
+from forwarder.hub.consumer import Consumer
+from forwarder.hub.monitor import HubMonitor
+
+_INTERVAL: Final = 10.0  # seconds between two polls of the hub, at most
+_SOON: Final = 1.0  # seconds to the next poll of a hub that does not answer
+_STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, fail
+
+
+@dataclass(slots=True)
+class _Stall:
+    """Since when a partition gets nothing, after which message, and when it was last reopened."""
+
+    since: float
+    after: Message | None
+    owned: float  # when it was last seen to be ours
+    reopened: float
+
+
+class Watchdog:
+    """Measures the progress of the partitions that this process owns."""
+
+    def __init__(
+        self,
+        delivery: DeliveryContext,
+        hub: HubMonitor,
+        consumer: Consumer,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._timeout = delivery.settings.stall_timeout
+        # No shorter than what it takes to open a partition.
+        self._step = max(self._timeout / _STEPS, delivery.settings.load_balancing_interval)
+        self._metrics = delivery.metrics
+        self._hub = hub
+        self._consumer = consumer
+        self._checkpoints = checkpoints
+        self._stalls: dict[str, _Stall] = {}
+
+    async def run(self) -> None:
+        """Poll the hub, and compare it with what was received, for ever."""
+        interval = min(_INTERVAL, self._timeout / _STEPS / 2)
+        while True:
+            await self._hub.poll()
+            if not self._hub.outage.reason:
+                self._consumer.check()
+                self._forget()
+                for number, partition in self._consumer.partitions.items():
+                    if not self.is_behind(number):
+                        partition.progress = time.monotonic()
+                        self._checkpoints.quarantine.left(number)
+                    self._watch(number, partition)
+            await asyncio.sleep(min(interval, _SOON) if self._hub.outage.reason else interval)
+
+    def is_behind(self, number: str) -> bool:
+        """Tell whether the partition has messages that were not received or not acknowledged."""
+        partition = self._consumer.partitions[number]
+        newest = partition.last_received
+        received = newest.sequence_number if newest else self._stored(number)
+        return partition.watermark.oldest is not None or self._last(number) > received
+
+    def since(self, number: str) -> float:
+        """Return since when it makes no progress (monotonic); being reopened is no progress."""
+        stall = self._stalls.get(number)
+        return stall.since if stall else self._consumer.partitions[number].progress
+
+    def lag(self, number: str) -> int:
+        """Return how many messages in the hub are behind the checkpoint."""
+        return max(0, self._last(number) - self._stored(number))
+
+    def oldest(self, number: str) -> float:
+        """Return the age in seconds of the oldest message that is not delivered.
+
+        Of messages that are still in the hub only a bound is known: they are younger than the
+        last one received.
+        """
+        partition = self._consumer.partitions[number]
+        if oldest := partition.watermark.oldest or partition.blocked_message:
+            return max(0.0, time.time() - oldest.enqueued)
+        if not self.is_behind(number):
+            return 0.0
+        if newest := partition.last_received:
+            return max(0.0, time.time() - newest.enqueued)
+        return time.monotonic() - self.since(number)
+
+    def _watch(self, number: str, partition: Partition) -> None:
+        """Reopen a partition that gets nothing while the hub has more, then the whole client."""
+        stall = self._stalls.get(number)
+        behind, now = self.is_behind(number), time.monotonic()
+        if stall and (partition.last_received not in {None, stall.after} or not behind):
+            del self._stalls[number]
+            log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
+            return
+        since = max(partition.progress, self._hub.outage.recovered_at)
+        due = max(since, stall.reopened if stall else 0.0) + self._step
+        # guard: silent-receiver
+        if not behind or partition.watermark.oldest or partition.blocked_message or now < due:
+            return
+        if stall:
+            message, what = "still stalled", "client"
+            for one in self._stalls.values():
+                one.reopened = now
+            self._consumer.reopen()  # guard: reopen-client
+        else:
+            message, what = "stalled", "partition"
+            stall = self._stalls[number] = _Stall(since, partition.last_received, now, now)
+            self._consumer.reopen(number)
+        self._metrics.reopened[what].inc()
+        log.error(message, partition=number, seconds=round(now - stall.since, 1), reopened=what)
+
+    def _forget(self) -> None:
+        """Forget the stalls of partitions that another process owns now."""
+        now = time.monotonic()
+        for number, stall in list(self._stalls.items()):
+            if number in self._consumer.partitions:
+                stall.owned = now
+            elif now - stall.owned > self._timeout:  # guard: silence-outlives-reopening
+                del self._stalls[number]
+
+    def _last(self, number: str) -> int:
+        """Return the last sequence number in the partition, as far as is known."""
+        newest = self._consumer.partitions[number].last_received
+        return max(self._hub.last.get(number, -1), newest.sequence_number if newest else -1)
+
+    def _stored(self, number: str) -> int:
+        """Return the sequence number of the checkpoint, or the one before the first to be read."""
+        owned = self._checkpoints.owned.get(number)
+        if owned and owned.stored is not None:
+            return owned.stored
+        if (after := self._consumer.partitions[number].start_after) is not None:
+            return after
+        return self._hub.first.get(number, 0) - 1
