@@ -44,7 +44,7 @@ def main(
     except SettingsError as error:
         sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
         return 2
-    log.configure(settings)
+    log.configure(settings.verbose_level, settings.log_format, settings.secrets)
 
     async def until_signal() -> int:
         stop = asyncio.Event()

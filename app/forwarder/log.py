@@ -1,4 +1,4 @@
-"""One line an entry, to standard output, as JSON or as text."""
+"""The log: one line per entry on standard output, as JSON or as text."""
 
 import logging
 import sys
@@ -10,8 +10,6 @@ from typing import Any, Final
 
 import msgspec
 from pythonjsonlogger.msgspec import MsgspecFormatter
-
-from forwarder.config.settings import Settings
 
 # VerboseLevel 1 to 4, each with all before it.
 ERROR: Final = logging.ERROR
@@ -28,36 +26,36 @@ _logger: Final = logging.getLogger("forwarder")
 _recent: Final = deque[str](maxlen=_RECENT)
 
 
-def configure(settings: Settings) -> None:
-    """Send this package's entries to standard output; libraries stay silent, their errors reach us.
+def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> None:
+    """Send this package's entries to standard output and silence those of libraries.
 
-    The texts in `settings.secrets` are blotted out of errors, whose reasons others have worded.
+    `secrets` are redacted in errors: their reasons may hold texts of other programs.
     """
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Text() if settings.log_format == "text" else _Json())
-    handler.addFilter(_redaction(settings.secrets))
+    handler.setFormatter(_Text() if log_format == "text" else _Json())
+    handler.addFilter(_redaction(secrets))
     _recent.clear()
     _logger.handlers = [handler, _Memory(ERROR)]
     _logger.propagate = False
-    _logger.setLevel(_THRESHOLDS[settings.verbose_level])
+    _logger.setLevel(_THRESHOLDS[verbose_level])
     logging.getLogger().handlers = [logging.NullHandler()]
-    # Nobody asks which line, thread or process wrote an entry: to find out costs as much as it.
+    # Nothing shows which line, thread or process wrote an entry, and finding out is expensive.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 - see "Optimization" in the HOWTO of logging
 
 
 def silence() -> None:
-    """Write no entries from now on: a command reports by itself."""
+    """Write no more entries: a command prints its own report."""
     logging.disable()
 
 
 def enabled(level: int) -> bool:
-    """Tell whether entries of this level are written, to save the work of making them."""
+    """Return whether entries of this level are written, so that callers can skip their cost."""
     return _logger.isEnabledFor(level)
 
 
 def write(level: int, message: str, **fields: Any) -> None:
-    """Write an entry: the message's first words are stable, what varies goes into the fields."""
+    """Write an entry; the message is constant, what varies goes into the fields."""
     if _logger.isEnabledFor(level):
         _logger.log(level, message, extra={"fields": fields})
 
@@ -73,7 +71,7 @@ def info(message: str, **fields: Any) -> None:
 
 
 def recent_errors() -> list[dict[str, Any]]:
-    """Return the last errors that were written, the latest first."""
+    """Return the errors written last, newest first."""
     return [msgspec.json.decode(entry) for entry in reversed(_recent)]
 
 
@@ -86,39 +84,39 @@ def describe(problem: BaseException) -> str:
 
 
 def redacted(text: str, secrets: tuple[str, ...]) -> str:
-    """Return a text with its secrets blotted out."""
+    """Return a text with its secrets replaced by ***."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return text
 
 
 class RateLimited:
-    """Says a lasting error once in `interval` seconds, with how often it came meanwhile."""
+    """Logs a repeated error once per `interval` seconds, with the number of repetitions."""
 
     def __init__(self, interval: float = _REPEAT_AFTER) -> None:
         self._interval = interval
-        self._said: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
+        self._logged_at: dict[str, float] = {}
+        self._repeated: dict[str, int] = {}
 
     def error(self, message: str, **fields: Any) -> None:
         """Write the error unless the same message was written within the interval."""
         now = time.monotonic()
-        if now - self._said.get(message, -self._interval) < self._interval:
-            self._unsaid[message] = self._unsaid.get(message, 0) + 1
+        if now - self._logged_at.get(message, -self._interval) < self._interval:
+            self._repeated[message] = self._repeated.get(message, 0) + 1
             return
-        self._said[message] = now
-        if repeated := self._unsaid.pop(message, 0):
+        self._logged_at[message] = now
+        if repeated := self._repeated.pop(message, 0):
             fields["repeated"] = repeated
         error(message, **fields)
 
     def forget(self) -> None:
-        """Start anew: the error is over, the next one is said at once."""
-        self._said.clear()
-        self._unsaid.clear()
+        """Log the next error at once, because the outage is over."""
+        self._logged_at.clear()
+        self._repeated.clear()
 
 
 class _Memory(logging.Handler):
-    """Keeps what the handler before it has written, and cleaned of secrets."""
+    """Keeps the last errors; its records have passed the redaction of the handler before it."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -144,7 +142,7 @@ class _Text(logging.Formatter):
 
 
 def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
-    """Return a filter that blots out secrets, the last net under every error."""
+    """Return a filter that redacts secrets in errors."""
 
     def redact(record: logging.LogRecord) -> bool:
         if record.levelno >= ERROR:
@@ -158,7 +156,7 @@ def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
 
 
 def _quoted(value: object) -> str:
-    """Return a field's text, on one line and harmless to a terminal whatever is in it."""
+    """Return a field as text on one line, without terminal escapes."""
     text = str(value)
     plain = text and text.isprintable() and not any(mark in text for mark in " \"'=")
     return text if plain else repr(text)

@@ -1,4 +1,4 @@
-"""The status page answers at a look, in JSON and in a browser, without a secret."""
+"""The status page in JSON and in a browser."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from forwarder.server.history import History, Point, State
+from forwarder.server.history import History, State
 from forwarder.server.page import page
 from support import events
 from support.eventhubs import Server
@@ -43,7 +43,7 @@ class _Tags(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
 
 
-async def test_says_what_flows_and_what_ails_and_no_secret(
+async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(401, body="<b>who</b> are you")
@@ -56,25 +56,25 @@ async def test_says_what_flows_and_what_ails_and_no_secret(
         async with forwarding(server, url, tmp_path, WebSinkHeaders=headers) as running:
             await running.until(lambda: running.entries("sink down"))
             held, _ = await browse(running)
-            assert 'aks-audit is <span class="bad">held off</span>' in held
+            assert 'aks-audit: <span class="bad">not delivering</span>' in held
             assert "&lt;b&gt;who&lt;/b&gt; are you" in held
             webhook.rule = None
             await running.until(lambda: running.entries("sink up"))
             await webhook.until(lambda: webhook.total == 30)
             status = json.loads((await running.get("/status"))[1])
             assert (status["notLive"], status["notReady"]) == ([], [])
-            assert status["parts"] == dict.fromkeys(
-                ("hub", "sink", "checkpoints", "dead letters"), ""
-            )
+            assert status["state"] == "delivering"
+            components = ("hub", "sink", "checkpoints", "dead letters")
+            assert status["components"] == dict.fromkeys(components, "healthy")
             first, second = status["partitions"]
             assert (first["partition"], first["delivered"]) == ("0", 30)
             assert (second["partition"], second["lag"]) == ("1", 0)
             assert [entry["message"] for entry in status["errors"]] == ["sink down"]
             assert status["settings"]["WebSinkURL"] == webhook.url
-            assert status["settings"]["WebSinkHeaders"] == "given"
+            assert status["settings"]["WebSinkHeaders"] == "set"
             assert status["settings"]["Categories"] == "kube-audit, kube-audit-admin"
             well, _ = await browse(running)
-            assert 'aks-audit is <span class="good">delivering</span>' in well
+            assert 'aks-audit: <span class="good">delivering</span>' in well
             for text in (held, well, json.dumps(status)):
                 assert "do-not-show-this" not in text
                 assert "nor-show-this" not in text
@@ -83,25 +83,59 @@ async def test_says_what_flows_and_what_ails_and_no_secret(
                 assert not _Tags(text).addresses
 
 
-def test_rates_are_of_the_time_between_two_points_and_old_points_go() -> None:
+def curve(history: History, now: float, *, delivered: int, lag: int = 0) -> list[list[float]]:
+    """Return when, lag and rate of each point."""
+    points = history.until(now, state(delivered, lag))
+    return [[one.at, one.lag, one.rate] for one in points]
+
+
+def test_a_curve_has_a_point_every_half_minute_for_an_hour_and_the_current_state() -> None:
     history = History()
     history.note(0, [state(100)])
     history.note(29, [state(500)])
     history.note(60, [state(700, lag=3)])
-    assert history.of("0") == [Point(0, 0.0, 0.0), Point(3, 0.0, 10.0)]
+    expected = [[0, 0, 0], [60, 3, 10], [70, 9, 2]]
+    assert curve(history, 70, delivered=720, lag=9) == expected
+    assert curve(history, 61, delivered=790)[-1] == [61, 0, 10]  # too short a time to tell
     for minute in range(2, 200):
         history.note(60 * minute, [state(700)])
-    assert len(history.of("0")) == 120
+    assert len(curve(history, 60 * 200, delivered=700)) == 121
     history.note(60 * 200, [])
-    assert history.of("0") == []
+    assert curve(history, 60 * 200, delivered=9) == [[60 * 200, 0, 0]]
 
 
-def test_a_partition_that_comes_back_starts_its_curve_anew() -> None:
+def test_a_partition_that_comes_back_starts_a_new_curve() -> None:
     history = History()
     history.note(0, [state(100)])
     history.note(60, [])
     history.note(120, [state(5)])
-    assert history.of("0") == [Point(0, 0.0, 0.0)]
+    assert curve(history, 120, delivered=5)[0] == [120, 0, 0]
+
+
+def report(points: list[tuple[float, int]], word: str = "x") -> dict[str, object]:
+    """Return a report with one partition, whose lag was such at so many seconds ago."""
+    hour = [{"secondsAgo": ago, "lag": lag, "oldest": 0.0, "rate": 0.0} for ago, lag in points]
+    one = {"partition": "0", "lag": points[-1][1], "oldest": 0.0, "checkpoint": 7, "delivered": 1}
+    return {
+        "version": "1",
+        "upSeconds": 1,
+        "state": "not delivering",
+        "notLive": [word],
+        "notReady": [],
+        "components": {"hub": word},
+        "partitions": [{**one, "lastHour": hour}],
+        "errors": [{"timestamp": "now", "message": word, "reason": word}],
+        "settings": {"EventHubName": word},
+    }
+
+
+def test_a_curve_fills_the_time_there_is_and_its_maximum_includes_the_current_value() -> None:
+    text = page(report([(120, 0), (60, 20), (0, 5_000)]))
+    lag = text.split("<polyline")[1].split('"')[1]
+    assert [float(point.split(",")[0]) for point in lag.split()] == [0, 60, 120]
+    assert [float(point.split(",")[1]) for point in lag.split()][-1] == 1
+    assert "max 5,000" in text
+    assert "last 2 min" in text
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
@@ -137,17 +171,6 @@ async def test_a_browser_draws_it(webhook: Webhook, tmp_path: Path) -> None:
 
 
 def test_what_a_page_shows_is_escaped() -> None:
-    text = page(
-        {
-            "version": "1",
-            "upSeconds": 1,
-            "notLive": ["<i>"],
-            "notReady": [],
-            "parts": {"hub": "<i>"},
-            "partitions": [],
-            "errors": [{"timestamp": "now", "message": "<i>", "reason": "<i>"}],
-            "settings": {"EventHubName": "<i>"},
-        }
-    )
+    text = page(report([(0, 0)], "<i>"))
     assert "i" not in _Tags(text).tags
     assert text.count("&lt;i&gt;") == 5

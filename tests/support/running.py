@@ -228,7 +228,7 @@ def _log(settings: Settings) -> Iterator[io.StringIO]:
     stream = io.StringIO()
     try:
         with contextlib.redirect_stdout(stream):
-            log.configure(settings)
+            log.configure(settings.verbose_level, settings.log_format, settings.secrets)
         yield stream
     finally:
         for one, (handlers, propagate, level) in zip(loggers, before, strict=True):

@@ -205,7 +205,7 @@ def logging_restored() -> Iterator[None]:
 
 def configure(**variables: str) -> Settings:
     settings = Settings.from_env({"EventHubNamespace": "hub.example", **variables})
-    log.configure(settings)
+    log.configure(settings.verbose_level, settings.log_format, settings.secrets)
     return settings
 
 

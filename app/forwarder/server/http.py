@@ -11,7 +11,7 @@ from forwarder.config.settings import Settings
 from forwarder.metrics import Metrics
 from forwarder.server.health import Health
 from forwarder.server.page import page
-from forwarder.server.status import look
+from forwarder.server.status import report
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
         return answer
 
     async def status(request: web.Request) -> web.Response:
-        found = look(settings, health)
+        found = report(settings, health)
         if "text/html" in request.headers.get("Accept", ""):
             return web.Response(text=page(found), content_type="text/html")
         return web.json_response(found)

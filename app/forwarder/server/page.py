@@ -1,10 +1,10 @@
-"""The status page as HTML. Pure: the state in, one self-contained page out, without a script."""
+"""The status page: a report in, one self-contained HTML page without a script out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-_WIDTH, _HEIGHT = 120, 28  # of a curve: a unit for each of the hour's points
+_WIDTH, _HEIGHT = 120, 28  # of a curve, in units of its own
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #0969da; --dim: #6e7781;
@@ -32,65 +32,67 @@ td:first-child { width: 16rem }
 
 
 def page(status: Mapping[str, Any]) -> str:
-    """Return the page; it loads itself anew every 10 s."""
+    """Return the page for a report of `status.report`; it reloads itself every 10 s."""
     reasons = [*status["notLive"], *status["notReady"]]
-    title = "stalled" if status["notLive"] else "held off" if reasons else "delivering"
+    title = status["state"]
     behind = sum(state["lag"] for state in status["partitions"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>aks-audit: {title}</title><style>{_STYLE}</style></head><body>
-<h1>aks-audit is <span class="{"bad" if reasons else "good"}">{title}</span></h1>
+<h1>aks-audit: <span class="{"bad" if reasons else "good"}">{title}</span></h1>
 <ul>{"".join(f"<li class=bad>{escape(reason)}</li>" for reason in reasons)}</ul>
-<p class="dim">version {escape(status["version"])}, up {_age(status["upSeconds"])},
-{len(status["partitions"])} partitions here, {behind:,} messages behind</p>
-<ul>{"".join(_part(*part) for part in status["parts"].items())}</ul>
-<h2>Partitions, and their last hour</h2>
+<p class="dim">Version {escape(status["version"])}, up for {_age(status["upSeconds"])}.
+{len(status["partitions"])} partitions owned, {behind:,} messages behind.</p>
+<h2>Components</h2>
+<ul>{"".join(_component(*one) for one in status["components"].items())}</ul>
+<h2>Partitions</h2>
 <div class="cards">{"".join(map(_partition, status["partitions"])) or _NONE}</div>
 <h2>Last errors</h2>
-{_table(_errors(status["errors"])) or '<p class="dim">none</p>'}
+{_table(_errors(status["errors"])) or '<p class="dim">None</p>'}
 <h2>Settings</h2>
 {_table(status["settings"].items())}
 </body></html>
 """
 
 
-_NONE: Final = "<p>none is read here at the moment</p>"
+_NONE: Final = "<p>This process owns no partition at the moment.</p>"
 
 
-def _part(name: str, trouble: str) -> str:
-    kind, text = ("bad", trouble) if trouble else ("good", "well")
-    return f'<li>{escape(name)}: <span class="{kind}">{escape(text)}</span></li>'
+def _component(name: str, state: str) -> str:
+    kind = "good" if state == "healthy" else "bad"
+    return f'<li>{escape(name)}: <span class="{kind}">{escape(state)}</span></li>'
 
 
 def _partition(state: Mapping[str, Any]) -> str:
-    hour = state["lastHour"]
-    rate = hour[-1]["rate"] if hour else 0
+    points = state["lastHour"]
     rows = "".join(
-        f'<div class="row">{text} {_curve([point[name] for point in hour])}</div>'
+        f'<div class="row">{text} {_curve([(p["secondsAgo"], p[name]) for p in points])}</div>'
         for name, text in (
             ("lag", f"{state['lag']:,} messages behind"),
-            ("rate", f"{rate:,.1f} events/s"),
+            ("rate", f"{points[-1]['rate']:,.1f} events/s"),
             ("oldest", f"oldest {_age(state['oldest'])}"),
         )
     )
     checkpoint = "none yet" if state["checkpoint"] is None else f"{state['checkpoint']:,}"
     return (
         f'<div class="card"><h3>Partition {escape(state["partition"])}</h3>{rows}'
-        f'<div class="dim">checkpoint {checkpoint}, {state["delivered"]:,} delivered</div></div>'
+        f'<div class="dim">checkpoint {checkpoint}, {state["delivered"]:,} events delivered; '
+        f"curves: last {_age(points[0]['secondsAgo'])}</div></div>"
     )
 
 
-def _curve(values: Sequence[float]) -> str:
-    """Return the values as a curve from 0 to their highest; the latest is at the right."""
-    top = max(values, default=0)
-    points = " ".join(
-        f"{_WIDTH - len(values) + 1 + index},{_HEIGHT - 1 - value / (top or 1) * (_HEIGHT - 2):.1f}"
-        for index, value in enumerate(values)
+def _curve(points: Sequence[tuple[float, float]]) -> str:
+    """Draw (seconds ago, value) from 0 to the maximum; the time there is fills the width."""
+    top = max(value for _, value in points)
+    span = points[0][0] or 1
+    line = " ".join(
+        f"{_WIDTH - ago / span * _WIDTH:.1f},{_HEIGHT - 1 - value / (top or 1) * (_HEIGHT - 2):.1f}"
+        for ago, value in points
     )
     return (
         f'<span class="dim">max {top:,.0f}</span><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'preserveAspectRatio="none" aria-hidden="true"><polyline points="{points}"/></svg>'
+        f'preserveAspectRatio="none" aria-hidden="true"><polyline points="{line}"/></svg>'
     )
 
 
@@ -106,7 +108,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _age(seconds: float) -> str:
-    """Return a duration in its largest unit."""
+    """Return a duration in the largest unit of which it has two."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

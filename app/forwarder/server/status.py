@@ -1,4 +1,4 @@
-"""The state of everything as one report: what an operator asks first."""
+"""The report behind /status: what an operator asks first, as JSON types and without a secret."""
 
 import time
 from collections.abc import Iterator
@@ -8,39 +8,47 @@ from typing import Any, Final
 from forwarder import __version__, log
 from forwarder.config.settings import Settings
 from forwarder.server.health import Health
+from forwarder.server.history import State
 from forwarder.sink.webhook import shown_url
 
 _STARTED: Final = time.monotonic()
 
 
-def look(settings: Settings, health: Health) -> dict[str, Any]:
-    """Return the report in JSON's types: durations in seconds, no secret."""
+def report(settings: Settings, health: Health) -> dict[str, Any]:
+    """Return the state of the process; durations are in seconds."""
+    now = time.monotonic()
+    not_live, not_ready = health.not_live(), health.not_ready()
     return {
         "version": __version__,
-        "upSeconds": round(time.monotonic() - _STARTED),
-        "notLive": health.not_live(),
-        "notReady": health.not_ready(),
-        "parts": health.components(),
-        "partitions": [
-            {
-                **state._asdict(),
-                "lastHour": [point._asdict() for point in health.history.of(state.partition)],
-            }
-            for state in health.states()
-        ],
+        "upSeconds": round(now - _STARTED),
+        "state": "stalled" if not_live else "not delivering" if not_ready else "delivering",
+        "notLive": not_live,
+        "notReady": not_ready,
+        "components": {name: why or "healthy" for name, why in health.components().items()},
+        "partitions": [_partition(now, state, health) for state in health.states()],
         "errors": log.recent_errors(),
         "settings": dict(_shown(settings)),
     }
 
 
+def _partition(now: float, state: State, health: Health) -> dict[str, Any]:
+    return {
+        **state._asdict(),
+        "lastHour": [
+            {"secondsAgo": now - one.at, "lag": one.lag, "oldest": one.oldest, "rate": one.rate}
+            for one in health.history.until(now, state)
+        ],
+    }
+
+
 def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield each setting by its variable; of what may be secret just whether it is given."""
+    """Yield each setting by its variable; of a secret one only whether it is set."""
     for item in fields(settings):
         value = getattr(settings, item.name)
         if item.name == "web_sink_url":
             value = shown_url(value)
         elif not item.repr:
-            value = "given" if value else None
+            value = "set" if value else None
         elif isinstance(value, frozenset | tuple):
             value = ", ".join(sorted(value))
         yield item.metadata["variable"], "" if value is None else str(value)
