@@ -60,9 +60,7 @@ def guard_of(mutation: str) -> str:
 
 MUTATIONS: dict[str, Mutation] = {
     "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink away")),
-    "checkpoint-in-order": Mutation(
-        "self._messages.popleft(); self.position = message", scenario("killed")
-    ),
+    "checkpoint-in-order": Mutation("self.position = self._messages.pop()", scenario("killed")),
     "already-received": Mutation("return True", scenario("hub drops")),
     "receive-forever": Mutation("_FOR_EVER: Final = 0", scenario("hub refuses")),
     "nothing-received-while-stopping": Mutation(

@@ -268,11 +268,11 @@ async def test_what_is_received_and_not_delivered_is_bounded_in_bytes(
 
 async def test_a_large_message_does_not_starve_behind_small_ones() -> None:
     buffer = ReceiveBuffer(1_000)
-    await buffer.take(1_000)
+    await buffer.acquire(1_000)
     taken: list[int] = []
 
     async def wait_for_room(size: int) -> None:
-        await buffer.take(size)
+        await buffer.acquire(size)
         taken.append(size)
 
     waiting = [asyncio.create_task(wait_for_room(size)) for size in (600, *[100] * 4)]

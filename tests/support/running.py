@@ -116,7 +116,7 @@ class Delivery(Traces):
         """Take the partition's next message, as the source does."""
         taker = self.partitions.setdefault(partition, Partition(partition, self.context))
         number = taker.last_received.sequence_number + 1 if taker.last_received else 0
-        await self.buffer.take(len(body))
+        await self.buffer.acquire(len(body))
         taker.submit(
             Message(number, str(number), time.time(), len(body)),
             unpack(body, self.settings.categories),

@@ -1,36 +1,43 @@
-"""The receive buffer: bytes received and not yet delivered, bounded for the whole process."""
+"""The receive buffer: bounds the bytes that are received and not yet delivered, process-wide."""
 
 import asyncio
 
 
 class ReceiveBuffer:
-    """Counts bytes; a message that is larger than the limit passes when nothing else is held."""
+    """A counter of bytes with a limit. A message larger than the limit passes when it is empty."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.used = 0
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
-        self._taking = 0
-        self.used = 0
+        self._waiting = 0
 
     def has_room(self, size: int) -> bool:
-        """Tell whether `size` bytes fit now and nobody waits for room: `take` will not wait."""
-        return not self._taking and self._fits(size)
+        """Return whether `acquire` would not wait: `size` bytes fit and nobody else waits."""
+        return not self._waiting and self._fits(size)
 
-    async def take(self, size: int) -> None:
-        """Wait until the bytes fit, which holds the partition back, and take them."""
-        self._taking += 1  # for the lock is free for a moment when it is handed on
+    async def acquire(self, size: int) -> None:
+        """Count the bytes of a message; waits until they fit, in the order of the calls."""
+        # The lock is free for a moment between two owners, so it cannot tell who waits.
+        self._waiting += 1
         try:
-            async with self._turn:  # in turn, or a large message would starve behind small ones
+            async with (
+                self._turn
+            ):  # first come, first served: small messages do not pass large ones
                 while not self._fits(size):
                     self._room.clear()
                     await self._room.wait()
                 self.used += size
         finally:
-            self._taking -= 1
+            self._waiting -= 1
+
+    def charge(self, size: int) -> None:
+        """Count bytes that cannot wait, whether they fit or not."""
+        self.used += size
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Uncount bytes."""
         self.used -= size
         self._room.set()
 

@@ -1,40 +1,53 @@
-"""Delivery of one partition: lists are closed, posted, and their messages settled."""
+"""Delivery of one partition: messages in, lists out, acknowledgements back.
+
+    events:          submit -> EventQueue -> worker -> Sink.post -> Watermark.acknowledge
+    unusable records: submit -> DeadLetterSink.add -> Watermark.acknowledge
+
+Up to WebSinkConcurrency workers take lists from the queue; one worker preserves the order of the
+partition. A worker closes its list when it is full or the queue is empty. It never waits for more
+events, so an idle hub has no added latency and a busy one has full lists.
+
+A message's bytes count in the receive buffer until each of its records is delivered or in the
+hands of the dead-letter sink. When the buffer is full, the consumer stops reading.
+"""
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Protocol
 
 from forwarder import log
-from forwarder.audit.envelope import Event, Unpacked, Unusable
+from forwarder.audit.envelope import Unpacked, Unusable
 from forwarder.config.settings import Settings
 from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
+from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, Rejected
 from forwarder.metrics import Metrics
-from forwarder.sink.webhook import LIST_OVERHEAD, Sink
-
-_Waiting = tuple[Event, Message]
+from forwarder.sink.webhook import Sink
 
 
 class DeadLetterSink(Protocol):
-    """Whoever keeps dead letters: see DeadLetterWriter."""
+    """Stores what cannot be delivered; implemented by DeadLetterWriter."""
 
     waiting: int
     evicted: int
     failure: str
 
     async def add(self, letters: Sequence[Record]) -> Awaitable[int]:
-        """Take letters; what is returned is done when they are safe."""
+        """Accept records; the result is done when they are durable.
+
+        It is the number of older records that were dropped for them. EvictedError: they had to
+        be removed from memory before they were durable.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
-    """Where events go, shared by all partitions."""
+    """What all partitions of the process share."""
 
     settings: Settings
     sink: Sink
@@ -44,80 +57,77 @@ class DeliveryContext:
 
 
 class Partition:
-    """Takes the messages of one partition in order and delivers their events."""
+    """Delivers the messages of one partition, which are submitted in the order of the hub."""
 
-    def __init__(self, number: str, delivery: DeliveryContext) -> None:
+    def __init__(self, number: str, context: DeliveryContext) -> None:
         self.number = number
-        self.metrics = delivery.metrics.partition(number)
-        self.watermark = Watermark(delivery.buffer)
+        self.metrics = context.metrics.partition(number)
+        self.watermark = Watermark(context.buffer)
         self.delivered = 0
-        """Events that the sink took."""
+        """Events that the sink accepted."""
         self.last_received: Message | None = None
-        """The last message taken."""
         self.start_after: int | None = None
-        """The sequence number before the first one to take: the checkpoint's if there is one."""
+        """The sequence number before the first message to read: the checkpoint's, if any."""
         self.blocked_message: Message | None = None
-        """The next message while there is no room for it."""
+        """The next message, while the receive buffer has no room for it."""
         self.progress = time.monotonic()
-        """When a message was last taken or settled, by the monotonic clock."""
-        self._delivery = delivery
-        self._queue: deque[_Waiting] = deque()
-        self._posting = 0
+        """When a message was last received or acknowledged, by the monotonic clock."""
+        self._context = context
+        self._concurrency = context.settings.web_sink_concurrency
+        self._queue = EventQueue(
+            context.settings.web_sink_max_events, context.settings.web_sink_max_bytes
+        )
+        self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def last(self) -> int | None:
-        """The sequence number before the next one, if that is known."""
+        """The sequence number before the next message, if it is known."""
         return self.last_received.sequence_number if self.last_received else self.start_after
 
     def submit(self, message: Message, unpacked: Unpacked) -> None:
-        """Accept a message, whose bytes the buffer holds already; `pump` sets it moving."""
+        """Queue a message's events. The receive buffer counts its bytes already.
+
+        Nothing is posted before `dispatch`, so that small messages share a list.
+        """
         self._count(message, unpacked)
         self.last_received = message
         self.progress = time.monotonic()
-        self.watermark.add(message, len(unpacked.events) + len(unpacked.refused))
-        self._queue.extend(zip(unpacked.events, repeat(message)))
+        records = message.buffered = len(unpacked.events) + len(unpacked.refused)
+        self.watermark.track(message, records)
+        if not records:
+            self._context.buffer.release(message.size)
+        self._queue.extend(unpacked.events, message)
         if unpacked.refused:
             self._spawn(self._dead_letter(message, unpacked.refused))
 
     def dispatch(self) -> None:
-        """Post what is waiting, on as many connections as may be under way at once."""
-        while self._queue and self._posting < self._delivery.settings.web_sink_concurrency:
-            self._posting += 1
+        """Start workers for what is queued."""
+        while self._queue and self._workers < self._concurrency:
+            self._workers += 1
             self._spawn(self._worker())
 
     async def drain(self) -> None:
-        """Wait until everything taken is settled."""
+        """Wait until everything submitted is acknowledged."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def cancel(self) -> None:
-        """Give up what is under way; it will be read again from the checkpoint."""
+        """Stop delivering; what is not acknowledged is read again from the checkpoint."""
         for task in self._tasks:
             task.cancel()
 
     async def _worker(self) -> None:
         try:
             while self._queue:
-                await self._deliver(self._next_list())
+                await self._deliver(self._queue.next_list())
         finally:
-            self._posting -= 1
+            self._workers -= 1
 
-    def _next_list(self) -> list[_Waiting]:
-        """Close a list by count or bytes, or because nothing more is waiting; never wait."""
-        settings, size = self._delivery.settings, LIST_OVERHEAD
-        found: list[_Waiting] = []
-        while self._queue and len(found) < settings.web_sink_max_events:
-            size += len(self._queue[0][0].body) + 1
-            if found and size > settings.web_sink_max_bytes:
-                break
-            found.append(self._queue.popleft())
-        return found
-
-    async def _deliver(self, events: Sequence[_Waiting]) -> None:
-        """Post the events; what is refused is halved until the bad one stands alone."""
+    async def _deliver(self, events: Sequence[Queued]) -> None:
+        """Post the events; a list that is rejected is halved until the bad event is alone."""
         try:
-            await self._delivery.sink.post([event.body for event, _ in events])
+            await self._context.sink.post([event.body for event, _ in events])
         except Rejected as error:
             if len(events) == 1:  # guard: split-rejected-list
                 ((event, message),) = events
@@ -130,40 +140,47 @@ class Partition:
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
-            self._delivery.metrics.delayed(event.stage_timestamp for event, _ in events)
+            self._context.metrics.delayed(event.stage_timestamp for event, _ in events)
             for message, count in Counter(message for _, message in events).items():
+                self._release_bytes(message, count)
                 self._acknowledge(message, count)
 
     async def _dead_letter(self, message: Message, refused: Sequence[Unusable]) -> None:
-        """Hand dead letters over; just the message's checkpoint waits until they are safe."""
-        letters = [Record.of(self.number, message.sequence_number, no) for no in refused]
-        written = await self._delivery.dead_letters.add(letters)
-        self.watermark.release_bytes(message, len(letters))
-        self._spawn(self._dead_lettered(message, len(letters), written))
+        """Hand records to the dead-letter sink. Only the message's checkpoint waits for it."""
+        records = [Record.of(self.number, message.sequence_number, one) for one in refused]
+        durable = await self._context.dead_letters.add(records)
+        self._release_bytes(message, len(records))
+        self._spawn(self._await_durable(message, len(records), durable))
 
-    async def _dead_lettered(self, message: Message, count: int, written: Awaitable[int]) -> None:
+    async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
         try:
-            dropped = await written
+            dropped = await durable
         except EvictedError:
             self.watermark.mark_unsettleable(message)
             return
-        self.metrics.outcomes["dead_lettered"].inc(count - dropped)
+        self.metrics.outcomes["dead_lettered"].inc(records - dropped)
         self.metrics.outcomes["dropped"].inc(dropped)
-        self._acknowledge(message, count, held=False)
+        self._acknowledge(message, records)
 
-    def _acknowledge(self, message: Message, count: int, *, held: bool = True) -> None:
+    def _acknowledge(self, message: Message, records: int) -> None:
         self.progress = time.monotonic()
-        self.watermark.acknowledge(message, count, held=held)
+        self.watermark.acknowledge(message, records)
+
+    def _release_bytes(self, message: Message, records: int) -> None:
+        """Release the message's bytes once none of its records keeps them in memory."""
+        message.buffered -= records
+        if not message.buffered:
+            self._context.buffer.release(message.size)
 
     def _count(self, message: Message, unpacked: Unpacked) -> None:
-        """Count what was received, and what the hub forgot before it could be."""
+        """Count a message, and those that expired in the hub before it was read."""
         self.metrics.messages.inc()
         self.metrics.received_bytes.inc(message.size)
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
         if unpacked.ruled:
             self.metrics.outcomes["filtered"].inc(unpacked.filtered)
-            self._delivery.metrics.judged(unpacked.ruled)
+            self._context.metrics.judged(unpacked.ruled)
         self.metrics.salvaged.inc(sum(event.salvaged for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1

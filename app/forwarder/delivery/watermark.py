@@ -1,4 +1,14 @@
-"""The messages of a partition that are under way, and how far everything is settled."""
+"""The watermark of a partition: how far its messages are complete without a gap.
+
+Event Hubs keeps one position per partition and consumer group, and a restart reads everything
+behind it again. Lists are posted concurrently and dead letters are written in batches, so messages
+complete in any order. The position may only move over messages that are complete; otherwise a
+restart would skip the ones in the gap.
+
+`track` adds a message in the order of the hub, `acknowledge` completes some of its records, and
+`position` is the last message up to which, itself included, each record is delivered, kept as a
+dead letter, skipped or filtered. Only `position` may be written as a checkpoint.
+"""
 
 import itertools
 from collections import deque
@@ -7,87 +17,88 @@ from typing import Final
 
 from forwarder.delivery.buffer import ReceiveBuffer
 
-_FEW: Final = 100  # messages: a look at all of them costs nothing
-_ENTRY_BYTES: Final = 256  # what a settled message still holds until the watermark passes it
+_COMPACT_AT: Final = 100  # messages; below that, compacting saves nothing
+_ENTRY_BYTES: Final = 256  # of a message without its body, counted while it is remembered
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """A message's place in the hub; `enqueued` is in Unix seconds.
-
-    `pending` counts records that are not settled, `held` those of them that hold its bytes.
-    """
+    """A message's place in the hub, and what is left of it to do."""
 
     sequence_number: int
     offset: str
     enqueued: float
+    """When the hub received it, in Unix seconds."""
     size: int
+    """Bytes of its body."""
     pending: int = 0
-    held: int = 0
+    """Records that are not acknowledged."""
+    buffered: int = 0
+    """Records that keep the message's bytes in memory."""
 
 
 class Watermark:
-    """Messages settle out of order, the watermark never does.
+    """The messages of one partition that are in flight, and the position behind them.
 
-    `watermark` is the last message before which, itself included, everything is settled:
-    delivered, kept as a dead letter, skipped or filtered. Only it may become a checkpoint.
+    The entries count in the receive buffer: millions of them may wait for a full disk.
     """
 
     def __init__(self, buffer: ReceiveBuffer) -> None:
         self._buffer = buffer
         self._messages: deque[Message] = deque()
         self._closed = False
-        self._crowded = _FEW
+        self._compact_at = _COMPACT_AT
         self.position: Message | None = None
+        """The last message of the complete prefix; None until there is one."""
 
     @property
     def oldest(self) -> Message | None:
-        """The first message that is not settled."""
+        """The first message that is not complete."""
         return self._messages[0] if self._messages else None
 
-    def add(self, message: Message, pending: int) -> None:
-        """Take in a message, whose bytes the buffer counts already, with so many open records."""
-        message.pending = message.held = pending
-        if not self._closed:
-            self._buffer.used += _ENTRY_BYTES
-            self._messages.append(message)
-            if len(self._messages) >= self._crowded:
-                self._thin_out()
-        self.acknowledge(message, 0)
+    def track(self, message: Message, records: int) -> None:
+        """Add the next message, which is complete once `records` are acknowledged."""
+        message.pending = records
+        if self._closed:
+            return
+        self._messages.append(message)
+        self._buffer.charge(_ENTRY_BYTES)
+        if len(self._messages) >= self._compact_at:
+            self._compact()
+        self._advance()
 
-    def release_bytes(self, message: Message, count: int) -> None:
-        """So many of the message's records no longer hold its bytes; the last one frees them."""
-        message.held -= count
-        if not message.held:
-            self._buffer.release(message.size)
-
-    def acknowledge(self, message: Message, count: int, *, held: bool = True) -> None:
-        """Settle so many of the message's records, which held its bytes or were let out before."""
-        if held:
-            self.release_bytes(message, count)
-        message.pending -= count
-        while self._messages and not self._messages[0].pending:  # guard: contiguous-acknowledgement
-            self.position = self._messages.popleft()  # guard: checkpoint-in-order
-            self._buffer.release(_ENTRY_BYTES)
+    def acknowledge(self, message: Message, records: int) -> None:
+        """Complete this many of the message's records."""
+        message.pending -= records
+        self._advance()
 
     def mark_unsettleable(self, message: Message) -> None:
-        """Note that this message never settles here: none behind it can become the watermark."""
+        """Stop before this message for good: a record of it was evicted and has to be read again.
+
+        Messages behind it can never become the position, so they are forgotten.
+        """
         self._closed = True
         while self._messages and self._messages[-1].sequence_number > message.sequence_number:
             self._messages.pop()
             self._buffer.release(_ENTRY_BYTES)
 
-    def _thin_out(self) -> None:
-        """Forget settled messages with settled ones behind: the watermark would pass them at once.
+    def _advance(self) -> None:
+        while self._messages and not self._messages[0].pending:  # guard: contiguous-acknowledgement
+            self.position = self._messages.popleft()  # guard: checkpoint-in-order
+            self._buffer.release(_ENTRY_BYTES)
 
-        Where one message waits for long, for a disk that is full, thousands pile up behind it.
+    def _compact(self) -> None:
+        """Drop each complete message whose successor is complete as well.
+
+        The position would move over both at once. When one message waits for a full disk,
+        thousands of complete ones pile up behind it.
         """
         before = len(self._messages)
-        behind = [*itertools.islice(self._messages, 1, None), None]
+        successors = [*itertools.islice(self._messages, 1, None), None]
         self._messages = deque(
-            one
-            for one, after in zip(self._messages, behind, strict=True)
-            if one.pending or after is None or after.pending
+            message
+            for message, successor in zip(self._messages, successors, strict=True)
+            if message.pending or successor is None or successor.pending
         )
         self._buffer.release(_ENTRY_BYTES * (before - len(self._messages)))
-        self._crowded = _FEW + 2 * len(self._messages)
+        self._compact_at = _COMPACT_AT + 2 * len(self._messages)

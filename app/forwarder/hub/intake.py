@@ -44,7 +44,7 @@ class Intake:
         if not self._buffer.has_room(message.size):
             partition.dispatch()  # or nobody would make room
         partition.blocked_message = message
-        await self._buffer.take(message.size)
+        await self._buffer.acquire(message.size)
         partition.blocked_message = None
         if not self._quarantine.one_by_one:
             self._hand_over(partition, message, body)

@@ -1,0 +1,39 @@
+"""The queue of one partition's events, from which lists are cut."""
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
+
+from forwarder.audit.envelope import Event
+from forwarder.delivery.watermark import Message
+from forwarder.sink.webhook import LIST_OVERHEAD
+
+Queued = tuple[Event, Message]
+"""An event and the message that it came in."""
+
+
+class EventQueue:
+    """Events in the order of the hub."""
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._events: deque[Queued] = deque()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def extend(self, events: Iterable[Event], message: Message) -> None:
+        """Append the events of a message."""
+        self._events.extend(zip(events, repeat(message)))
+
+    def next_list(self) -> list[Queued]:
+        """Take what fits into one POST; an event above WebSinkMaxBytes is alone."""
+        size = LIST_OVERHEAD
+        taken: list[Queued] = []
+        while self._events and len(taken) < self._max_events:
+            size += len(self._events[0][0].body) + 1
+            if taken and size > self._max_bytes:
+                break
+            taken.append(self._events.popleft())
+        return taken
