@@ -1,5 +1,6 @@
 """The command `policy`: shows what a policy makes of recorded events, or of those in the hub."""
 
+import argparse
 import asyncio
 import os
 import sys
@@ -15,11 +16,59 @@ from forwarder.config.settings import Settings, variable
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError, PolicyError, SettingsError
 from forwarder.hub.client import connect, peek
+from forwarder.policy import document
 from forwarder.policy.document import Policy, load
 from forwarder.policy.explain import Report, Share, Trace, events_in, report, trace
 
 _PEEK_SECONDS: Final = 20.0
 _VARIABLE: Final = "AuditPolicyFile"
+
+
+HELP: Final = "show what an audit policy does to events, or print a preset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `policy`."""
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    text = "show which events each rule matches and what it leaves of them"
+    verb = verbs.add_parser("explain", help=text, description=text)
+    where = verb.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "file",
+        nargs="?",
+        default="",
+        metavar="FILE",
+        help="events as JSON lines, or dead letters; - for standard input",
+    )
+    where.add_argument(
+        "--hub", type=_count, default=0, metavar="N", help="the newest N messages of the hub"
+    )
+    verb.add_argument(
+        "--policy",
+        default="",
+        metavar="POLICY",
+        help="FILE, quiet or security; overrides AuditPolicyFile",
+    )
+    verb.add_argument("--event", action="store_true", help="the first event, rule by rule")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    text = "print a preset, to start your own policy from"
+    verbs.add_parser("show", help=text, description=text).add_argument(
+        "name", choices=document.PRESETS
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run `policy` with these arguments; return the exit status."""
+    if given.verb == "show":
+        sys.stdout.write(document.text(given.name))
+        return 0
+    return explain(given.file, given.policy, given.hub, event=given.event, as_json=given.json)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
 
 
 def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -> int:
@@ -58,7 +107,7 @@ def _policy(given: str) -> Policy:
     """Return the policy of the option, or of the environment; SettingsError if it is wrong."""
     name = "--policy" if given else _VARIABLE
     try:
-        if not (source := given or variable(os.environ, _VARIABLE)):
+        if not (source := given or variable(os.environ, _VARIABLE)[0]):
             raise PolicyError(["missing; give --policy FILE, --policy quiet or --policy security"])
         return load(source)
     except PolicyError as error:

@@ -1,10 +1,12 @@
 """Replay: dead letters are posted again; what the sink accepts is removed, what not stays."""
 
+import argparse
 import asyncio
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
 from typing import Final
 
 import stamina
@@ -14,6 +16,7 @@ from forwarder import log
 from forwarder.app import login
 from forwarder.commands.progress import progress
 from forwarder.commands.repost import Repost, Selection
+from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
 from forwarder.deadletters.blobs import DeadLetterBlobs, open_dead_letter_blobs
 from forwarder.deadletters.files import DeadLetterFiles
@@ -23,6 +26,37 @@ from forwarder.sink.webhook import Sink
 _PATIENCE: Final = 5.0  # seconds that the sink may be down: some tries
 _FOR_FILES: Final = 20.0  # seconds to wait for a forwarder that moves its files to the account
 _BLOBS: Final = 8  # replayed at once
+
+
+HELP: Final = "post dead letters again; accepted ones are removed, the others stay"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `replay`."""
+    parser.add_argument(
+        "--since",
+        type=_since,
+        metavar="WHEN",
+        help="only those since an ISO 8601 instant, or not older than an age such as 6h",
+    )
+    parser.add_argument(
+        "--reason", default="", metavar="TEXT", help="only those with this text in their reason"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only count them")
+
+
+async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
+    """Run `replay` with these arguments; True if it succeeded."""
+    return await replay(settings, Selection(given.since, given.reason, given.dry_run), stop)
+
+
+def _since(text: str) -> datetime | timedelta:
+    try:
+        if not isinstance(start := start_position(text), str):
+            return start
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is neither an ISO 8601 instant nor an age like 6h")
 
 
 async def replay(settings: Settings, selection: Selection, stop: asyncio.Event) -> bool:

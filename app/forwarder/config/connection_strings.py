@@ -1,123 +1,126 @@
-"""Connection strings of Event Hubs and Storage, as people paste them."""
+"""Connection strings of Event Hubs and Storage, as people paste them.
+
+`azure.core.utils.parse_connection_string` refuses what portals and editors add: quotes, blanks
+around the separators, `EntityPath=` without a value. No error shows a part of the string.
+"""
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from yarl import URL
 
 _STORAGE_KEYS = {"accountname", "accountkey", "defaultendpointsprotocol", "blobendpoint"}
-_HUB_KEYS = {
-    "endpoint": "Endpoint",
-    "sharedaccesskeyname": "SharedAccessKeyName",
-    "sharedaccesskey": "SharedAccessKey",
-    "sharedaccesssignature": "SharedAccessSignature",
-    "entitypath": "EntityPath",
-    "usedevelopmentemulator": "UseDevelopmentEmulator",
-}
 _PUBLIC_CLOUD = "core.windows.net"
 _FIND_HUB_STRING = "see az eventhubs namespace authorization-rule keys list"
+_FIND_STORAGE_STRING = "see az storage account show-connection-string"
 
 
 @dataclass(frozen=True, slots=True)
 class HubConnection:
-    """A namespace's or hub's connection string: `text` for the client, EntityPath taken out."""
+    """The connection string of a namespace or a hub: a policy and its key, or a signature."""
 
-    text: str = field(repr=False)
-    length: int  # of what was given
+    length: int  # of the text
+    host: str  # with a port if there is one
     entity_path: str | None
-    host: str  # with a port if one is given
     policy: str
+    key: str = field(repr=False)
+    signature: str = field(repr=False)
     emulator: bool  # without TLS
-    secrets: tuple[str, ...] = field(repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no output may show."""
+        return _present(self.key, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobConnection:
-    """A storage account's connection string."""
+    """The connection string of a storage account: an account key, or a signature."""
 
     text: str = field(repr=False)
-    length: int  # of what was given
+    length: int  # of the text as given
     account: str
-    url: URL = field(repr=False)  # of its blobs
-    secrets: tuple[str, ...] = field(repr=False)
+    url: URL = field(repr=False)  # of the blob service
+    key: str = field(repr=False)
+    signature: str = field(repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no output may show."""
+        return _present(self.key, self.signature)
 
 
 def hub_connection(text: str) -> HubConnection:
-    """Parse an Event Hubs connection string; ValueError says what is wrong and shows no part."""
+    """Parse an Event Hubs connection string; ValueError says what is wrong."""
     parts = _parts(text)
     if _STORAGE_KEYS & parts.keys():
         raise ValueError(
-            "this is a storage account's connection string, it belongs in "
-            f"BlobStorageConnectionString; expected the Event Hubs namespace's ({_FIND_HUB_STRING})"
+            "this is the connection string of a storage account, it belongs in "
+            f"BlobStorageConnectionString; expected one of Event Hubs ({_FIND_HUB_STRING})"
         )
     endpoint = urlsplit(parts.get("endpoint", ""))
     if endpoint.scheme != "sb" or not endpoint.hostname:
         raise ValueError(
-            f"has no Endpoint=sb://NAMESPACE.servicebus.windows.net/ in it ({_FIND_HUB_STRING})"
+            f"has no Endpoint=sb://NAMESPACE.servicebus.windows.net/ ({_FIND_HUB_STRING})"
         )
-    if "sharedaccesssignature" not in parts:
-        missing = [
-            _HUB_KEYS[key]
-            for key in ("sharedaccesskeyname", "sharedaccesskey")
-            if not parts.get(key)
-        ]
-        if missing:
-            raise ValueError(
-                f"lacks {' and '.join(missing)} (or a SharedAccessSignature): copy it whole, "
-                f"{_FIND_HUB_STRING}"
-            )
-    if parts.get("usedevelopmentemulator", "").lower() == "true":
-        parts["usedevelopmentemulator"] = "true"  # the client takes lower case only
-    entity_path = parts.pop("entitypath", None)
-    joined = ";".join(f"{_HUB_KEYS.get(key, key)}={value}" for key, value in parts.items())
-    secrets = _present(parts, "sharedaccesskey", "sharedaccesssignature")
+    policy, key = parts.get("sharedaccesskeyname", ""), parts.get("sharedaccesskey", "")
+    signature = parts.get("sharedaccesssignature", "")
+    named = {"SharedAccessKeyName": policy, "SharedAccessKey": key}
+    missing = [name for name, value in named.items() if not value]
+    if missing and not signature:
+        raise ValueError(
+            f"lacks {' and '.join(missing)} (or a SharedAccessSignature): copy all of it, "
+            f"{_FIND_HUB_STRING}"
+        )
     return HubConnection(
-        joined,
-        len(text),
-        entity_path,
-        endpoint.netloc,
-        parts.get("sharedaccesskeyname", ""),
-        parts.get("usedevelopmentemulator") == "true",
-        secrets,
+        length=len(text),
+        host=endpoint.netloc,
+        entity_path=parts.get("entitypath"),
+        policy=policy,
+        key=key,
+        signature=signature,
+        emulator=parts.get("usedevelopmentemulator", "").lower() == "true",
     )
 
 
 def blob_connection(text: str) -> BlobConnection:
-    """Parse a storage connection string; ValueError says what is wrong and shows no part of it."""
+    """Parse the connection string of a storage account; ValueError says what is wrong."""
     parts = _parts(text)
     if parts.get("endpoint", "").startswith("sb:"):
         raise ValueError(
             "this is an Event Hubs connection string, it belongs in EhubNamespaceConnectionString; "
-            "expected a storage account's (see az storage account show-connection-string)"
+            f"expected one of a storage account ({_FIND_STORAGE_STRING})"
         )
-    known = parts.keys() & {"accountkey", "sharedaccesssignature"}
-    if not known or not parts.keys() & {"accountname", "blobendpoint"}:
+    key, signature = parts.get("accountkey", ""), parts.get("sharedaccesssignature", "")
+    account = parts.get("accountname", "")
+    if not (key or signature) or not (account or parts.get("blobendpoint")):
         raise ValueError(
-            "lacks AccountName and AccountKey (or BlobEndpoint and SharedAccessSignature): copy it "
-            "whole, see az storage account show-connection-string"
+            "lacks AccountName and AccountKey (or BlobEndpoint and SharedAccessSignature): copy "
+            f"all of it, {_FIND_STORAGE_STRING}"
         )
-    secrets = _present(parts, "accountkey", "sharedaccesssignature")
-    account, suffix = parts.get("accountname", ""), parts.get("endpointsuffix", _PUBLIC_CLOUD)
     scheme = parts.get("defaultendpointsprotocol", "https")
-    url = URL(parts.get("blobendpoint") or f"{scheme}://{account}.blob.{suffix}")
-    return BlobConnection(_unquoted(text), len(text), account, url, secrets)
+    host = f"{account}.blob.{parts.get('endpointsuffix', _PUBLIC_CLOUD)}"
+    url = URL(parts.get("blobendpoint") or f"{scheme}://{host}")
+    return BlobConnection(_unquoted(text), len(text), account, url, key, signature)
 
 
 def _parts(text: str) -> dict[str, str]:
-    """Split `Key=value;…` into a dict with lower-case keys."""
+    """Split `Key=value;...` into a dict with lower-case keys; a key without a value is left out."""
     parts = {}
     for part in filter(None, (piece.strip() for piece in _unquoted(text).split(";"))):
-        key, equals, value = part.partition("=")
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise ValueError("is not a connection string: expected Key=value pairs joined by ';'")
-        parts[key.strip().lower()] = value.strip()
+        if value:
+            parts[key.lower()] = value
     return parts
 
 
 def _unquoted(text: str) -> str:
-    """Take off the white space and quotes that come along when a string is pasted."""
+    """Remove the white space and quotes that were pasted with a string."""
     return text.strip().strip("\"'").strip()
 
 
-def _present(parts: dict[str, str], *keys: str) -> tuple[str, ...]:
-    return tuple(parts[key] for key in keys if parts.get(key))
+def _present(key: str, signature: str) -> tuple[str, ...]:
+    """Return the secrets that there are; the part `sig` of a signature is one of its own."""
+    return tuple(filter(None, (key, signature, *parse_qs(signature).get("sig", ()))))

@@ -1,4 +1,8 @@
-"""Settings of the process, read from the environment once."""
+"""Settings of the process, read from the environment once.
+
+A field declares its variable. Its text is converted by msgspec, to the annotated type and within
+its bounds, or by a parser where a type says too little.
+"""
 
 import os
 import re
@@ -7,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
+import msgspec
+from msgspec import Meta
 from yarl import URL
 
 from forwarder.config import parsers
@@ -18,19 +24,52 @@ from forwarder.config.connection_strings import (
     blob_connection,
     hub_connection,
 )
+from forwarder.config.parsers import whole
 from forwarder.errors import PolicyError, SettingsError
 from forwarder.policy.document import Policy, load
 
-_DEFAULT_HUB = "insights-logs-kube-audit"
-_KEY = re.compile(r"\b(\w*(?:key|sig|signature)=)[^;&'\s]{8,}", re.IGNORECASE)
+# https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
+_Hub = Annotated[
+    str,
+    Meta(pattern=r"^[\w][\w.-]{0,255}$", description="the name of an event hub"),
+]
+_Group = Annotated[
+    str,
+    Meta(pattern=r"^(\$Default|[\w][\w.-]{0,49})$", description="the name of a consumer group"),
+]
+_Host = Annotated[
+    str,
+    Meta(
+        pattern=r"^[\w.-]+(:\d+)?$",
+        description="a host name such as NAME.servicebus.windows.net",
+    ),
+]
+# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+_Container = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*$",
+        description="the name of a container: 3 to 63 lower-case letters, digits and single "
+        "hyphens between them",
+    ),
+]
+_Seconds = Annotated[
+    float, Meta(gt=0, le=86_400, description="a number of seconds above 0 and up to 86400")
+]
+_Truth = Annotated[bool, Meta(description="true or false")]
+# What may be a secret in the wrong place: a connection string, or a key on its own.
+_CONNECTION = re.compile(r"\b(\w*(?:key|sig|signature)\s*=\s*)[^;&'\s]{8,}", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z0-9+/]{40,}={1,2}")
+_WORD = re.compile(r"[\w+/=~.-]{16,}")
 _SHORTEST_SECRET = 8  # characters; shorter header values, such as a tenant's number, are words
 
 
 def _variable(
-    name: str, default: Any, parser: Callable[[str], Any] = str, *, secret: bool = False
+    name: str, default: Any, parser: Callable[[str], Any] | None = None, *, secret: bool = False
 ) -> Any:
     """Declare a field that is read from the variable `name`; a parser raises ValueError."""
-    return field(default=default, repr=not secret, metadata={"variable": name, "parser": parser})
+    metadata = {"variable": name, "parser": parser, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +82,30 @@ class Settings:
     blob_connection: BlobConnection | None = _variable(
         "BlobStorageConnectionString", None, blob_connection, secret=True
     )
-    event_hub_name: str = _variable("EventHubName", _DEFAULT_HUB)
-    blob_container_name: str = _variable(
-        "BlobContainerName", "kubeauditlogcontainer", parsers.container_name
-    )
+    event_hub_name: _Hub = _variable("EventHubName", "insights-logs-kube-audit")
+    blob_container_name: _Container = _variable("BlobContainerName", "kubeauditlogcontainer")
     web_sink_url: URL = _variable(
         "WebSinkURL", URL("http://sysdig-agent:7765/k8s_audit"), parsers.web_url, secret=True
     )
-    verbose_level: int = _variable("VerboseLevel", 2, parsers.whole(1, 4))
-    event_hub_namespace: str | None = _variable("EventHubNamespace", None, parsers.host)
+    verbose_level: Annotated[int, whole(1, 4)] = _variable("VerboseLevel", 2)
+    event_hub_namespace: _Host | None = _variable("EventHubNamespace", None)
     blob_account_url: URL | None = _variable("BlobAccountUrl", None, parsers.account_url)
-    consumer_group: str = _variable("ConsumerGroup", "$Default")
+    consumer_group: _Group = _variable("ConsumerGroup", "$Default")
     start_position: str | datetime | timedelta = _variable(
         "StartPosition", "earliest", parsers.start_position
     )
-    hub_transport: str = _variable("HubTransport", "amqp", parsers.one_of("amqp", "websockets"))
+    hub_transport: Literal["amqp", "websockets"] = _variable("HubTransport", "amqp")
+    https_proxy: URL | None = _variable("HTTPS_PROXY", None, parsers.proxy_url, secret=True)
+    no_proxy: str = _variable("NO_PROXY", "")
     categories: frozenset[str] = _variable(
         "Categories", frozenset({"kube-audit", "kube-audit-admin"}), parsers.names
     )
     state_directory: Path = _variable("StateDirectory", Path("/var/lib/aks-audit"), Path)
-    web_sink_max_events: int = _variable("WebSinkMaxEvents", 100, parsers.whole(1, 10_000))
-    web_sink_max_bytes: int = _variable("WebSinkMaxBytes", 1_048_576, parsers.whole(1_024))
-    web_sink_concurrency: int = _variable("WebSinkConcurrency", 4, parsers.whole(1, 100))
-    web_sink_timeout: float = _variable("WebSinkTimeout", 10.0, parsers.seconds)
+    trusted_ca_file: Path | None = _variable("TrustedCAFile", None, parsers.certificates)
+    web_sink_max_events: Annotated[int, whole(1, 10_000)] = _variable("WebSinkMaxEvents", 100)
+    web_sink_max_bytes: Annotated[int, whole(1_024)] = _variable("WebSinkMaxBytes", 1_048_576)
+    web_sink_concurrency: Annotated[int, whole(1, 100)] = _variable("WebSinkConcurrency", 4)
+    web_sink_timeout: _Seconds = _variable("WebSinkTimeout", 10.0)
     web_sink_headers: tuple[tuple[str, str], ...] = _variable(
         "WebSinkHeaders", (), parsers.headers, secret=True
     )
@@ -73,34 +113,40 @@ class Settings:
     web_sink_ca_file: Path | None = _variable("WebSinkCAFile", None, parsers.certificates)
     web_sink_cert_file: Path | None = _variable("WebSinkCertFile", None, parsers.readable)
     web_sink_key_file: Path | None = _variable("WebSinkKeyFile", None, parsers.readable)
-    web_sink_max_rejects: int = _variable("WebSinkMaxRejects", 100, parsers.whole(1))
-    checkpoint_interval: float = _variable("CheckpointInterval", 5.0, parsers.seconds)
-    load_balancing_interval: float = _variable("LoadBalancingInterval", 10.0, parsers.seconds)
-    ownership_expiry: float = _variable("OwnershipExpiry", 60.0, parsers.seconds)
-    shutdown_grace: float = _variable("ShutdownGrace", 25.0, parsers.seconds)
-    stall_timeout: float = _variable("StallTimeout", 300.0, parsers.seconds)
-    dead_letter_max_bytes: int = _variable("DeadLetterMaxBytes", 104_857_600, parsers.whole(1_024))
-    receive_buffer_bytes: int = _variable("ReceiveBufferBytes", 33_554_432, parsers.whole(1_024))
+    web_sink_max_rejects: Annotated[int, whole(1)] = _variable("WebSinkMaxRejects", 100)
+    checkpoint_interval: _Seconds = _variable("CheckpointInterval", 5.0)
+    load_balancing_interval: _Seconds = _variable("LoadBalancingInterval", 10.0)
+    ownership_expiry: _Seconds = _variable("OwnershipExpiry", 60.0)
+    shutdown_grace: _Seconds = _variable("ShutdownGrace", 25.0)
+    stall_timeout: _Seconds = _variable("StallTimeout", 300.0)
+    dead_letter_max_bytes: Annotated[int, whole(1_024)] = _variable(
+        "DeadLetterMaxBytes", 104_857_600
+    )
+    receive_buffer_bytes: Annotated[int, whole(1_024)] = _variable("ReceiveBufferBytes", 33_554_432)
     audit_policy: Policy | None = _variable("AuditPolicyFile", None, load)
-    cluster_annotation: bool = _variable("ClusterAnnotation", default=False, parser=parsers.truth)
+    cluster_annotation: _Truth = _variable("ClusterAnnotation", default=False)
     resource_ids: tuple[str, ...] = _variable("ResourceIds", (), parsers.globs)
-    log_format: str = _variable("LogFormat", "json", parsers.one_of("json", "text"))
-    http_port: int = _variable("HttpPort", 5000, parsers.whole(0, 65_535))
+    log_format: Literal["json", "text"] = _variable("LogFormat", "json")
+    http_port: Annotated[int, whole(0, 65_535)] = _variable("HttpPort", 5000)
+    files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
+    """The files of variables given as NAME_FILE, by variable."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read all variables; SettingsError names every one that is missing or wrong."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"files": {}}
         problems: list[str] = []
-        for item in fields(cls):
-            name = item.metadata["variable"]
+        for name, variable_name in _names().items():
             try:
-                if text := variable(environ, name):
-                    values[item.name] = item.metadata["parser"](text)
+                text, path = variable(environ, variable_name)
+                if path:
+                    values["files"][name] = path
+                if text:
+                    values[name] = _parse(name, text)
             except PolicyError as error:
-                problems += [f"{name}: {problem}" for problem in error.problems]
+                problems += [f"{variable_name}: {problem}" for problem in error.problems]
             except ValueError as error:
-                problems.append(f"{name}: {error}")
+                problems.append(f"{variable_name}: {error}")
         hub = values.get("hub_connection")
         if hub and hub.entity_path:
             name = values.setdefault("event_hub_name", hub.entity_path)
@@ -116,31 +162,48 @@ class Settings:
         rules = (*settings._contradictions(), *settings._sink_contradictions())
         problems += [line for line in rules if line.split(":")[0] not in named]
         if problems:
-            raise SettingsError([_shown(problem) for problem in problems])
+            raise SettingsError([_redacted(problem) for problem in problems])
         return settings
 
     @classmethod
     def variables(cls) -> list[str]:
         """Return the names of all environment variables, in the order of the documentation."""
-        return [item.metadata["variable"] for item in fields(cls)]
+        return list(_names().values())
+
+    def current(self, name: str) -> Any:
+        """Return a field as the file of its NAME_FILE has it now: secrets are renewed in place.
+
+        Without such a file, or while its content is not usable, the value read at the start.
+        """
+        try:
+            return _parse(name, _text_of(self.files[name]))
+        except (KeyError, OSError, ValueError):
+            return getattr(self, name)
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every text that no output may show."""
-        connections = (self.hub_connection, self.blob_connection)
+        """Every text that no output may show, as of now."""
         found = [
-            secret for connection in connections if connection for secret in connection.secrets
+            secret
+            for name in ("hub_connection", "blob_connection")
+            for connection in (getattr(self, name), self.current(name))
+            if connection
+            for secret in connection.secrets
         ]
-        sent = [value for _, value in self.web_sink_headers] + [*self.web_sink_url.query.values()]
+        url = self.web_sink_url
+        sent = [value for _, value in self.web_sink_headers] + [*url.query.values()]
+        if self.web_sink_token_file:
+            sent.append(self.web_sink_token_file.read_text(errors="replace").strip())
         found += [value for value in sent if len(value) >= _SHORTEST_SECRET]
-        return (*found, self.web_sink_url.password) if self.web_sink_url.password else tuple(found)
+        passwords = (url.password, self.https_proxy and self.https_proxy.password)
+        return tuple(dict.fromkeys(filter(None, (*found, *passwords))))
 
     def _contradictions(self) -> Iterator[str]:
         """Yield a line for each rule across variables that these settings break."""
         if not self.hub_connection and not self.event_hub_namespace:
             yield (
-                "EhubNamespaceConnectionString: missing; give the connection string of the Event "
-                "Hubs namespace (or EventHubNamespace to log in with Microsoft Entra ID)"
+                "EhubNamespaceConnectionString: missing; set it to the connection string of the "
+                "Event Hubs namespace, or set EventHubNamespace to use Microsoft Entra ID"
             )
         two_ways = "given together with {}; these are two ways of logging in, leave one out"
         if self.hub_connection and self.event_hub_namespace:
@@ -159,14 +222,14 @@ class Settings:
         if self.web_sink_key_file and not self.web_sink_cert_file:
             yield "WebSinkCertFile: missing, WebSinkKeyFile needs it"
         if self.web_sink_cert_file and self.web_sink_key_file:
-            try:  # with a pass phrase, or a key that has one would be asked for on the terminal
+            try:  # with a pass phrase, or OpenSSL asks for that of an encrypted key on the terminal
                 ssl.create_default_context().load_cert_chain(
                     self.web_sink_cert_file, self.web_sink_key_file, password=""
                 )
             except ssl.SSLError as error:
                 yield (
                     "WebSinkCertFile: with WebSinkKeyFile it is not a certificate and its "
-                    f"unencrypted key in PEM form: {error.reason or error}"
+                    f"unencrypted key in PEM format: {error.reason or error}"
                 )
         logins = {
             "a user in WebSinkURL": self.web_sink_url.user,
@@ -182,19 +245,62 @@ class Settings:
             yield "WebSinkURL: is http, so WebSinkCAFile, -CertFile and -KeyFile have no effect"
 
 
-def _shown(problem: str) -> str:
-    """Return it as one line, without the key of a connection string in the wrong variable."""
-    return _KEY.sub(r"\1***", " ".join(problem.split()))
+def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
+    """Return the text of a variable, and the file that NAME_FILE names if it is from there.
 
-
-def variable(environ: Mapping[str, str], name: str) -> str:
-    """Return the variable's text, from the file that NAME_FILE names if that is given."""
-    text, path = environ.get(name, "").strip(), environ.get(f"{name}_FILE", "").strip()
+    HTTPS_PROXY and NO_PROXY may be in lower case, which then counts, as in curl.
+    """
+    text = (name.isupper() and environ.get(name.lower())) or environ.get(name, "")
+    text, path = text.strip(), environ.get(f"{name}_FILE", "").strip()
     if text and path:
         raise ValueError(f"given both as {name} and as {name}_FILE, leave one out")
     if not path:
-        return text
+        return text, None
     try:
-        return Path(path).read_text(encoding="utf-8-sig").strip()
+        return _text_of(Path(path)), Path(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}_FILE, '{path}', cannot be read: {error}") from None
+        shown = f", '{path}'," if Path(path).is_absolute() else ""  # it may be the secret itself
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"{name}_FILE{shown} cannot be read: {reason}") from None
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig").strip()
+
+
+def _names() -> dict[str, str]:
+    """Return the variables by field."""
+    declared = (item for item in fields(Settings) if item.metadata)
+    return {item.name: item.metadata["variable"] for item in declared}
+
+
+def _parse(name: str, text: str) -> Any:
+    """Return the value of a field; ValueError says what is accepted."""
+    declared = Settings.__dataclass_fields__[name].metadata
+    if not declared["secret"] and (_CONNECTION.search(text) or _KEY.fullmatch(text)):
+        raise ValueError("holds a key or a connection string, which belongs in another variable")
+    if declared["parser"]:
+        return declared["parser"](text)
+    kind = get_type_hints(Settings, include_extras=True)[name]
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        raise ValueError(f"'{text}' is not {_accepted(kind)}") from None
+
+
+def _accepted(kind: Any) -> str:
+    """Describe what a field of this type accepts."""
+    for item in (kind, *get_args(kind)):  # of an optional type, the first
+        if metas := getattr(item, "__metadata__", None):
+            return str(metas[0].description)
+    return f"one of {', '.join(get_args(kind))}"
+
+
+def _redacted(problem: str) -> str:
+    """Return it as one line, without what may be a key."""
+
+    def redact(word: re.Match[str]) -> str:
+        kinds = [re.search(kind, word[0]) for kind in ("[a-z]", "[A-Z]", "[0-9]")]
+        return "***" if all(kinds) or re.fullmatch("[0-9a-f]{24,}", word[0]) else word[0]
+
+    return _WORD.sub(redact, _CONNECTION.sub(r"\1***", " ".join(problem.split())))

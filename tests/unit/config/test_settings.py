@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import trustme
-from azure.eventhub import parse_connection_string
 from azure.storage.blob import BlobServiceClient
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from yarl import URL
 
+from forwarder.config.connection_strings import blob_connection, hub_connection
 from forwarder.config.settings import Settings
 from forwarder.errors import SettingsError
 from forwarder.policy import document
@@ -27,13 +27,14 @@ HOST = "audit.servicebus.windows.net"
 ENDPOINT = f"Endpoint=sb://{HOST}/"
 LOGIN = f"SharedAccessKeyName=Root;SharedAccessKey={KEY}"
 HUB = f"{ENDPOINT};{LOGIN}"
-SIGNATURE = f"SharedAccessSignature sr=sb%3a%2f%2f{HOST}&sig=c2lnbmF0dXJl&se=1900000000&skn=Root"
+SIGNATURE = f"SharedAccessSignature sr=sb%3a%2f%2f{HOST}&sig=signature&se=1900000000&skn=Root"
+ACCOUNT_KEY_OF_64_BYTES = "Kq3v" * 21 + "Kw=="
 STORAGE = (
     f"DefaultEndpointsProtocol=https;AccountName=checkpoints;AccountKey={ACCOUNT_KEY};"
     "EndpointSuffix=core.windows.net"
 )
 
-FIELDS = dict(zip(Settings.variables(), (item.name for item in fields(Settings)), strict=True))
+FIELDS = {item.metadata["variable"]: item.name for item in fields(Settings) if item.metadata}
 
 DEFAULTS: dict[str, Any] = {
     "EhubNamespaceConnectionString": None,
@@ -47,8 +48,11 @@ DEFAULTS: dict[str, Any] = {
     "ConsumerGroup": "$Default",
     "StartPosition": "earliest",
     "HubTransport": "amqp",
+    "HTTPS_PROXY": None,
+    "NO_PROXY": "",
     "Categories": {"kube-audit", "kube-audit-admin"},
     "StateDirectory": Path("/var/lib/aks-audit"),
+    "TrustedCAFile": None,
     "WebSinkMaxEvents": 100,
     "WebSinkMaxBytes": 1048576,
     "WebSinkConcurrency": 4,
@@ -73,10 +77,10 @@ DEFAULTS: dict[str, Any] = {
     "HttpPort": 5000,
 }
 
-# (variable, text, meaning); of a connection string the text that the client is given.
+# (variable, text, meaning)
 ACCEPTED: list[tuple[str, str, Any]] = [
-    ("EhubNamespaceConnectionString", HUB, HUB),
-    ("BlobStorageConnectionString", STORAGE, STORAGE),
+    ("EhubNamespaceConnectionString", HUB, hub_connection(HUB)),
+    ("BlobStorageConnectionString", STORAGE, blob_connection(STORAGE)),
     ("EventHubName", "audit", "audit"),
     ("BlobContainerName", "abc", "abc"),
     ("BlobContainerName", "a-1-b" + "c" * 58, "a-1-b" + "c" * 58),
@@ -105,9 +109,14 @@ ACCEPTED: list[tuple[str, str, Any]] = [
     ("StartPosition", "2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
     ("HubTransport", "amqp", "amqp"),
     ("HubTransport", "websockets", "websockets"),
+    ("HTTPS_PROXY", "http://me:p%40ss@proxy:3128", URL("http://me:p%40ss@proxy:3128")),
+    ("HTTPS_PROXY", "proxy:3128", URL("http://proxy:3128")),
+    ("HTTPS_PROXY", "https://proxy", URL("https://proxy")),
+    ("NO_PROXY", "10.0.0.0/8,.svc", "10.0.0.0/8,.svc"),
     ("Categories", "kube-audit", {"kube-audit"}),
     ("Categories", " guard , kube-audit,", {"guard", "kube-audit"}),
     ("StateDirectory", "/data", Path("/data")),
+    ("TrustedCAFile", "PEMS/ca.pem", Path("PEMS/ca.pem")),
     ("WebSinkMaxEvents", "1", 1),
     ("WebSinkMaxEvents", "10000", 10_000),
     ("WebSinkMaxBytes", "1024", 1024),
@@ -146,7 +155,7 @@ BESIDES = {
     "WebSinkKeyFile": {"WebSinkURL": "https://sink", "WebSinkCertFile": "PEMS/cert.pem"},
 }
 # Of these every text is a value: only the hub or the system can tell that it is wrong.
-FREE = {"EventHubName", "ConsumerGroup", "StateDirectory"}
+FREE = {"StateDirectory", "NO_PROXY"}
 
 SECONDS = ["above 0", "86400"]
 # (variable, bad text, words that the problem contains)
@@ -166,6 +175,13 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("BlobContainerName", "Audit", ["lower-case", "'Audit'"]),
     ("BlobContainerName", "a--b", ["single hyphens"]),
     ("BlobContainerName", "-ab", ["hyphens between"]),
+    ("EventHubName", "audit logs", ["'audit logs'", "the name of an event hub"]),
+    ("EventHubName", HUB, ["connection string", "another variable"]),
+    ("ConsumerGroup", "$default/", ["the name of a consumer group"]),
+    ("ConsumerGroup", ACCOUNT_KEY_OF_64_BYTES, ["holds a key"]),
+    ("HTTPS_PROXY", "socks5://proxy", ["http://proxy:3128"]),
+    ("TrustedCAFile", "/nowhere/ca", ["'/nowhere/ca'", "No such file"]),
+    ("TrustedCAFile", "PEMS/key.pem", ["certificate", "PEM"]),
     ("WebSinkURL", "sysdig-agent:7765", ["http://sysdig-agent:7765/k8s_audit"]),
     ("WebSinkURL", "ftp://sink/", ["http://"]),
     ("WebSinkURL", "http://", ["http://"]),
@@ -174,9 +190,9 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("VerboseLevel", "5", ["'5'", "from 1 to 4"]),
     ("VerboseLevel", "debug", ["'debug'", "from 1 to 4"]),
     ("EventHubNamespace", f"https://{HOST}/", ["NAME.servicebus.windows.net"]),
-    ("EventHubNamespace", HUB, ["NAME.servicebus.windows.net"]),
+    ("EventHubNamespace", HUB, ["connection string"]),
     ("BlobAccountUrl", "checkpoints", ["https://ACCOUNT.blob.core.windows.net"]),
-    ("BlobAccountUrl", "https://a.blob.core.windows.net/?sig=c2lnbmF0dXJl", ["https://ACCOUNT"]),
+    ("BlobAccountUrl", "https://a.blob.core.windows.net/?sig=c2lnbmF0dXJl", ["connection string"]),
     ("StartPosition", "newest", ["'newest'", "earliest", "latest", "ISO 8601", "6h"]),
     ("StartPosition", "6", ["6h"]),
     ("StartPosition", "-6h", ["6h"]),
@@ -215,7 +231,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("ShutdownGrace", "86401", SECONDS),
     ("StallTimeout", "inf", SECONDS),
     ("DeadLetterMaxBytes", "1023", ["at least 1024"]),
-    ("ReceiveBufferBytes", "1e9", ["at least 1024"]),
+    ("ReceiveBufferBytes", "1GB", ["at least 1024"]),
     ("AuditPolicyFile", "/nowhere/policy", ["'/nowhere/policy'", "quiet", "No such file"]),
     ("AuditPolicyFile", "PEMS/token", ["no object with apiVersion: audit.k8s.io/v1"]),
     ("ClusterAnnotation", "yes", ["'yes'", "true, false"]),
@@ -260,8 +276,7 @@ def problems(**variables: str) -> list[str]:
 
 
 def value(settings: Settings, variable: str) -> Any:
-    found = getattr(settings, FIELDS[variable])
-    return found.text if variable.endswith("ConnectionString") and found else found
+    return getattr(settings, FIELDS[variable])
 
 
 def besides(variable: str, pems: Path) -> dict[str, str]:
@@ -368,20 +383,16 @@ def test_each_problem_of_a_policy_has_a_line_with_rule_and_field(tmp_path: Path)
 def test_a_hub_connection_string_is_understood_as_people_paste_it(pasted: str) -> None:
     connection = read(EhubNamespaceConnectionString=pasted).hub_connection
     assert connection
-    understood = parse_connection_string(connection.text)
-    assert understood.fully_qualified_namespace == HOST
-    assert understood.shared_access_key_name == "Root"
-    assert understood.shared_access_key == KEY
-    assert understood.eventhub_name is None
+    assert (connection.host, connection.policy, connection.key) == (HOST, "Root", KEY)
+    assert connection.entity_path in {None, "audit"}
     assert connection.length == len(pasted.strip())
 
 
 def test_a_hub_connection_string_may_carry_a_shared_access_signature() -> None:
     settings = read(EhubNamespaceConnectionString=f"{ENDPOINT};SharedAccessSignature={SIGNATURE}")
     assert settings.hub_connection
-    understood = parse_connection_string(settings.hub_connection.text)
-    assert understood.shared_access_signature == SIGNATURE
-    assert settings.secrets == (SIGNATURE,)
+    assert settings.hub_connection.signature == SIGNATURE
+    assert settings.secrets == (SIGNATURE, "signature")
 
 
 @pytest.mark.parametrize("spelling", ["true", "True", "TRUE"])
@@ -390,7 +401,7 @@ def test_the_emulator_may_be_asked_for_in_any_case(spelling: str) -> None:
         EhubNamespaceConnectionString=f"{HUB};UseDevelopmentEmulator={spelling}"
     ).hub_connection
     assert connection
-    assert connection.text.endswith(";UseDevelopmentEmulator=true")  # all that the client takes
+    assert connection.emulator
 
 
 @pytest.mark.parametrize("pasted", [STORAGE, f' " {STORAGE} " \n', f"'{STORAGE}'"])
@@ -407,7 +418,7 @@ def test_a_storage_connection_string_is_understood_as_people_paste_it(pasted: st
 def test_a_storage_connection_string_may_carry_a_shared_access_signature() -> None:
     text = "BlobEndpoint=https://a.blob.core.windows.net/;SharedAccessSignature=sv=1&sig=c2ln"
     settings = read(BlobStorageConnectionString=text)
-    assert settings.secrets == ("sv=1&sig=c2ln",)
+    assert settings.secrets == ("sv=1&sig=c2ln", "c2ln")
 
 
 @pytest.mark.parametrize(

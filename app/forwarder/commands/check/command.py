@@ -1,5 +1,6 @@
 """The check: walks the whole way from hub to sink and says what it found, a line a step."""
 
+import argparse
 import asyncio
 import os
 import sys
@@ -29,6 +30,24 @@ class _Part(Protocol):
     def steps(self) -> Sequence[Step]: ...
 
     def explain(self, error: BaseException) -> Diagnosis: ...
+
+
+HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `check`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--no-post", action="store_true", help="do not post to the sink")
+
+
+async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
+    """Run `check` until it is done or stopped; False if a part does not answer."""
+    log.silence()
+    work = asyncio.ensure_future(check(settings, post=not given.no_post, as_json=given.json))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    return work.done() and work.result()
 
 
 async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:

@@ -14,10 +14,11 @@ from azure.eventhub.exceptions import EventHubError
 from forwarder.audit.envelope import categories
 from forwarder.commands.check import reach
 from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
+from forwarder.config.network import trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
-from forwarder.hub.client import SHARED, attach, connect, peek, trusted
+from forwarder.hub.client import SHARED, attach, connect, peek
 from forwarder.hub.monitor import QUIET
 
 _CLOCK_OFF: Final = 300.0  # seconds
@@ -39,6 +40,7 @@ class HubCheck:
         self._client = connect(settings, credential, retry_total=0)
         self._host, self._port = causes.hub_address(settings)
         self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
+        self._trusted = trusted(settings.trusted_ca_file)
         self._missing: Diagnosis | None = None
         self._ids: list[str] = []
         self._partitions: list[dict[str, Any]] = []
@@ -86,13 +88,19 @@ class HubCheck:
     async def _tls(self) -> str | Skip:
         if self._emulator:
             return Skip("a development emulator has none")
-        version, left = await reach.connect(self._host, self._port, trusted())
+        version, left = await reach.connect(
+            self._host, self._port, self._trusted
+        )
         return f"{version}, certificate valid for {left / 86_400:.0f} days"
 
     async def _login(self) -> str | Doubt:
         scheme = "http" if self._emulator else "https"
         port = f":{self._port}" if self._emulator else ""
-        asked = asyncio.create_task(reach.clock_ahead(f"{scheme}://{self._host}{port}/", trusted()))
+        asked = asyncio.create_task(
+            reach.clock_ahead(
+                f"{scheme}://{self._host}{port}/", self._trusted
+            )
+        )
         try:
             found = await self._client.get_eventhub_properties()
             self._ids = found["partition_ids"]

@@ -1,0 +1,62 @@
+"""How connections leave the pod: the CAs that are trusted, and the HTTP proxy of the hub.
+
+The Event Hubs client reads no proxy variables, the other Azure clients do (aiohttp's `trust_env`).
+The sink is always connected to directly.
+"""
+
+import functools
+import ipaddress
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import certifi
+from yarl import URL
+
+from forwarder.config.settings import Settings
+
+
+def trusted(ca_file: Path | None) -> ssl.SSLContext:
+    """Return the shared context that trusts the public CAs, and those of a file as it is now.
+
+    CAs that the file no longer has are trusted until the process ends.
+    """
+    context = _context(ca_file)
+    if ca_file:
+        with suppress(OSError, ssl.SSLError):  # being replaced
+            context.load_verify_locations(ca_file)
+    return context
+
+
+@functools.cache
+def _context(_: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())  # an image may have no CAs of its own
+    return context
+
+
+def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:
+    """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to the hub.
+
+    NO_PROXY, by the rules of Go: `*`, domains with their subdomains (`.x` and `*.x` without the
+    domain itself), addresses and CIDRs for a host that is an address; all may have a port.
+    """
+    direct = any(_matches(entry, host.lower(), port) for entry in _entries(settings.no_proxy))
+    return None if direct else settings.https_proxy
+
+
+def _entries(no_proxy: str) -> Iterator[str]:
+    return filter(None, (entry.strip().lower() for entry in no_proxy.replace(" ", ",").split(",")))
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    name, _, number = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    if number and number != str(port):
+        return False
+    name = name.removeprefix("*")
+    return host == name or host.endswith(name if name.startswith(".") else f".{name}")
