@@ -66,7 +66,9 @@ def code(document: Path) -> Iterator[str]:
 
 
 def test_settings_table_has_every_variable_with_its_default() -> None:
-    assert {item.metadata["variable"]: shown(item.default) for item in fields(Settings) if item.metadata} == ROWS
+    assert {
+        item.metadata["variable"]: shown(item.default) for item in fields(Settings) if item.metadata
+    } == ROWS
 
 
 def test_version_is_that_of_the_chart_and_has_a_changelog_entry() -> None:

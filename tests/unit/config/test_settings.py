@@ -77,7 +77,7 @@ DEFAULTS: dict[str, Any] = {
     "HttpPort": 5000,
 }
 
-# (variable, text, meaning)
+# Variables, a text of each, and its meaning.
 ACCEPTED: list[tuple[str, str, Any]] = [
     ("EhubNamespaceConnectionString", HUB, hub_connection(HUB)),
     ("BlobStorageConnectionString", STORAGE, blob_connection(STORAGE)),
@@ -234,7 +234,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("ReceiveBufferBytes", "1GB", ["at least 1024"]),
     ("AuditPolicyFile", "/nowhere/policy", ["'/nowhere/policy'", "quiet", "No such file"]),
     ("AuditPolicyFile", "PEMS/token", ["no object with apiVersion: audit.k8s.io/v1"]),
-    ("ClusterAnnotation", "yes", ["'yes'", "true, false"]),
+    ("ClusterAnnotation", "yes", ["'yes'", "true or false"]),
     ("ResourceIds", " , ", ["commas"]),
     ("LogFormat", "xml", ["'xml'", "json, text"]),
     ("HttpPort", "-1", ["from 0 to 65535"]),

@@ -88,18 +88,14 @@ class HubCheck:
     async def _tls(self) -> str | Skip:
         if self._emulator:
             return Skip("a development emulator has none")
-        version, left = await reach.connect(
-            self._host, self._port, self._trusted
-        )
+        version, left = await reach.connect(self._host, self._port, self._trusted)
         return f"{version}, certificate valid for {left / 86_400:.0f} days"
 
     async def _login(self) -> str | Doubt:
         scheme = "http" if self._emulator else "https"
         port = f":{self._port}" if self._emulator else ""
         asked = asyncio.create_task(
-            reach.clock_ahead(
-                f"{scheme}://{self._host}{port}/", self._trusted
-            )
+            reach.clock_ahead(f"{scheme}://{self._host}{port}/", self._trusted)
         )
         try:
             found = await self._client.get_eventhub_properties()
