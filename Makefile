@@ -70,7 +70,7 @@ lint: $(VENV)/.stamp ## Lint and type-check
 	PYTHONPATH=app $(VENV)/bin/lint-imports --no-cache
 
 .PHONY: bench
-bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 13 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write it there
+bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 13 minutes; SHORT=1: one; ONLY=works, BASE=old.json: what changed, README=1: write sizing.md
 	@$(WITH_TOOLS) PYTHONPATH=app:tests $(VENV)/bin/python -m bench $(ONLY) $(if $(SHORT),--short) $(if $(BASE),--base '$(BASE)') $(if $(README),--readme '$(README)')
 
 .PHONY: lock
@@ -133,7 +133,7 @@ $(BIN)/schemas/.stamp: $(VENV)/.stamp
 	touch $@
 
 .PHONY: docs
-docs: $(BIN)/.stamp ## Write chart/README.md anew
+docs: $(BIN)/.stamp ## Regenerate chart/README.md
 	$(CHART_DOCS)
 
 .PHONY: test-chart
@@ -151,7 +151,7 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 ##@ Azure
 
 .PHONY: azure
-azure: ## Print the README's commands for Azure; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+azure: ## Print the commands of chart/docs/azure.md; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
 	@PYTHONPATH=tests $(PYTHON) -m docs.azcli $(if $(RUN),--run) $(PART)
 
 $(BIN)/az/.stamp: tests/docs/azcli/requirements.txt

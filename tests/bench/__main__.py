@@ -25,7 +25,7 @@ _BUSY = 10  # % of CPU that others use
 
 
 async def main(options: argparse.Namespace) -> int:
-    """Measure, print, keep, draw; 1 if a part failed, and README is left as it is then."""
+    """Measure, print, keep, draw; 1 if a part failed, and sizing.md stays as it is then."""
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -56,10 +56,11 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def write(results: Results) -> None:
-    """Write README's figures and plots."""
-    report.put(ROOT / "README.md", "bench", report.markdown(results))
-    report.put(ROOT / "README.md", "sizing", sizing.markdown(results))
-    plots.draw(results, Path(__file__).parent / "plots", plots.IN_README)
+    """Write the figures and plots of chart/docs/sizing.md."""
+    page = ROOT / "chart" / "docs" / "sizing.md"
+    report.put(page, "bench", report.markdown(results))
+    report.put(page, "sizing", sizing.markdown(results))
+    plots.draw(results, page.parent / "plots", plots.DOCUMENTED)
 
 
 if __name__ == "__main__":
@@ -72,11 +73,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--readme",
         metavar="1 or JSON",
-        help="write README's figures and plots, after this run or from what an earlier one kept",
+        help="write the figures and plots of sizing.md, after this run or from what an earlier one kept",
     )
     given = parser.parse_args()
     if given.readme and (given.short or given.works):
-        parser.error("README's figures come from a whole run")
+        parser.error("the documented figures come from a whole run")
     if given.readme and given.readme != "1":
         write(Results.read(Path(given.readme)))
         sys.exit()

@@ -93,7 +93,7 @@ def _latency(canvas: Canvas, points: list[Grown]) -> None:
 
 
 _DRAWN = {"backlog": _backlog, "latency": _latency, "partitions": _partitions, "size": _size}
-IN_README = ("backlog", "latency")
+DOCUMENTED = ("backlog", "latency")
 
 
 def draw(results: Results, folder: Path, names: Iterable[str] = tuple(_DRAWN)) -> None:

@@ -1,4 +1,4 @@
-"""Tables: for the terminal, and for README between its marks."""
+"""Tables: for the terminal, and for sizing.md between its marks."""
 
 import re
 import statistics

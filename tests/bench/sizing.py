@@ -6,7 +6,7 @@ from math import ceil
 
 from bench.figures import Results
 
-# Of a cluster; README says how to measure one's own.
+# Of a cluster; sizing.md says how to measure one's own.
 EVENTS = 50.0  # a second, on average over a day
 PEAK = 4.0  # times the average
 KB = 1.5  # an event, in the hub

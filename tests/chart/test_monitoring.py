@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from support import chart
-from support.documents import README
+from support.documents import page
 from support.process import Samples
 from support.prometheus import prometheus, tool
 from support.scene import Scene, scene
@@ -288,10 +288,11 @@ def test_every_alert_fires_in_a_case() -> None:
 
 
 def test_every_alert_leads_to_its_runbook() -> None:
-    headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", README, re.MULTILINE)}
+    text = page("operations.md")
+    headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", text, re.MULTILINE)}
     for rule in rules():
         address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        assert address == "https://github.com/aks-audit/aks-audit"
+        assert address == f"{chart.HOME}/blob/main/chart/docs/operations.md"
         assert anchor == rule["alert"].lower()
         assert anchor in headings
         assert rule["labels"] == {

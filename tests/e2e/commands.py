@@ -1,4 +1,4 @@
-"""Commands as a reader types them: those of a README, from its own text."""
+"""Commands as a reader types them, from the text of the documentation."""
 
 import os
 import re
@@ -14,14 +14,14 @@ IMAGE = os.environ.get("E2E_NEW", "")
 BLOCKS = {
     "install": ("README.md", "Quick start", "helm install"),
     "see": ("README.md", "Quick start", "kubectl logs"),
-    "check": ("README.md", "Why does nothing arrive?", "forwarder check"),
-    "dead letters": ("README.md", "AksAuditDeadLetters", "replay --dry-run"),
+    "check": ("chart/docs/operations.md", "The check", "forwarder check"),
+    "dead letters": ("chart/docs/operations.md", "Dead letters", "replay --dry-run"),
     "replicas": ("chart/README.md", "Variations", "replicaCount=3"),
-    "uninstall": ("README.md", "Uninstall", "helm uninstall"),
+    "uninstall": ("chart/README.md", "Uninstall", "helm uninstall"),
 }
-MIGRATION = ("README.md", "Coming from sysdiglabs/aks-audit-log-forwarder")
+MIGRATION = ("chart/docs/migration.md", "From sysdiglabs/aks-audit-log-forwarder")
 
-# All in which these commands differ from what stands in the README: the image, for none is
+# All in which these commands differ from the documentation: the image, for none is
 # published, and an end for what would follow a log until Ctrl-C.
 _PRELUDE = """
 helm() {

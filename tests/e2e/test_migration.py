@@ -1,4 +1,4 @@
-"""Coming from the deployment that aks-audit replaces, by the README's steps as they stand."""
+"""Coming from the deployment that aks-audit replaces, by the steps of chart/docs/migration.md as they stand."""
 
 import json
 import time

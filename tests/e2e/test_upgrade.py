@@ -69,7 +69,9 @@ def test_uninstalling_leaves_what_the_readme_says(world: World) -> None:
     kept = {"persistentvolumeclaim/aks-audit", "pod/aks-audit-check"}
     until("no pod", lambda: not world.get("pods", "--selector=app=aks-audit-log-forwarder"))
     assert belongings(world) == kept
-    (delete_check,) = re.findall(r"`(kubectl delete pod .*?)`", (ROOT / "README.md").read_text())
+    (delete_check,) = re.findall(
+        r"`(kubectl delete pod .*?)`", (ROOT / "chart" / "README.md").read_text()
+    )
     type_in(delete_check, NAMESPACE)
     type_in(delete_claim, NAMESPACE)
     until("nothing", lambda: not belongings(world))

@@ -1,4 +1,4 @@
-"""Installations broken in ten ways: check, log, probe and metric name the cause, and README too."""
+"""Installations broken in ten ways: check, log, probe, metric and the documentation agree."""
 
 import asyncio
 import ssl
@@ -12,12 +12,13 @@ import trustme
 
 from support import events
 from support.azurite import azurite
+from support.documents import page, section
 from support.eventhubs import Server
 from support.process import Forwarder, Samples, free_port
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
-README = (Path(__file__).parents[2] / "README.md").read_text()
+TROUBLESHOOTING = section(page("operations.md"), "Why does nothing arrive?")
 _QUICK = {"LoadBalancingInterval": "1", "ShutdownGrace": "0.2", "VerboseLevel": "1"}
 
 
@@ -34,7 +35,7 @@ class Broken(NamedTuple):
 
     settings: dict[str, str]
     step: str  # of check
-    says: str  # in check, log and probe, and in the README
+    says: str  # in check, log, probe and operations.md
     do: str  # the variable or command that mends it
     message: str  # of the log
     metric: Callable[[Samples], bool]
@@ -242,7 +243,7 @@ async def test_the_cause_is_named_in_a_line_everywhere(
 
     assert "Traceback" not in "".join([*forwarder.lines, forwarder.stderr, *check.lines])
     assert check.stderr == ""
-    assert broken.says in README.partition("### Why does nothing arrive?")[2].partition("\n## ")[0]
+    assert broken.says in TROUBLESHOOTING
 
 
 async def _until(forwarder: Forwarder, condition: Callable[[Samples], bool]) -> None:

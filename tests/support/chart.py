@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "chart"
+HOME = "https://github.com/aks-audit/aks-audit"
 DEFAULT = CHART / "ci" / "default-values.yaml"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 

@@ -1,1 +1,1 @@
-"""The README's way through Azure: `python -m docs.azcli` prints or runs it."""
+"""The commands of chart/docs/azure.md: `python -m docs.azcli` prints or runs them."""

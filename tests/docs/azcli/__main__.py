@@ -1,4 +1,4 @@
-"""`python -m docs.azcli [--run] [install|identity|down]`: print or run the README's commands."""
+"""`python -m docs.azcli [--run] [install|identity|down]`: print or run the commands of azure.md."""
 
 import argparse
 import os
@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument("part", choices=steps.PARTS, nargs="?", default="install")
     given = parser.parse_args()
     root = Path(__file__).parents[3]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    found = steps.of(readme, given.part)
+    page = (root / "chart" / "docs" / "azure.md").read_text(encoding="utf-8")
+    found = steps.of(page, given.part)
     if not given.run:
         sys.stdout.write(steps.program(found, os.environ, ask=False))
         return

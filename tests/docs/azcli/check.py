@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from docs.azcli import steps
+from support import ROOT
+from support.documents import PAGES, page, prose
 
-ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
+AZURE = page("azure.md")
 AZ = ROOT / ".bin" / "az" / "bin" / "python"
+_OTHERS = "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\n"
+"""Names that blocks beside the way through Azure use too."""
 _LONGEST = 300  # seconds; the first command of a group has its modules compiled
-# Stands for az, kubectl and helm while the README's programs run: notes with which arguments each
+# Stands for az, kubectl and helm while the documented programs run: notes with which arguments each
 # is called, and says what the programs wait for.
 _RECORDER = """#!/bin/bash
 [[ $* != *"--filename -" ]] || cat >/dev/null
@@ -72,7 +75,7 @@ def of_az(calls: Sequence[Sequence[str]]) -> list[list[str]]:
 @pytest.mark.timeout(_LONGEST)
 @pytest.mark.parametrize("part", steps.PARTS)
 def test_az_takes_every_command_of_the_way_as_it_would_run(part: str, tmp_path: Path) -> None:
-    program = steps.program(steps.of(README, part), {"CLUSTER": "it's prod"}, ask=True)
+    program = steps.program(steps.of(AZURE, part), {"CLUSTER": "it's prod"}, ask=True)
     calls = of_az(recorded(program, tmp_path, "y\n" * 20))
     assert len(calls) >= 5
     assert any("it's prod" in call for call in calls)
@@ -82,10 +85,11 @@ def test_az_takes_every_command_of_the_way_as_it_would_run(part: str, tmp_path: 
 @pytest.mark.timeout(_LONGEST)
 def test_az_takes_every_command_of_a_block_elsewhere(tmp_path: Path) -> None:
     calls = []
-    names = steps.of(README, "down")[0].commands + "REPOSITORY=\nSTORAGE_CONNECTION_STRING=\n"
-    for file in (ROOT / "README.md", ROOT / "chart" / "README.md"):
+    names = steps.of(AZURE, "down")[0].commands + _OTHERS
+    way = {step.commands for part in steps.PARTS for step in steps.of(AZURE, part)}
+    for file in PAGES:
         for step in steps.blocks(file.read_text()):
-            if step.section not in {"Azure", "Identity instead of keys"} and "az " in step.commands:
+            if step.commands not in way and re.search(r"^ *az ", step.commands, re.MULTILINE):
                 calls += of_az(recorded(names + step.commands, tmp_path))
     assert ["acr", "build"] in [call[:2] for call in calls]
     assert parsed(calls, tmp_path) == {}
@@ -113,9 +117,8 @@ def test_az_refuses_what_is_made_up(tmp_path: Path) -> None:
 
 def texts() -> Iterator[str]:
     """Yield the texts that name commands: documents, strings of the package, its causes."""
-    for file in (ROOT / "README.md", *ROOT.glob(".github/*.md"), *ROOT.glob("chart/*.md")):
-        prose = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
-        yield from re.findall(r"`(az [^`]+)`", prose)
+    for file in PAGES:
+        yield from re.findall(r"`(az [^`]+)`", prose(file.read_text()))
     for file in (*ROOT.glob("chart/templates/*"), *ROOT.glob("chart/**/*.yaml")):
         if file.is_file():
             yield from file.read_text().splitlines()
@@ -123,7 +126,7 @@ def texts() -> Iterator[str]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
-    yield from leaves(tomllib.loads((ROOT / "app/forwarder/causes.toml").read_text()))
+    yield from leaves(tomllib.loads((ROOT / "app/forwarder/diagnosis/causes.toml").read_text()))
 
 
 def leaves(node: object) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Steps: the README's blocks of commands, as a bash program. Pure."""
+"""Steps: a page's blocks of commands, as a bash program. Pure."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _NAMES = "1. Names"
-_DOWN = "Taking it down"
+_DOWN = "Remove everything"
 _IDENTITY = "Identity instead of keys"
 _MARKED = re.compile(r"\*Costs\*|\*deletes\*|\(optional\)")
 PARTS = ("install", "identity", "down")
@@ -61,9 +61,9 @@ def blocks(markdown: str) -> Iterator[Step]:
         prose = ""
 
 
-def of(readme: str, part: str) -> list[Step]:
-    """Return the steps of a part, those that set the names first."""
-    found = list(blocks(readme))
+def of(page: str, part: str) -> list[Step]:
+    """Return the steps of a part of azure.md, those that set the names first."""
+    found = list(blocks(page))
     names = [step for step in found if step.heading == _NAMES]
     match part:
         case "identity":
@@ -71,8 +71,8 @@ def of(readme: str, part: str) -> list[Step]:
         case "down":
             chosen = [step for step in found if step.heading == _DOWN]
         case _:
-            azure = [step for step in found if step.section == "Azure"]
-            chosen = [step for step in azure if step.heading not in {"Azure", _NAMES, _DOWN}]
+            numbered = [step for step in found if re.match(r"\d+\. ", step.heading)]
+            chosen = [step for step in numbered if step.heading != _NAMES]
     return names + chosen
 
 

@@ -1,9 +1,8 @@
-"""README, changelog and what stands beside them say what is so."""
+"""The documentation agrees with the code, the chart and itself."""
 
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,13 +15,11 @@ from e2e import commands
 from forwarder import __version__
 from forwarder.config.settings import Settings
 from support import ROOT, chart
-from support.documents import README
+from support.documents import PAGES, anchors, page, prose, section
 
-ROWS = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\|", README, re.MULTILINE))
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "chart" / "README.md", *ROOT.glob(".github/*.md")])
 BLOCKS = [
     (document.relative_to(ROOT).as_posix(), step)
-    for document in DOCUMENTS
+    for document in PAGES
     for step in steps.blocks(document.read_text())
 ]
 # What the commands' variables stand for.
@@ -31,7 +28,7 @@ EXAMPLES = {
     "SharedAccessKey=YQ==;EntityPath=insights-logs-kube-audit",
     "STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=YQ==",
     "STORAGE_ID": "/a",
-    **dict.fromkeys(("NAMESPACE", "REGISTRY", "STORAGE"), "a"),
+    **dict.fromkeys(("NAMESPACE", "REPOSITORY", "STORAGE"), "a"),
     "CLIENT_ID": "00000000-0000-0000-0000-000000000000",
 }
 
@@ -52,35 +49,35 @@ def shown(default: object) -> str:
     return str(default)
 
 
-def anchors(document: Path) -> set[str]:
-    """Return the anchors of a document's headings, as GitHub makes them."""
-    text = re.sub(r"^ *```.*?^ *```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
-
-
-def code(document: Path) -> Iterator[str]:
-    """Yield what stands in backticks in a line."""
-    text = re.sub(r"^ *```.*?^ *```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"`([^`\n]+)`", text)
-
-
 def test_settings_table_has_every_variable_with_its_default() -> None:
+    table = section(page("app/README.md"), "Settings")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\|", table, re.MULTILINE))
     assert {
         item.metadata["variable"]: shown(item.default) for item in fields(Settings) if item.metadata
-    } == ROWS
+    } == rows
+
+
+def test_the_front_page_is_one() -> None:
+    assert page("README.md").count("\n") < 300
+    mentioned = {ROOT / path for path in re.findall(r"\]\(([^):#]+)", page("README.md"))}
+    assert {one for one in PAGES if one.is_relative_to(ROOT / "chart" / "docs")} <= mentioned
+
+
+def test_pages_are_no_part_of_the_packaged_chart() -> None:
+    assert "/docs/" in (chart.CHART / ".helmignore").read_text().splitlines()
 
 
 def test_version_is_that_of_the_chart_and_has_a_changelog_entry() -> None:
     found = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
     assert __version__ == found["appVersion"]
     assert f"\n## [{found['version']}]" in (ROOT / "CHANGELOG.md").read_text()
-    assert set(re.findall(r"--image aks-audit:(\S+)", README)) == {found["appVersion"]}
+    text = "".join(document.read_text() for document in PAGES)
+    assert set(re.findall(r"--image aks-audit:(\S+)", text)) == {found["appVersion"]}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_to_files_and_headings(document: Path) -> None:
-    links = re.findall(r"\]\(([^):]+)\)", document.read_text())
+    links = re.findall(r"\]\(([^):]+)\)", prose(document.read_text()))
     missing = []
     for link in links:
         path, _, anchor = link.partition("#")
@@ -88,12 +85,12 @@ def test_relative_links_lead_to_files_and_headings(document: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             missing.append(link)
     assert missing == []
-    assert links or document.parent.name == "ISSUE_TEMPLATE"
+    assert links
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
     made = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    text = "\n".join(document.read_text() for document in PAGES)
     named = set(re.findall(r"(?:`|^|[A-Z]+=\S+ )make ([a-z][a-z0-9-]*)", text, re.MULTILINE))
     assert {"demo", "test", "azure"} <= named
     assert named - made == set()
@@ -105,7 +102,8 @@ def test_every_value_and_variable_that_is_named_exists() -> None:
     first = "|".join({re.findall("[A-Z][a-z]+", one)[0] for one in variables})
     known = variables | {f"{one}_FILE" for one in variables} | {"EventList"}
     unknown = []
-    for word in (word for document in DOCUMENTS for word in code(document)):
+    text = "\n".join(prose(document.read_text()) for document in PAGES)
+    for word in re.findall(r"`([^`\n]+)`", text):
         name = word.partition("=")[0]
         if re.fullmatch(rf"(?:{first})[A-Z]\w+", name) and name not in known:
             unknown.append(name)
@@ -120,17 +118,16 @@ def test_every_value_and_variable_that_is_named_exists() -> None:
 
 
 def test_promises_name_tests_that_exist() -> None:
-    table = README.partition("\n## What it promises\n")[2].partition("\n## ")[0]
+    table = section(page("app/README.md"), "What it promises")
     promised = re.findall(r"`(\w+)::([^`]+)`", table)
     assert len(promised) >= 10
-    tests = ROOT / "tests"
+    tests = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
     for file, name in promised:
-        in_faults = tests / "faults" / f"test_{file}.py"
-        text = (in_faults if in_faults.exists() else tests / f"{file}.py").read_text()
+        text = tests[file if file in tests else f"test_{file}"].read_text()
         assert re.search(rf'def {name}\(|^    "{name}": ', text, re.MULTILINE), f"{file}::{name}"
 
 
-def test_the_commands_that_are_typed_on_a_cluster_stand_in_the_readmes() -> None:
+def test_the_commands_that_are_run_on_a_cluster_are_documented() -> None:
     assert all(commands.block(name) for name in commands.BLOCKS)
     assert len(commands.blocks(*commands.MIGRATION)) == 6
 
@@ -138,7 +135,7 @@ def test_the_commands_that_are_typed_on_a_cluster_stand_in_the_readmes() -> None
 @pytest.mark.parametrize("part", steps.PARTS)
 @pytest.mark.parametrize("ask", [True, False])
 def test_make_azure_has_a_program_that_bash_can_read(part: str, *, ask: bool) -> None:
-    program = steps.program(steps.of(README, part), {"GROUP": "mine", "HOME": "/"}, ask=ask)
+    program = steps.program(steps.of(page("azure.md"), part), {"GROUP": "mine", "HOME": "/"}, ask=ask)
     assert "\nGROUP=mine  " in program
     read = subprocess.run(["bash", "-n"], input=program, capture_output=True, text=True, check=True)
     assert read.stderr == ""
@@ -210,8 +207,8 @@ def test_the_chart_tells_artifact_hub_what_the_changelog_says() -> None:
     assert image["image"] == f"{values['image']['repository']}:{found['appVersion']}"
     for link in annotations["artifacthub.io/links"]:
         address, _, anchor = link["url"].partition("#")
-        assert address == found["home"] == values["prometheusRule"]["runbookUrl"]
-        assert anchor in anchors(ROOT / "README.md")
+        path = address.removeprefix(f"{found['home']}/blob/main/")
+        assert anchor in anchors(ROOT / path)
 
 
 def test_examples_for_argo_cd_and_flux_set_values_of_the_chart(tmp_path: Path) -> None:
@@ -231,7 +228,8 @@ def test_examples_for_argo_cd_and_flux_set_values_of_the_chart(tmp_path: Path) -
 
 
 def test_blocks_of_values_are_values_of_the_chart(tmp_path: Path) -> None:
-    found = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    text = "".join(page(name) for name in ("sinks.md", "audit-policy.md"))
+    found = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert found
     for number, text in enumerate(found):
         (file := tmp_path / f"{number}.yaml").write_text(text)
