@@ -73,7 +73,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--readme",
         metavar="1 or JSON",
-        help="write the figures and plots of sizing.md, after this run or from what an earlier one kept",
+        help="write sizing.md, after this run or from the results that an earlier one kept",
     )
     given = parser.parse_args()
     if given.readme and (given.short or given.works):

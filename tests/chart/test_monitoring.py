@@ -170,14 +170,14 @@ CASES = {
         {LOST_0: "_x60 500x180"}, {59: "", 62: "MessagesLost", 130: ""}
     ),
     "an event becomes a dead letter": Case(
-        {DEAD_0: "0x60 1x180"}, {60: "", 62: "DeadLetterWriter", 130: ""}
+        {DEAD_0: "0x60 1x180"}, {60: "", 62: "DeadLetters", 130: ""}
     ),
-    "one before the start": Case({DEAD_0: "_x60 1x180"}, {62: "DeadLetterWriter", 130: ""}),
+    "one before the start": Case({DEAD_0: "_x60 1x180"}, {62: "DeadLetters", 130: ""}),
     "few dead letters where some are expected": Case(
         {DEAD_0: "0x60 5x180"}, {62: ""}, ("prometheusRule.deadLettersPerHour=10",)
     ),
     "many dead letters where some are expected": Case(
-        {DEAD_0: "0x60 25x180"}, {62: "DeadLetterWriter"}, ("prometheusRule.deadLettersPerHour=10",)
+        {DEAD_0: "0x60 25x180"}, {62: "DeadLetters"}, ("prometheusRule.deadLettersPerHour=10",)
     ),
     "dead letters are deleted": Case(
         {DROPPED_0: "0x60 3x180"}, {60: "", 62: "DeadLettersDropped", 130: ""}

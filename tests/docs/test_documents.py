@@ -99,7 +99,7 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 def test_every_value_and_variable_that_is_named_exists() -> None:
     values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
     variables = {item.metadata["variable"] for item in fields(Settings) if item.metadata}
-    first = "|".join({re.findall("[A-Z][a-z]+", one)[0] for one in variables})
+    first = "|".join({one[0] for name in variables if (one := re.findall("[A-Z][a-z]+", name))})
     known = variables | {f"{one}_FILE" for one in variables} | {"EventList"}
     unknown = []
     text = "\n".join(prose(document.read_text()) for document in PAGES)
@@ -135,7 +135,9 @@ def test_the_commands_that_are_run_on_a_cluster_are_documented() -> None:
 @pytest.mark.parametrize("part", steps.PARTS)
 @pytest.mark.parametrize("ask", [True, False])
 def test_make_azure_has_a_program_that_bash_can_read(part: str, *, ask: bool) -> None:
-    program = steps.program(steps.of(page("azure.md"), part), {"GROUP": "mine", "HOME": "/"}, ask=ask)
+    program = steps.program(
+        steps.of(page("azure.md"), part), {"GROUP": "mine", "HOME": "/"}, ask=ask
+    )
     assert "\nGROUP=mine  " in program
     read = subprocess.run(["bash", "-n"], input=program, capture_output=True, text=True, check=True)
     assert read.stderr == ""

@@ -1,4 +1,4 @@
-"""Coming from the deployment that aks-audit replaces, by the steps of chart/docs/migration.md as they stand."""
+"""Migration from the deployment that aks-audit replaces, by the steps of migration.md."""
 
 import json
 import time

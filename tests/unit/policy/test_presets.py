@@ -345,5 +345,7 @@ def test_the_documented_effect_is_the_measured_one(name: str) -> None:
         f"{found.left.events / found.came.events:.0%}",
         f"{found.left.bytes / found.came.bytes:.0%}",
     )
-    row = next(line for line in page("audit-policy.md").splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(
+        line for line in page("audit-policy.md").splitlines() if line.startswith(f"| `{name}` |")
+    )
     assert row.replace(" %", "%").endswith(f"| {kept[0]} | {kept[1]} |")
