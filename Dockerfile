@@ -1,5 +1,8 @@
-# Requirements by hash, then the package; compiled, for the root file system may be read-only.
-FROM python:3.13-slim AS build
+# Releases and `make image` set this to the digest in Dockerfile.base. Set it to your mirror where anonymous pulls are limited.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+# Requirements by hash, then the package, compiled because the root file system is read-only at run time.
+FROM ${PYTHON_IMAGE} AS build
 COPY app/requirements.txt /tmp/
 RUN python -m venv --without-pip /venv \
  && pip --python /venv/bin/python install --no-cache-dir --no-compile --only-binary=:all: --require-hashes -r /tmp/requirements.txt
@@ -7,7 +10,7 @@ COPY app/forwarder /tmp/forwarder
 RUN cp -r /tmp/forwarder "$(/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
  && /venv/bin/python -m compileall -q /venv
 
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="aks-audit" \
       org.opencontainers.image.description="Delivers the Kubernetes audit log of AKS from Azure Event Hubs to a security sensor's webhook" \

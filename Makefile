@@ -87,9 +87,11 @@ BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 
 # Called with Dockerfile, context, name and options; a cluster that takes images in its own way has it replaced.
 BUILD = $(or $(BUILDER),$(error docker, podman or buildah is needed, and a daemon that runs)) build --file $1 --tag $3 $4 $2
 
+PYTHON_IMAGE ?= $(shell awk '$$1 == "FROM" {print $$2}' Dockerfile.base)
+
 .PHONY: image
-image: ## Build the image with docker, podman or buildah, as IMAGE=name:tag
-	$(call BUILD,Dockerfile,.,$(IMAGE),--build-arg VERSION=$(VERSION))
+image: ## Build the image with docker, podman or buildah, as IMAGE=name:tag; PYTHON_IMAGE= takes another base image
+	$(call BUILD,Dockerfile,.,$(IMAGE),--build-arg VERSION=$(VERSION) --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE))
 
 # The version before this one: the last tag, or without any the chart's first commit.
 PREVIOUS = $(shell git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null || git log --diff-filter=A --format=%H -- chart/Chart.yaml | tail -1)
@@ -147,6 +149,7 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 	done
 	$(CHART_DOCS) --dry-run | diff --unified chart/README.md - || { echo "chart/README.md is out of date: make docs"; exit 1; }
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yaml
+	$(VENV)/bin/zizmor --offline --quiet --no-progress .github
 
 ##@ Azure
 
