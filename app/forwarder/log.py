@@ -1,63 +1,165 @@
-"""The log: one line per entry on standard output, as JSON or as text."""
+"""The log: one line per entry on standard output, as JSON or as text.
 
+Entries wait in a bounded queue, and a thread writes them in batches. A reader that has stopped (a
+full pipe) therefore stops neither delivery nor signals, and a batch costs one system call. What
+finds the queue full is dropped and counted. The thread writes to the file descriptor: a thread
+that hangs inside Python's own buffer would abort the interpreter at exit (CPython 3.11 to 3.13).
+"""
+
+import atexit
 import logging
+import os
+import re
+import select
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
+from forwarder import redaction
+
 # VerboseLevel 1 to 4, each with all before it.
-ERROR: Final = logging.ERROR
-INFO: Final = logging.INFO
-EVENT: Final = logging.INFO - 5
-POST: Final = logging.DEBUG
-_THRESHOLDS: Final = {1: ERROR, 2: INFO, 3: EVENT, 4: POST}
+ERROR: Final = 1
+INFO: Final = 2
+EVENT: Final = 3
+POST: Final = 4
 _NAMES: Final = {ERROR: "error", INFO: "info", EVENT: "info", POST: "debug"}
-_REPEAT_AFTER: Final = 60.0
 
-_RECENT: Final = 20
+_REPEAT_AFTER: Final = 60.0  # seconds
+_RECENT: Final = 20  # errors that the status page shows
+_LONGEST: Final = 16_384  # characters of one entry
+_FIELD: Final = 1_000  # characters of a field in an entry that is longer
+_QUEUE: Final = 4_194_304  # characters that wait at most
+_BATCH: Final = 0.05  # seconds to gather a batch
+_AT_EXIT: Final = 1.0  # seconds for the last lines
+# Left in JSON by msgspec, though terminals interpret or hide it: C1 controls, changes of direction.
+_HIDDEN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
-_logger: Final = logging.getLogger("forwarder")
-_recent: Final = deque[str](maxlen=_RECENT)
+
+class _Writer:
+    """Writes lines to a file descriptor, in batches and in a thread."""
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+        self.dropped = 0
+        self._lines: list[str] = []
+        self._size = 0  # characters that wait or are being written
+        self._hurry = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, line: str) -> None:
+        with self._changed:
+            if self.descriptor is None or self._size + len(line) > _QUEUE:
+                self.dropped += 1
+                return
+            self._lines.append(line)
+            self._size += len(line)
+            if len(self._lines) == 1:
+                self._changed.notify()
+            if not self._thread:
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+
+    def flush(self, seconds: float) -> None:
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._size, seconds)
+            self._hurry = False
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                self._changed.wait_for(lambda: self._hurry, _BATCH)
+                lines, self._lines = self._lines, []
+            written = self._write("".join(_clean(lines)).encode("utf-8", "backslashreplace"))
+            with self._changed:
+                self._size -= sum(map(len, lines))
+                self.dropped += 0 if written else len(lines)
+                self._changed.notify_all()
+
+    def _write(self, text: bytes) -> bool:
+        rest = memoryview(text)
+        while rest and self.descriptor is not None:
+            try:
+                rest = rest[os.write(self.descriptor, rest) :]
+            except BlockingIOError:  # somebody who shares the pipe made it non-blocking
+                select.select([], [self.descriptor], [])
+            except OSError:
+                return False
+        return True
+
+
+class _State:
+    """What `configure` sets."""
+
+    threshold = 0  # nothing is logged before
+    text = False
+    clock = (0, "")  # a second since 1970, and its text
+
+
+_recent: Final = deque[dict[str, Any]](maxlen=_RECENT)
+_state: Final = _State()
+_writer: Final = _Writer()
+_formatter: Final = MsgspecFormatter()
 
 
 def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> None:
-    """Send this package's entries to standard output and silence those of libraries.
-
-    `secrets` are redacted in errors: their reasons may hold texts of other programs.
-    """
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Text() if log_format == "text" else _Json())
-    handler.addFilter(_redaction(secrets))
+    """Log to standard output, redact these secrets, and silence the logs of libraries."""
+    redaction.configure(secrets)
+    flush()
+    try:
+        _writer.descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # closed: its number may be another file's
+        _writer.descriptor = None
+    _state.threshold, _state.text = verbose_level, log_format == "text"
     _recent.clear()
-    _logger.handlers = [handler, _Memory(ERROR)]
-    _logger.propagate = False
-    _logger.setLevel(_THRESHOLDS[verbose_level])
     logging.getLogger().handlers = [logging.NullHandler()]
-    # Nothing shows which line, thread or process wrote an entry, and finding out is expensive.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # noqa: SLF001 - see "Optimization" in the HOWTO of logging
 
 
 def silence() -> None:
     """Write no more entries: a command prints its own report."""
-    logging.disable()
+    _state.threshold = 0
+
+
+@atexit.register
+def flush() -> None:
+    """Wait until all entries are written, for a second at most."""
+    _writer.flush(_AT_EXIT)
+
+
+def dropped() -> int:
+    """Return how many entries were not written, because nobody reads the log fast enough."""
+    return _writer.dropped
 
 
 def enabled(level: int) -> bool:
     """Return whether entries of this level are written, so that callers can skip their cost."""
-    return _logger.isEnabledFor(level)
+    return level <= _state.threshold
 
 
 def write(level: int, message: str, **fields: Any) -> None:
     """Write an entry; the message is constant, what varies goes into the fields."""
-    if _logger.isEnabledFor(level):
-        _logger.log(level, message, extra={"fields": fields})
+    if level > _state.threshold:
+        return
+    if level == ERROR:
+        fields = redaction.redact_all(fields)
+    entry = {"timestamp": _timestamp(), "level": _NAMES[level], "message": message, **fields}
+    if level == ERROR:
+        _recent.append(entry)
+    try:
+        line = _line(entry)
+    except (OverflowError, RecursionError, UnicodeError):  # of values in an odd event
+        line = ""
+    if not line or len(line) > _LONGEST:
+        line = _line({name: _short(value) for name, value in entry.items()})
+    _writer.put(line)
 
 
 def error(message: str, **fields: Any) -> None:
@@ -72,22 +174,15 @@ def info(message: str, **fields: Any) -> None:
 
 def recent_errors() -> list[dict[str, Any]]:
     """Return the errors written last, newest first."""
-    return [msgspec.json.decode(entry) for entry in reversed(_recent)]
+    return list(reversed(_recent))
 
 
 def describe(problem: BaseException) -> str:
     """Return an exception, of a group the first, as one line of bounded length."""
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
-    text = " ".join(str(problem).split())[:300]
+    text = redaction.redact(" ".join(str(problem).split()))[:300]
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
-
-
-def redacted(text: str, secrets: tuple[str, ...]) -> str:
-    """Return a text with its secrets replaced by ***."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 class RateLimited:
@@ -115,44 +210,20 @@ class RateLimited:
         self._repeated.clear()
 
 
-class _Memory(logging.Handler):
-    """Keeps the last errors; its records have passed the redaction of the handler before it."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.setFormatter(_Json())
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _recent.append(self.format(record))
+def _timestamp() -> str:
+    """Return the time as RFC 3339 with milliseconds, in UTC."""
+    now = time.time()
+    if _state.clock[0] != int(now):
+        _state.clock = (int(now), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)))
+    return f"{_state.clock[1]}.{int(now % 1 * 1000):03}Z"
 
 
-class _Json(MsgspecFormatter):
-    def add_fields(
-        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-    ) -> None:
-        log_data.update(timestamp=_timestamp(record), level=_NAMES[record.levelno])
-        log_data.update(message=record.message, **message_dict, **vars(record)["fields"])
-
-
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = (f"{name}={_quoted(value)}" for name, value in vars(record)["fields"].items())
-        line = f"{_timestamp(record)} {_NAMES[record.levelno]:5} {record.getMessage():18}"
-        return f"{line} {' '.join(fields)}".rstrip()
-
-
-def _redaction(secrets: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
-    """Return a filter that redacts secrets in errors."""
-
-    def redact(record: logging.LogRecord) -> bool:
-        if record.levelno >= ERROR:
-            vars(record)["fields"] = {
-                name: redacted(value, secrets) if isinstance(value, str) else value
-                for name, value in vars(record)["fields"].items()
-            }
-        return True
-
-    return redact
+def _line(entry: dict[str, Any]) -> str:
+    if not _state.text:
+        return _formatter.jsonify_log_record(entry) + "\n"
+    stamp, level, message, *_ = entry.values()
+    fields = (f"{name}={_quoted(entry[name])}" for name in list(entry)[3:])
+    return f"{stamp} {level:5} {message:18} {' '.join(fields)}".rstrip() + "\n"
 
 
 def _quoted(value: object) -> str:
@@ -162,6 +233,23 @@ def _quoted(value: object) -> str:
     return text if plain else repr(text)
 
 
-def _timestamp(record: logging.LogRecord) -> str:
-    instant = datetime.fromtimestamp(record.created, UTC)
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _short(value: object) -> object:
+    """Return a value that can be encoded, and not a long one."""
+    if isinstance(value, float | bool) or value is None:
+        return value
+    return redaction.printable(redaction.redact(str(value))[:_FIELD])
+
+
+def _clean(lines: list[str]) -> list[str]:
+    """Return lines without secrets and without what a terminal interprets."""
+    whole = "".join(lines)
+    if redaction.has_secret(whole.encode("utf-8", "surrogatepass")):
+        lines = [
+            redaction.redact(line)
+            if _state.text
+            else _line(redaction.redact_all(msgspec.json.decode(line)))
+            for line in lines
+        ]
+    if whole.isascii() and "\x7f" not in whole:
+        return lines
+    return [_HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", line) for line in lines]

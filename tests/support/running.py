@@ -3,15 +3,15 @@
 import asyncio
 import contextlib
 import inspect
-import io
 import json
-import logging
+import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -37,14 +37,16 @@ OUTCOMES = {"delivered", "dead_lettered", "skipped", "filtered", "dropped"}
 class Traces:
     """What a forwarder leaves behind: log, metrics, dead letters, checkpoints."""
 
-    def __init__(self, settings: Settings, stream: io.StringIO) -> None:
+    def __init__(self, settings: Settings, stream: IO[str]) -> None:
         self.settings = settings
         self._stream = stream
 
     @property
     def output(self) -> str:
         """The log as it was written."""
-        return self._stream.getvalue()
+        log.flush()
+        descriptor = self._stream.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
     def entries(self, message: str = "") -> list[dict[str, Any]]:
         """Return the log entries whose message begins so."""
@@ -102,7 +104,7 @@ class Traces:
 class Delivery(Traces):
     """Everything that follows the hub: partitions, sink, dead letters, metrics."""
 
-    def __init__(self, settings: Settings, stream: io.StringIO) -> None:
+    def __init__(self, settings: Settings, stream: IO[str]) -> None:
         super().__init__(settings, stream)
         self._metrics = Metrics("test")
         self.sink = Sink(settings, self._metrics)
@@ -136,7 +138,7 @@ class Delivery(Traces):
 class Running(Traces):
     """All of the forwarder, reading from a hub."""
 
-    def __init__(self, settings: Settings, stream: io.StringIO) -> None:
+    def __init__(self, settings: Settings, stream: IO[str]) -> None:
         super().__init__(settings, stream)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(run(settings, self._stop))
@@ -221,19 +223,16 @@ def _settings(connection: str, url: str, state: Path, variables: dict[str, str])
 
 
 @contextmanager
-def _log(settings: Settings) -> Iterator[io.StringIO]:
-    """Collect the log, finished by its own formatter, and leave logging as it was."""
-    loggers = logging.getLogger("forwarder"), logging.getLogger()
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
-    stream = io.StringIO()
+def _log(settings: Settings) -> Iterator[IO[str]]:
+    """Collect the log in a file, which stays readable after the block."""
+    stream = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after the block
     try:
         with contextlib.redirect_stdout(stream):
             log.configure(settings.verbose_level, settings.log_format, settings.secrets)
         yield stream
     finally:
-        for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            one.handlers, one.propagate = handlers, propagate
-            one.setLevel(level)
+        log.flush()
+        log.silence()
 
 
 def _samples(text: str) -> Samples:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
@@ -193,14 +192,11 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Scene
 
 
 @pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """Leave logging as it was; what it is now goes to the test's standard output."""
-    loggers = logging.getLogger("forwarder"), logging.getLogger()
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+def silent_afterwards() -> Iterator[None]:
+    """Log nothing after the test, whose standard output is gone."""
     yield
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
+    log.flush()
+    log.silence()
 
 
 def configure(**variables: str) -> Settings:
@@ -209,49 +205,50 @@ def configure(**variables: str) -> Settings:
     return settings
 
 
-def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
-    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def printed(capfd: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    log.flush()
+    entries = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     return [{k: v for k, v in e.items() if k not in {"timestamp", "level"}} for e in entries]
 
 
-@pytest.mark.usefixtures("logging_restored")
+@pytest.mark.usefixtures("silent_afterwards")
 async def test_a_lasting_error_is_said_once_an_interval_with_how_often_it_came(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     configure()
     repeated = log.RateLimited(interval=0.5)
     for _ in range(4):
         repeated.error("away", reason="why")
     repeated.error("other")
-    assert printed(capsys) == [{"message": "away", "reason": "why"}, {"message": "other"}]
+    assert printed(capfd) == [{"message": "away", "reason": "why"}, {"message": "other"}]
     await asyncio.sleep(0.6)
     repeated.error("away", reason="still")
-    assert printed(capsys) == [{"message": "away", "reason": "still", "repeated": 3}]
+    assert printed(capfd) == [{"message": "away", "reason": "still", "repeated": 3}]
     repeated.error("away")
     repeated.forget()
     repeated.error("away", reason="again")
-    assert printed(capsys) == [{"message": "away", "reason": "again"}]
+    assert printed(capfd) == [{"message": "away", "reason": "again"}]
 
 
-@pytest.mark.usefixtures("logging_restored")
-def test_a_lasting_error_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("silent_afterwards")
+def test_a_lasting_error_is_said_once_a_minute(capfd: pytest.CaptureFixture[str]) -> None:
     configure()
     minute = log.RateLimited()
     for _ in range(2):
         minute.error("away")
-    assert len(printed(capsys)) == 1
+    assert len(printed(capfd)) == 1
     assert vars(minute)["_interval"] == 60
 
 
-@pytest.mark.usefixtures("logging_restored")
-def test_secrets_are_blotted_out_of_errors_and_of_nothing_else(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.usefixtures("silent_afterwards")
+def test_a_secret_that_is_a_plain_word_is_redacted_in_errors_only(
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A header's value may be an ordinary word, and an audit event is told as it is."""
+    """A header's value may be an ordinary word, which audit events have as well."""
     configure(WebSinkHeaders='{"X-Cluster": "production", "X-Key": "a \\"quoted\\" key"}')
     log.error("failed", reason='"production" and a "quoted" key', status=1)
     log.info("audit event", name="production")
-    assert printed(capsys) == [
+    assert printed(capfd) == [
         {"message": "failed", "reason": '"***" and ***', "status": 1},
         {"message": "audit event", "name": "production"},
     ]

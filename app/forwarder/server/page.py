@@ -15,12 +15,13 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; p
 h1 { font-size: 1.4rem; margin: .5rem 0 } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem }
 .good { color: var(--good) } .bad { color: var(--bad) } .dim { color: var(--dim) }
 ul { list-style: none; padding: 0; margin: .5rem 0 } li, td { overflow-wrap: anywhere }
-.cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)) }
+.cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }
 .card { background: var(--card); border: 1px solid var(--edge); border-radius: .5rem;
   padding: .6rem .9rem }
 .card h3 { font-size: 1rem; margin: 0 0 .3rem }
 .row { display: flex; align-items: center; justify-content: space-between; gap: .5rem }
-.row { font-size: .9rem; white-space: nowrap } .row svg { width: 35%; height: 1.75rem }
+.row { font-size: .9rem; white-space: nowrap } .row svg { flex: 0 0 35%; height: 1.75rem;
+  overflow: visible }
 .row .dim { flex: 1; text-align: right; font-size: .75rem }
 polyline { fill: none; stroke: var(--line); stroke-width: 1.5; vector-effect: non-scaling-stroke }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }

@@ -44,6 +44,8 @@ def _partition(now: float, state: State, health: Health) -> dict[str, Any]:
 def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each setting by its variable; of a secret one only whether it is set."""
     for item in fields(settings):
+        if "variable" not in item.metadata:
+            continue
         value = getattr(settings, item.name)
         if item.name == "web_sink_url":
             value = shown_url(value)

@@ -19,6 +19,7 @@ from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Result, Step, walk
 from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import Diagnosis
+from forwarder.redaction import printable, redact
 from forwarder.sink.webhook import shown_url
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
@@ -54,7 +55,7 @@ async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
     """Walk hub, store and sink at once and print a report; False if a part does not answer."""
     deadline = time.monotonic() + _SECONDS
     results = [Result("settings", "ok", _summary(settings))]
-    report = _Report(settings, as_json=as_json)
+    report = _Report(as_json=as_json)
     report.add(results[0])
     async with AsyncExitStack() as stack:
         credential = await login(settings, stack)
@@ -87,14 +88,13 @@ async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
 class _Report:
     """Prints results as they come, or all of them as JSON at the end."""
 
-    def __init__(self, settings: Settings, *, as_json: bool) -> None:
-        self._secrets = settings.secrets
+    def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        texts = (log.redacted(text, self._secrets) for text in (result.found, result.do))
+        texts = (printable(redact(text)) for text in (result.found, result.do))
         result = Result(result.step, result.state, *texts)
         self._results.append(result)
         if not self._json:

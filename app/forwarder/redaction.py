@@ -1,0 +1,166 @@
+"""Redaction: every text that leaves the process passes `redact`, and on a terminal `printable`.
+
+A secret comes back in other spellings, because sinks, proxies and libraries quote what they were
+sent: percent-encoded, with JSON or HTML escapes, or inside longer base64. `redact` therefore
+compares without escapes. It replaces the secrets of the settings, their base64, and what looks
+like a credential. Call it before a text is shortened: half a secret is not recognized.
+"""
+
+import html
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+REDACTED: Final = b"***"
+_ROUNDS: Final = 4  # of escapes in escapes, such as JSON in JSON
+_LEAST_BASE64: Final = 6  # characters; fewer occur by chance
+
+_ESCAPE: Final = re.compile(
+    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_LOOKS_SECRET: Final = re.compile(
+    rb"""(?:\b(?:sig|signature|sharedaccesskey|accountkey|password|\w+_token|\w+_secret)=
+        | \b(?:bearer|basic)\ ) ([^\s;&"'<>,]{6,})
+    | \b(eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?)  # a JSON web token
+    | (?<![\w+/])([a-z0-9+/]{43}=|[a-z0-9+/]{86}==)(?![\w+/=])  # a key of Event Hubs or Storage
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_NEVER: Final = re.compile(rb"(?!)")
+
+
+class _Known:
+    """The secrets of this process, as they are, without escapes, and as base64."""
+
+    spellings: frozenset[bytes] = frozenset()
+    pattern = _NEVER
+
+    def add(self, secrets: Iterable[str]) -> None:
+        raw = {_bytes(secret) for secret in secrets if secret}
+        self.spellings |= raw.union(
+            *map(_base64, raw), *([p for p, _ in _rounds(one)] for one in raw)
+        )
+        # The longest first. Digits alone must not be a part of a longer number.
+        words = (
+            rb"(?<![\d.])%b(?![\d.])" % one if one.isdigit() else re.escape(one)
+            for one in sorted(self.spellings, key=len, reverse=True)
+        )
+        self.pattern = re.compile(b"|".join(words)) if self.spellings else _NEVER
+
+
+_known: Final = _Known()
+
+
+def configure(secrets: Iterable[str]) -> None:
+    """Set the secrets of this process."""
+    _known.spellings = frozenset()
+    _known.add(secrets)
+
+
+def protect(secret: str) -> None:
+    """Add a secret that is read while the process runs, such as a renewed token."""
+    _known.add([secret])
+
+
+def has_secret(text: bytes) -> bool:
+    """Return whether a secret may be in a text; costs little for a long one.
+
+    A plain word, such as a header's value `production`, is no secret here: audit events have it.
+    """
+    for _ in range(_ROUNDS):
+        if any(secret in text for secret in _known.spellings if not secret.isalpha()):
+            return True
+        if not any(mark in text for mark in (b"%", b"&", b"\\")):
+            break
+        text = _ESCAPE.sub(_unescaped, text)
+    return False
+
+
+def redact(text: str) -> str:
+    """Return the text with `***` in place of each secret."""
+    raw = _bytes(text)
+    spans = {
+        (starts[match.start(group)], starts[match.end(group)])
+        for plain, starts in _rounds(raw)
+        for pattern in (_known.pattern, _LOOKS_SECRET)
+        for match in pattern.finditer(plain)
+        for group in [match.lastindex or 0]
+    }
+    parts: list[bytes] = []
+    done = 0
+    for begin, end in sorted(spans):
+        if end > done:
+            parts += raw[done:begin], REDACTED
+            done = end
+    return b"".join([*parts, raw[done:]]).decode("utf-8", "surrogatepass") if spans else text
+
+
+def redact_all(value: Any) -> Any:
+    """Return JSON types with every string in them redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {name: redact_all(one) for name, one in value.items()}
+    return [redact_all(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with escapes for what a terminal would interpret or hide."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _rounds(text: bytes) -> Iterator[tuple[bytes, Sequence[int]]]:
+    """Yield the text as it is, and with its escapes undone once, twice and so on.
+
+    With each comes where every byte of it, and its end, is in the original text.
+    """
+    starts: Sequence[int] = range(len(text) + 1)
+    for _ in range(_ROUNDS):
+        yield text, starts
+        parts: list[bytes] = []
+        origins: list[int] = []
+        done = 0
+        for match in _ESCAPE.finditer(text):
+            char = _unescaped(match)
+            parts += text[done : match.start()], char
+            origins += [*starts[done : match.start()], *[starts[match.start()]] * len(char)]
+            done = match.end()
+        if not done:
+            return
+        text = b"".join([*parts, text[done:]])
+        starts = [*origins, *starts[done:]]
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    """Return what an escape stands for."""
+    text = match[0]
+    if text[:1] == b"%":
+        return bytes.fromhex(text[1:].decode())
+    if text[:1] == b"&":
+        return _bytes(html.unescape(text.decode()))
+    char = text[1:]
+    return _bytes(chr(int(char[1:], 16))) if char[1:] else _CONTROLS.get(char, char)
+
+
+def _base64(secret: bytes) -> set[bytes]:
+    """Return how the secret looks inside base64, at each of the three places it can begin."""
+    found = set()
+    for before in range(3):
+        whole = b64encode(bytes(before) + secret)
+        # Characters at both ends depend on the bytes next to the secret.
+        end = (before + len(secret)) * 8 // 6
+        core = whole[-(-before * 8 // 6) : end]
+        if len(core) >= _LEAST_BASE64:
+            found |= {core, core.translate(bytes.maketrans(b"+/", b"-_"))}
+    return found
