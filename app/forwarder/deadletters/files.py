@@ -1,161 +1,147 @@
-"""Dead letters on disk: numbered files of bounded size together, which can be taken away whole."""
+"""Dead letters on disk: a batch is a file, written to a temporary name, synced and renamed.
+
+So a file is whole or not there, and no process needs a lock: the forwarder adds files and drops
+old ones, a replay rewrites or removes them. All files together stay within DeadLetterMaxBytes.
+When they would exceed it, the oldest file goes of the class of reasons that holds most, so that a
+flood of one kind does not push out the others.
+"""
 
 import asyncio
-import fcntl
 import os
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import islice
+import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from forwarder import log
-from forwarder.errors import StateError
+from forwarder.errors import ForwarderError
 
-_FILES: Final = 10  # so many share DeadLetterMaxBytes: dropping the oldest costs a tenth
-_REASON: Final = "DeadLetterMaxBytes"
-_NAMES: Final = "[0-9]" * 8 + ".jsonl"
+_PARTS: Final = 10  # of DeadLetterMaxBytes; a file holds no more, unless it is one record
+_ABANDONED: Final = 3600.0  # seconds after which nobody writes a temporary file any more
 
 
 class DeadLetterFiles:
-    """`00000001.jsonl`, … in a directory; the oldest goes first.
-
-    One process appends; it or another takes files away, by renaming them into `taken/`, and gives
-    back what is left. `lock` is held for each change, `taken/lock` by the one that takes.
-    """
+    """A DeadLetterStore in a directory, which is made if it is missing."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.max_batch = max_bytes // _PARTS
         self._directory = directory
-        self._taken = directory / "taken"
         self._max_bytes = max_bytes
-        self._current: Path | None = None
-        self.debt = 0
-        """Letters dropped that nobody has counted yet."""
-        self._taken.mkdir(parents=True, exist_ok=True)
-        for lock in (self._directory / "lock", self._taken / "lock"):
-            lock.touch()
+        self._read: dict[str, int] = {}
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._adopt()
 
-    def append(self, lines: deque[bytes]) -> None:
-        """Write the lines to the disk; each is taken off as soon as it is there. Blocks."""
-        with _locked(self._directory / "lock"):
-            while lines:
-                if len(lines[0]) <= self._max_bytes:
-                    self._append_some(lines)
-                else:
-                    self.debt += 1
-                    size = len(lines.popleft())
-                    log.error("dead letters dropped", letters=1, bytes=size, reason=_REASON)
-
-    def _append_some(self, lines: deque[bytes]) -> None:
-        """Append as many lines as the current file may hold, or one."""
-        room = self._max_bytes // _FILES
-        if not (current := self._current) or not 0 < _size(current) <= room - len(lines[0]):
-            numbers = [int(file.stem) for file in self._all()]
-            current = self._directory / f"{max(numbers, default=0) + 1:08}.jsonl"
-        room, chunk = room - _size(current) - len(lines[0]), [lines[0]]
-        for line in islice(lines, 1, None):
-            if (room := room - len(line)) < 0:
-                break
-            chunk.append(line)
-        self._make_room(sum(map(len, chunk)))
-        size, self._current = _size(current), current
-        try:
-            with current.open("ab") as file:
-                file.writelines(chunk)
-                file.flush()
-                os.fsync(file.fileno())  # before a checkpoint passes them
-        except OSError:
-            try:  # half a line would spoil the next one
-                os.truncate(current, size)
-            except OSError:
-                self._current = None
-            raise
-        for _ in chunk:
-            lines.popleft()
-
-    def _make_room(self, size: int) -> None:
-        """Drop the oldest files; what is taken counts, and is left to whoever has taken it."""
-        files = self._here()
-        while files and sum(map(_size, self._all())) + size > self._max_bytes:
-            oldest = files.pop(0)
-            letters = oldest.read_bytes().count(b"\n")
-            oldest.unlink()
-            self.debt += letters
-            log.error("dead letters dropped", letters=letters, file=oldest.name, reason=_REASON)
-
-    @contextmanager
-    def taking(self) -> Iterator[None]:
-        """Hold the right to take files; StateError if another has it."""
-        try:
-            with _locked(self._taken / "lock", fcntl.LOCK_NB):
-                yield
-        except BlockingIOError:
-            raise StateError(f"dead letters in '{self._directory}' are being taken") from None
+    async def put(self, name: str, lines: list[bytes]) -> int:
+        """Write a file; returns how many records were dropped for it, or of it."""
+        return await asyncio.to_thread(self._put, name, lines)
 
     async def sizes(self) -> dict[str, int]:
-        """Return the files by name, the oldest first, with their bytes."""
-        files = await asyncio.to_thread(self._all)
-        return {file.name: _size(file) for file in sorted(files, key=lambda file: file.name)}
+        """Return the files' names, the oldest first, with their bytes."""
+        return await asyncio.to_thread(self._sizes)
 
     async def read(self, name: str) -> bytes:
-        """Return what a file holds, nothing if it is gone."""
-        for directory in (self._directory, self._taken):
-            with suppress(FileNotFoundError):
-                return await asyncio.to_thread((directory / name).read_bytes)
+        """Return a file's content, or nothing if it is gone."""
+        with suppress(FileNotFoundError):
+            self._read[name] = self._version(name)
+            return await asyncio.to_thread((self._directory / name).read_bytes)
         return b""
 
-    async def take(self, name: str) -> bytes:
-        """Take a file away; what it holds, nothing if it is gone."""
-        await asyncio.to_thread(self._move, self._directory, self._taken, name)
-        return await self.read(name)
+    async def replace(self, name: str, rest: bytes) -> None:
+        """Write what is left of a file, or remove it."""
+        if self._version(name) != self._read[name]:
+            raise ForwarderError(f"{name} was changed by another replay")
+        if rest:
+            await asyncio.to_thread(self._write, name, rest)
+        else:
+            (self._directory / name).unlink(missing_ok=True)
 
-    async def put_back(self, name: str, rest: bytes | None) -> None:
-        """Give a file back with what is left of it; `None` is all, and a file of nothing goes."""
-        if rest == b"":
-            (self._taken / name).unlink(missing_ok=True)
-            return
+    def _put(self, name: str, lines: list[bytes]) -> int:
+        data = b"".join(lines)
+        if len(data) > self._max_bytes:
+            _log_dropped(len(lines), bytes=len(data))
+            return len(lines)
+        dropped = self._make_room(len(data))
+        self._write(name, data)
+        return dropped
+
+    def _make_room(self, size: int) -> int:
+        """Drop files until this fits; the number of records dropped."""
+        sizes, dropped = self._sizes(), 0
+        excess = sum(sizes.values()) + size - self._max_bytes
+        held = Counter[str]()
+        for name, used in sizes.items():
+            held[_class(name)] += used
+        while excess > 0 and sizes:
+            ((heaviest, _),) = held.most_common(1)
+            name = next(one for one in sizes if _class(one) == heaviest)
+            path = self._directory / name
+            with suppress(FileNotFoundError):  # a replay was faster
+                records = path.read_bytes().count(b"\n")
+                path.unlink()
+                dropped += records
+                _log_dropped(records, file=name)
+            used = sizes.pop(name)
+            held[heaviest] -= used
+            excess -= used
+        return dropped
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file whole, readable by its owner only; it is on the disk when this returns."""
+        path = self._directory / name
+        new = path.with_suffix(".new")
         try:
-            if rest is not None:
-                await asyncio.to_thread(_replace, self._taken / name, rest)
+            with open(new, "wb", opener=_private) as file:  # noqa: PTH123 - Path has no opener
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # or the name may be lost although the data is not
         finally:
-            await asyncio.to_thread(self._move, self._taken, self._directory, name)
+            os.close(directory)
 
-    def _move(self, source: Path, target: Path, name: str) -> None:
-        with _locked(self._directory / "lock"), suppress(FileNotFoundError):
-            (source / name).rename(target / name)  # a number is given once, so none is replaced
+    def _sizes(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.name.endswith(".jsonl"):
+                        found[entry.name] = entry.stat().st_size
+        return dict(sorted(found.items()))
 
-    def _here(self) -> list[Path]:
-        return sorted(self._directory.glob(_NAMES))
-
-    def _all(self) -> list[Path]:
-        return [*self._here(), *self._taken.glob(_NAMES)]
-
-
-@contextmanager
-def _locked(lock: Path, how: int = 0) -> Iterator[None]:
-    with lock.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | how)
-        yield
-
-
-def _size(file: Path) -> int:
-    """Return a file's bytes, 0 if it is gone."""
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
+    def _version(self, name: str) -> int:
+        with suppress(FileNotFoundError):
+            return (self._directory / name).stat().st_mtime_ns
         return 0
 
+    def _adopt(self) -> None:
+        """Take over what version 0.1.0 left, and remove what a killed process was writing.
 
-def _replace(file: Path, data: bytes) -> None:
-    """Put data in the place of a file's: a crash leaves the one or the other."""
-    new = file.with_suffix(".new")
-    try:
-        with new.open("wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        new.replace(file)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+        Its files were appended to, named `00000001.jsonl`, and in `taken/` during a replay.
+        """
+        for file in self._directory.glob("taken/*.jsonl"):
+            file.replace(self._directory / file.name)
+        for file in self._directory.glob("[0-9]" * 8 + ".jsonl"):
+            file.chmod(0o600)
+        for file in self._directory.glob("*.new"):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _ABANDONED:
+                    file.unlink()
+
+
+def _class(name: str) -> str:
+    """Return the class of reasons of a file; those of version 0.1.0 have none in common."""
+    return name.removesuffix(".jsonl").split("-", 2)[-1]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _log_dropped(records: int, **fields: object) -> None:
+    log.error("dead letters dropped", records=records, **fields, reason="DeadLetterMaxBytes")

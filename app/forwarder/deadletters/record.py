@@ -1,17 +1,26 @@
-"""A dead letter: an undeliverable event, record or message, and its line of JSON."""
+"""A dead-letter record: an event, Azure Monitor record or hub message that cannot be delivered.
 
+A record is one line of JSON: `time` (when it was refused), `reason`, `partition`, `sequenceNumber`
+and `body`, or `bodyBase64` if the bytes are not UTF-8. A batch is a file or blob of such lines.
+"""
+
+import hashlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
 from forwarder.audit.envelope import Unusable
 
+_WORD: Final = re.compile("[a-z]+")
+_WORDS: Final = 4  # of a reason, before its first colon, that make a class of records
+
 
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Where in the hub it was, why nobody takes it, and its bytes, in base64 if no text."""
+    """Where in the hub it was, why it cannot be delivered, and its bytes."""
 
     time: datetime
     reason: str
@@ -22,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     @classmethod
     def of(cls, partition: str, sequence_number: int, refused: Unusable) -> Self:
-        """Return the letter of what was refused now."""
+        """Return the record of what was refused now."""
         head = (datetime.now(UTC), refused.reason, partition, sequence_number)
         try:
             return cls(*head, body=refused.body.decode())
@@ -34,6 +43,12 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         """The bytes as they were."""
         return (self.body or "").encode() if self.body_base64 is None else self.body_base64
 
+    @property
+    def reason_class(self) -> str:
+        """The reason without its details, as a word such as `refused-by-the-sink`."""
+        words = _WORD.findall(self.reason.partition(":")[0].lower())
+        return "-".join(words[:_WORDS]) or "other"
+
     def line(self) -> bytes:
         """Return it as a line of JSON."""
         return msgspec.json.encode(self) + b"\n"
@@ -42,11 +57,11 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 _decoder = msgspec.json.Decoder(Record)
 
 
-def letters(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
-    """Yield each line with its letter, or None if it is none.
+def parse(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
+    """Yield each line with its record, or with None if it cannot be read.
 
-    A last line without its end was being written when the process died: its message was not
-    settled, and is read again.
+    A last line without its end was written by version 0.1.0 when it was killed. Its message had no
+    checkpoint, and was read again.
     """
     for line in io.BytesIO(lines):
         if line.endswith(b"\n"):
@@ -54,3 +69,29 @@ def letters(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
                 yield line, _decoder.decode(line)
             except (msgspec.DecodeError, UnicodeError):
                 yield line, None
+
+
+def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield batches as names and lines: of one class of reasons each, and about `most` bytes.
+
+    A name is `TIME-DIGEST-CLASS.jsonl`. It sorts by the time of the first record. It depends on
+    the content alone, so replicas never collide, and a batch that is written twice is there once.
+    """
+    classes: dict[str, list[Record]] = {}
+    for record in records:
+        classes.setdefault(record.reason_class, []).append(record)
+    for name, members in classes.items():
+        lines: list[bytes] = []
+        for record in members:
+            line = record.line()
+            if lines and sum(map(len, lines)) + len(line) > most:
+                yield _name(lines, name), lines
+                lines = []
+            lines.append(line)
+        yield _name(lines, name), lines
+
+
+def _name(lines: list[bytes], reason_class: str) -> str:
+    time = _decoder.decode(lines[0]).time
+    digest = hashlib.sha256(b"".join(lines)).hexdigest()[:16]
+    return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest}-{reason_class}.jsonl"

@@ -1,7 +1,13 @@
-"""Dead letters: what cannot be delivered is kept in the storage account, or on disk."""
+"""Writes dead-letter records in batches, without holding up delivery.
+
+Records wait in memory until their batch is durable; until then the watermark, and so the
+checkpoint, stays before their messages. Batches are at least a second apart, so that a steady
+trickle makes few files or blobs. While the store fails, waiting records are bounded by bytes:
+those beyond it are evicted. Their messages then never count as settled in this process, and are
+read again after a restart.
+"""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,161 +16,105 @@ from typing import Final
 import stamina
 
 from forwarder import log
-from forwarder.deadletters.blobs import DeadLetterBlobs
-from forwarder.deadletters.files import DeadLetterFiles
-from forwarder.deadletters.record import Record
-from forwarder.errors import EvictedError, StateError
+from forwarder.deadletters.record import Record, batches
+from forwarder.deadletters.store import DeadLetterStore
+from forwarder.errors import EvictedError
+from forwarder.outage import Outage
 
-_OVERHEAD: Final = 2048  # bytes that a letter costs while it waits, beside its own
-_BATCH: Final = 1_048_576  # bytes written at a time, about
-_SLOW: Final = 5.0  # seconds after which the disk counts as one that does not answer
-_BLOB_PAUSE: Final = 1.0  # seconds between two small blobs: each is paid for, and read one by one
-_BLOB_TIMEOUT: Final = 15.0
+_OVERHEAD: Final = 2048  # bytes of memory that a group of waiting records costs beside its own
+_SLOW: Final = 5.0  # seconds after which the store counts as one that does not answer
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    lines: list[bytes]
+    records: Sequence[Record]
     size: int
     written: asyncio.Future[int]
 
 
 class DeadLetterWriter:
-    """Writes letters in batches; they wait in memory, in bounds, while nothing takes them."""
+    """The DeadLetterSink of the running forwarder."""
 
     def __init__(
-        self,
-        files: DeadLetterFiles,
-        blobs: DeadLetterBlobs | None = None,
-        *,
-        max_waiting: int = 8_388_608,
-        retry: float = 5.0,
+        self, store: DeadLetterStore, *, max_waiting: int = 8_388_608, pause: float = 1.0
     ) -> None:
-        self._files = files
-        self._blobs = blobs
-        self._blobs_after = 0.0
-        self._retry = retry
+        """Write to this store, `pause` seconds apart, with up to `max_waiting` bytes in memory."""
+        self._store = store
         self._max_waiting = max_waiting
+        self._pause = pause
         self._waiting: deque[_Waiting] = deque()
         self._bytes = 0
         self._room = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
-        self._repeated = log.RateLimited()
+        self._limited = log.RateLimited()
+        self.outage = Outage("dead letters cannot be written", "dead letters are written again")
         self.waiting = 0
-        """Letters that are not written; those that were let go too."""
+        """Records that are not written, the evicted ones included."""
         self.evicted = 0
-        """Letters not written and forgotten: their messages are read again at the next start."""
-        self.failure = ""
-        """Why letters cannot be written, in a line."""
+        """Records that were given up: their messages are read again at the next start."""
 
-    async def add(self, letters: Sequence[Record]) -> asyncio.Future[int]:
-        """Take letters, and return what is done when they are durable.
+    async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
+        """Accept records of one message; the returned future is done when they are durable.
 
-        Its result is how many others are to be counted `dropped` for them: a dropped letter was
-        counted when it was kept, so a new one is counted as dropped in its place, and records
-        stay the sum of their outcomes. EvictedError if they were let go: there was no room.
+        Its result is how many of them to count as `dropped` in place of older records, which were
+        dropped for them and counted as `dead_lettered` before. EvictedError: there was no room.
         """
-        lines = [letter.line() for letter in letters]
-        waiting = _Waiting(
-            lines, sum(map(len, lines)) + _OVERHEAD, asyncio.get_running_loop().create_future()
-        )
-        self.waiting += len(lines)
-        while self._bytes and self._bytes + waiting.size > self._max_waiting:
-            if self.failure:
-                self.evicted += len(lines)
-                reason = self.failure
-                self._repeated.error("dead letters let go", letGo=self.evicted, reason=reason)
-                waiting.written.set_exception(EvictedError(reason))
-                return waiting.written
+        self._limited.error("record dead-lettered", reason=records[0].reason)
+        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        size = sum(len(record.original) for record in records) + _OVERHEAD
+        self.waiting += len(records)
+        while self._bytes and self._bytes + size > self._max_waiting:
+            if self.outage.reason:
+                self.evicted += len(records)
+                reason = self.outage.reason
+                self._limited.error("dead letters evicted", evicted=self.evicted, reason=reason)
+                written.set_exception(EvictedError(reason))
+                return written
             self._room.clear()
             await self._room.wait()
-        self._bytes += waiting.size
-        self._waiting.append(waiting)
+        self._bytes += size
+        self._waiting.append(_Waiting(records, size, written))
         if not self._writer or self._writer.done():
             self._writer = asyncio.create_task(self._write())
-        return waiting.written
-
-    async def run(self) -> None:
-        """Move what is on the disk to the storage account, if there is one, for ever."""
-        while self._blobs:
-            if time.monotonic() >= self._blobs_after:
-                await self._move(self._blobs)
-            await asyncio.sleep(self._retry)
+        return written
 
     async def _write(self) -> None:
         """Write until nothing waits."""
         while self._waiting:
-            batch: list[_Waiting] = []
-            while self._waiting and sum(one.size for one in batch) < _BATCH:
-                batch.append(self._waiting.popleft())
-            await self._keep(deque(line for one in batch for line in one.lines))
-            for one in batch:
-                dropped = min(self._files.debt, len(one.lines))
-                self._files.debt -= dropped
-                self.waiting -= len(one.lines)
+            group = [self._waiting.popleft()]
+            while self._waiting and sum(one.size for one in group) < self._store.max_batch:
+                group.append(self._waiting.popleft())
+            records = [record for one in group for record in one.records]
+            dropped = 0
+            for name, lines in batches(records, self._store.max_batch):
+                dropped += await self._put(name, lines)
+            self.outage.end()
+            for one in group:
+                instead = min(dropped, len(one.records))
+                dropped -= instead
+                self.waiting -= len(one.records)
                 self._bytes -= one.size
                 if not one.written.done():
-                    one.written.set_result(dropped)
+                    one.written.set_result(instead)
             self._room.set()
-            if self._blobs and self._bytes < _BATCH:
-                await asyncio.sleep(_BLOB_PAUSE)
+            if self._bytes < self._store.max_batch:
+                await asyncio.sleep(self._pause)
 
-    async def _keep(self, lines: deque[bytes]) -> None:
-        """Write these lines to the storage account, else to the disk, as long as it takes."""
+    async def _put(self, name: str, lines: list[bytes]) -> int:
+        """Write a batch, as long as it takes; how many records the store dropped for it."""
         async for attempt in stamina.retry_context(on=Exception, attempts=None, timeout=None):
             with attempt:
-                blobs = self._blobs if time.monotonic() >= self._blobs_after else None
-                if blobs and await self._put(blobs, b"".join(lines)):
-                    break
-                writing = asyncio.ensure_future(asyncio.to_thread(self._files.append, lines))
+                writing = asyncio.ensure_future(self._store.put(name, lines))
                 done, _ = await asyncio.wait([writing], timeout=_SLOW)
                 try:
                     if not done:
-                        self._troubled(f"the disk has not answered for {_SLOW:g} s")
-                    await writing
+                        self._failed(f"no answer for {_SLOW:g} s")
+                    return await writing
                 except Exception as error:
-                    self._troubled(log.describe(error))
+                    self._failed(log.describe(error))
                     raise
-        if self.failure:
-            log.info("dead letters are written again")
-            self._repeated.forget()
-            self.failure = ""
+        raise AssertionError  # the attempts do not end
 
-    def _troubled(self, reason: str) -> None:
-        self.failure = reason
-        self._repeated.error(
-            "dead letters cannot be written", waiting=self.waiting, reason=self.failure
-        )
+    def _failed(self, reason: str) -> None:
+        self.outage.fail(reason, waiting=self.waiting)
         self._room.set()
-
-    async def _put(self, blobs: DeadLetterBlobs, lines: bytes) -> bool:
-        """Write a blob; False, and no other for a while, if the store does not take it."""
-        try:
-            async with asyncio.timeout(_BLOB_TIMEOUT):
-                await blobs.put(lines)
-        except Exception as error:  # noqa: BLE001 - whatever a store's client raises
-            self._blobs_after = time.monotonic() + self._retry
-            self._repeated.error(
-                "dead letters stay on the disk until the storage account takes them",
-                reason=log.describe(error),
-            )
-            return False
-        if self._blobs_after:
-            log.info("the storage account takes dead letters again")
-            self._repeated.forget()
-            self._blobs_after = 0.0
-        return True
-
-    async def _move(self, blobs: DeadLetterBlobs) -> None:
-        """Move the files to the storage account, unless a replay has them."""
-        try:
-            with self._files.taking():
-                for name in await self._files.sizes():
-                    lines = await self._files.take(name)
-                    moved = not lines or await self._put(blobs, lines)
-                    await self._files.put_back(name, b"" if moved else None)
-                    if not moved:
-                        return
-                    log.info("dead letters moved to the storage account", bytes=len(lines))
-        except (OSError, StateError) as error:
-            self._repeated.error("dead letters cannot be moved", reason=log.describe(error))
