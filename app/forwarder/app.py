@@ -17,8 +17,7 @@ from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.checkpoints.writer import Checkpoints
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import state_directory
-from forwarder.deadletters.blobs import open_dead_letter_blobs
-from forwarder.deadletters.files import DeadLetterFiles
+from forwarder.deadletters.store import open_dead_letters
 from forwarder.deadletters.writer import DeadLetterWriter
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
@@ -66,10 +65,8 @@ async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
     dead_letters = DeadLetterWriter(
-        DeadLetterFiles(state / "deadletters", settings.dead_letter_max_bytes),
-        await stack.enter_async_context(open_dead_letter_blobs(settings, credential)),
+        await stack.enter_async_context(open_dead_letters(settings, credential, state)),
         max_waiting=settings.receive_buffer_bytes // 4,
-        retry=settings.checkpoint_interval,
     )
     buffer = ReceiveBuffer(settings.receive_buffer_bytes)
     delivery = DeliveryContext(settings, sink, dead_letters, buffer, metrics)
@@ -84,7 +81,7 @@ async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
 
     health = Health(delivery, hub, consumer, watchdog, checkpoints)
     await stack.enter_async_context(serve(settings, metrics, health))
-    parts = (consumer, watchdog, checkpoints, dead_letters, health)
+    parts = (consumer, watchdog, checkpoints, health)
     return Pipeline(consumer, checkpoints, [part.run() for part in parts])
 
 

@@ -22,7 +22,7 @@ class SupersededError(ForwarderError):
 
 
 class EvictedError(ForwarderError):
-    """Dead letters that neither the disk nor the storage account took, and that were let go."""
+    """Dead-letter records that found no room in memory while their store failed."""
 
 
 class UnusableError(ForwarderError):

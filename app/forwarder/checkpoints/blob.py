@@ -21,29 +21,15 @@ from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
+from forwarder.storage import open_client, open_container
 
-# Our own loops try again; the client must not sit on a dead store meanwhile.
-_CLIENT: Final[dict[str, Any]] = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
 _NO_OFFSET: Final = (None, "", "no offset")
-
-
-def open_container(settings: Settings, credential: Any) -> ContainerClient:
-    """Open the container, by connection string or by the account's URL and a credential."""
-    container: ContainerClient = _open(ContainerClient, settings, credential)
-    return container
-
-
-def _open(client: Any, settings: Settings, credential: Any) -> Any:
-    name, connection = settings.blob_container_name, settings.blob_connection
-    if connection:
-        return client.from_connection_string(connection.text, name, **_CLIENT)
-    return client(str(settings.blob_account_url), name, credential=credential, **_CLIENT)
 
 
 @asynccontextmanager
 async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
     """Open the store of checkpoints."""
-    store = _open(_BlobStore, settings, credential)
+    store = open_client(_BlobStore, settings, credential)
     async with store, open_container(settings, credential) as container:
         store.container = container
         yield store

@@ -15,6 +15,7 @@ from forwarder.config.settings import Settings
 from forwarder.delivery.partition import Partition
 from forwarder.diagnosis import causes
 from forwarder.errors import SupersededError
+from forwarder.outage import Outage
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
 
@@ -45,10 +46,8 @@ class Checkpoints:
         self._store = store
         self.quarantine = quarantine
         self._settings = settings
-        self._repeated = log.RateLimited()
-        self.failure = ""
-        """Why they cannot be written, in a line."""
-        self._down_since = 0.0
+        self._superseded = log.RateLimited()
+        self.outage = Outage("checkpoints cannot be written", "checkpoints are written again")
         self.owned: dict[str, Owned] = {}
 
     async def claim(self, context: PartitionContext, partition: Partition) -> Owned:
@@ -88,16 +87,10 @@ class Checkpoints:
     async def _round(self, owned: Iterable[Owned]) -> None:
         results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
         if errors := [one for one in results if isinstance(one, BaseException)]:
-            if not self.failure:
-                self._down_since = time.monotonic()
-            self.failure = str(causes.of_store(errors[0], self._settings))
             # guard: failed-checkpoint-is-retried
-            self._repeated.error("checkpoints cannot be written", reason=self.failure)
-        elif self.failure and any(results):
-            down = round(time.monotonic() - self._down_since, 1)
-            log.info("checkpoint store answers again", downSeconds=down)
-            self.failure = ""
-            self._repeated.forget()
+            self.outage.fail(str(causes.of_store(errors[0], self._settings)))
+        elif any(results):
+            self.outage.end()
 
     async def _write(self, owned: Owned) -> bool:
         """Write a partition's checkpoint if it has moved; tell whether the store answered."""
@@ -116,7 +109,7 @@ class Checkpoints:
                 result = "ok"
             except SupersededError:
                 result = "superseded"
-                self._repeated.error(
+                self._superseded.error(
                     "checkpoint left alone, another process is ahead",
                     partition=owned.partition.number,
                 )

@@ -1,12 +1,11 @@
-"""Replay: dead letters are posted again; what the sink accepts is removed, what not stays."""
+"""`replay`: post dead letters again, beside a running forwarder or without one."""
 
 import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import stamina
@@ -18,110 +17,114 @@ from forwarder.commands.progress import progress
 from forwarder.commands.repost import Repost, Selection
 from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
-from forwarder.deadletters.blobs import DeadLetterBlobs, open_dead_letter_blobs
 from forwarder.deadletters.files import DeadLetterFiles
-from forwarder.errors import ForwarderError, StateError
+from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
+from forwarder.errors import ForwarderError
 from forwarder.sink.webhook import Sink
+from forwarder.storage import has_account
 
-_PATIENCE: Final = 5.0  # seconds that the sink may be down: some tries
-_FOR_FILES: Final = 20.0  # seconds to wait for a forwarder that moves its files to the account
-_BLOBS: Final = 8  # replayed at once
+_PATIENCE: Final = 5.0  # seconds that the sink may be down
+_AT_ONCE: Final = 8  # batches
 
 
-HELP: Final = "post dead letters again; accepted ones are removed, the others stay"
+HELP: Final = "post dead letters again; those that the sink accepts are removed, the others stay"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `replay`."""
     parser.add_argument(
         "--since",
-        type=_since,
+        type=_instant,
         metavar="WHEN",
         help="only those since an ISO 8601 instant, or not older than an age such as 6h",
     )
     parser.add_argument(
         "--reason", default="", metavar="TEXT", help="only those with this text in their reason"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only count them")
+    action = parser.add_mutually_exclusive_group()
+    for option, name, text in (
+        ("--dry-run", "count", "only count them"),
+        ("--show", "show", "print them, as JSON lines"),
+        ("--discard", "discard", "remove them for good; needs --reason or --since"),
+    ):
+        action.add_argument(option, dest="action", action="store_const", const=name, help=text)
+    parser.set_defaults(action="post", error=parser.error)
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
     """Run `replay` with these arguments; True if it succeeded."""
-    return await replay(settings, Selection(given.since, given.reason, given.dry_run), stop)
+    if given.action == "discard" and not given.reason and not given.since:
+        given.error("--discard needs --reason or --since")
+    return await replay(settings, Selection(given.since, given.reason, given.action), stop)
 
 
-def _since(text: str) -> datetime | timedelta:
-    try:
-        if not isinstance(start := start_position(text), str):
-            return start
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"'{text}' is neither an ISO 8601 instant nor an age like 6h")
-
-
-async def replay(settings: Settings, selection: Selection, stop: asyncio.Event) -> bool:
+async def replay(settings: Settings, selected: Selection, stop: asyncio.Event) -> bool:
     """Post the dead letters that are there now; True if all that were selected are accepted."""
-    stamina.instrumentation.set_on_retry_hooks([])  # the summary says it
-    work, trouble = Repost(settings, selection), ""
+    stamina.instrumentation.set_on_retry_hooks([])  # failures are in the summary
+    work, failure = Repost(settings, selected), ""
     try:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(work.sink)
-            todo = await _todo(settings, selection, stack)
-            total = sum(size for _, names in todo for size in names.values())
-            shown = progress(lambda: work.bytes / (total or 1), work.counts)
+            todo = [
+                (store, name, size)
+                for store in await _stores(settings, stack)
+                for name, size in (await store.sizes()).items()
+            ]
+            total = sum(size for _, _, size in todo) or 1
+            left = iter(todo)
+
+            async def worker() -> None:
+                for store, name, _ in left:
+                    await work.run(store, name)
+
+            shown = progress(lambda: work.bytes / total, work.counts)
             async with shown, asyncio.TaskGroup() as group:
                 watch = group.create_task(_watch(work.sink, stop))
-                for store, names in todo:
-                    await _each(work, store, names)
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(_AT_ONCE):
+                        workers.create_task(worker())
                 watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
-        trouble = f"{log.describe(errors)}\n"
-    sys.stderr.write(trouble)
-    sys.stdout.write(f"{work.counts()}\n")
+        failure = f"{log.describe(errors)}\n"
+    sys.stderr.write(failure)
+    summary = sys.stderr if selected.action == "show" else sys.stdout
+    summary.write(f"{work.counts()}\n")
     for reason, count in work.staying.most_common():
-        sys.stdout.write(f"{count:10,} {reason}\n")
-    return not trouble and (selection.dry_run or not work.staying)
+        text = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in reason)
+        summary.write(f"{count:10,} {text}\n")
+    return not failure and (selected.action != "post" or not work.staying)
 
 
-async def _todo(
-    settings: Settings, selection: Selection, stack: AsyncExitStack
-) -> list[tuple[DeadLetterFiles | DeadLetterBlobs, dict[str, int]]]:
-    """Return the stores, what is in each by name, and its bytes."""
-    found: list[tuple[DeadLetterFiles | DeadLetterBlobs, dict[str, int]]] = []
-    if (directory := settings.state_directory / "deadletters").is_dir():
-        files = DeadLetterFiles(directory, settings.dead_letter_max_bytes)
-        if not selection.dry_run:
-            async for attempt in stamina.retry_context(
-                on=StateError, attempts=None, timeout=_FOR_FILES, wait_max=1
-            ):
-                with attempt:
-                    stack.enter_context(files.taking())
-        found.append((files, await files.sizes()))
-    credential = await login(settings, stack)
-    if blobs := await stack.enter_async_context(open_dead_letter_blobs(settings, credential)):
-        found.append((blobs, await blobs.sizes()))
+async def _stores(settings: Settings, stack: AsyncExitStack) -> list[DeadLetterStore]:
+    """Return the store in use and, with a storage account, what an earlier one left on disk."""
+    found: list[DeadLetterStore] = []
+    directory = settings.state_directory / DIRECTORY
+    if directory.is_dir():
+        found.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
+    if has_account(settings):
+        opened = open_dead_letters(
+            settings, await login(settings, stack), settings.state_directory
+        )
+        found.append(await stack.enter_async_context(opened))
     return found
 
 
-async def _each(
-    work: Repost, store: DeadLetterFiles | DeadLetterBlobs, names: Iterable[str]
-) -> None:
-    """Replay files one after another, for their bound counts what is taken, and blobs at once."""
-    left = iter(names)
-
-    async def some() -> None:
-        for name in left:
-            await work.run(store, name)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(_BLOBS if isinstance(store, DeadLetterBlobs) else 1):
-            group.create_task(some())
-
-
 async def _watch(sink: Sink, stop: asyncio.Event) -> None:
-    """End the replay when it is asked to stop, or the sink, which it asks without end, is down."""
+    """End the replay when it is asked to stop, or when the sink is down: posts wait for it."""
     while not stop.is_set():
         if sink.down_since and time.monotonic() - sink.down_since > _PATIENCE:
             raise ForwarderError(f"given up, the sink takes nothing: {sink.failure}")
         await asyncio.sleep(0.1)
     raise ForwarderError("stopped")
+
+
+def _instant(text: str) -> datetime:
+    try:
+        start = start_position(text)
+    except ValueError:
+        start = ""
+    if isinstance(start, timedelta):
+        return datetime.now(UTC) - start
+    if isinstance(start, datetime):
+        return start
+    raise argparse.ArgumentTypeError(f"'{text}' is neither an ISO 8601 instant nor an age like 6h")

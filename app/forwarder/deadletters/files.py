@@ -8,6 +8,7 @@ flood of one kind does not push out the others.
 
 import asyncio
 import os
+import re
 import time
 from collections import Counter
 from contextlib import suppress
@@ -17,7 +18,11 @@ from typing import Final
 from forwarder import log
 from forwarder.errors import ForwarderError
 
-_PARTS: Final = 10  # of DeadLetterMaxBytes; a file holds no more, unless it is one record
+_NAME: Final = re.compile(  # see `record.batches`; version 0.1.0 numbered its files
+    r"(?:\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}-([a-z-]+)|\d{8})\.jsonl"
+)
+_PARTS: Final = 10  # of DeadLetterMaxBytes: the most that is dropped for one batch, about
+_LARGEST: Final = 1_048_576
 _ABANDONED: Final = 3600.0  # seconds after which nobody writes a temporary file any more
 
 
@@ -25,7 +30,7 @@ class DeadLetterFiles:
     """A DeadLetterStore in a directory, which is made if it is missing."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.max_batch = max_bytes // _PARTS
+        self.max_batch = min(max_bytes // _PARTS, _LARGEST)
         self._directory = directory
         self._max_bytes = max_bytes
         self._read: dict[str, int] = {}
@@ -73,16 +78,15 @@ class DeadLetterFiles:
         for name, used in sizes.items():
             held[_class(name)] += used
         while excess > 0 and sizes:
-            ((heaviest, _),) = held.most_common(1)
-            name = next(one for one in sizes if _class(one) == heaviest)
-            path = self._directory / name
+            name = next(one for one in sizes if _class(one) == held.most_common(1)[0][0])
             with suppress(FileNotFoundError):  # a replay was faster
+                path = self._directory / name
                 records = path.read_bytes().count(b"\n")
                 path.unlink()
                 dropped += records
                 _log_dropped(records, file=name)
             used = sizes.pop(name)
-            held[heaviest] -= used
+            held[_class(name)] -= used
             excess -= used
         return dropped
 
@@ -106,13 +110,12 @@ class DeadLetterFiles:
             os.close(directory)
 
     def _sizes(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if entry.name.endswith(".jsonl"):
-                        found[entry.name] = entry.stat().st_size
-        return dict(sorted(found.items()))
+        names = sorted(filter(_NAME.fullmatch, os.listdir(self._directory)))
+        sizes = {}
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes[name] = (self._directory / name).stat().st_size
+        return sizes
 
     def _version(self, name: str) -> int:
         with suppress(FileNotFoundError):
@@ -135,8 +138,9 @@ class DeadLetterFiles:
 
 
 def _class(name: str) -> str:
-    """Return the class of reasons of a file; those of version 0.1.0 have none in common."""
-    return name.removesuffix(".jsonl").split("-", 2)[-1]
+    """Return the class of reasons of a file; those of version 0.1.0 count as one."""
+    found = _NAME.fullmatch(name)
+    return (found and found[1]) or ""
 
 
 def _private(path: str, flags: int) -> int:

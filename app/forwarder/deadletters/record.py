@@ -82,16 +82,17 @@ def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[by
         classes.setdefault(record.reason_class, []).append(record)
     for name, members in classes.items():
         lines: list[bytes] = []
+        first, size = members[0].time, 0
         for record in members:
             line = record.line()
-            if lines and sum(map(len, lines)) + len(line) > most:
-                yield _name(lines, name), lines
-                lines = []
+            if lines and size + len(line) > most:
+                yield _name(first, lines, name), lines
+                lines, size, first = [], 0, record.time
             lines.append(line)
-        yield _name(lines, name), lines
+            size += len(line)
+        yield _name(first, lines, name), lines
 
 
-def _name(lines: list[bytes], reason_class: str) -> str:
-    time = _decoder.decode(lines[0]).time
+def _name(time: datetime, lines: list[bytes], reason_class: str) -> str:
     digest = hashlib.sha256(b"".join(lines)).hexdigest()[:16]
     return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest}-{reason_class}.jsonl"

@@ -8,7 +8,7 @@ read again after a restart.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -46,7 +46,8 @@ class DeadLetterWriter:
         self._bytes = 0
         self._room = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
-        self._limited = log.RateLimited()
+        self._logged: defaultdict[str, log.RateLimited] = defaultdict(log.RateLimited)
+        self._evictions = log.RateLimited()
         self.outage = Outage("dead letters cannot be written", "dead letters are written again")
         self.waiting = 0
         """Records that are not written, the evicted ones included."""
@@ -59,7 +60,8 @@ class DeadLetterWriter:
         Its result is how many of them to count as `dropped` in place of older records, which were
         dropped for them and counted as `dead_lettered` before. EvictedError: there was no room.
         """
-        self._limited.error("record dead-lettered", reason=records[0].reason)
+        for name, reason in {one.reason_class: one.reason for one in records}.items():
+            self._logged[name].error("event dead-lettered", kind=name, reason=reason)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         size = sum(len(record.original) for record in records) + _OVERHEAD
         self.waiting += len(records)
@@ -67,7 +69,7 @@ class DeadLetterWriter:
             if self.outage.reason:
                 self.evicted += len(records)
                 reason = self.outage.reason
-                self._limited.error("dead letters evicted", evicted=self.evicted, reason=reason)
+                self._evictions.error("dead letters evicted", evicted=self.evicted, reason=reason)
                 written.set_exception(EvictedError(reason))
                 return written
             self._room.clear()

@@ -44,7 +44,7 @@ class Health:
 
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; what is down or full is no reason."""
-        if self._sink.down_since is not None or self._dead_letters.failure:
+        if self._sink.down_since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
             return [f"{evicted} dead letters were let go and can be written now: to be read again"]
@@ -69,8 +69,8 @@ class Health:
         return {
             "hub": self._hub.outage.reason,
             "sink": self._sink.failure,
-            "checkpoints": self._checkpoints.failure,
-            "dead letters": self._dead_letters.failure,
+            "checkpoints": self._checkpoints.outage.reason,
+            "dead letters": self._dead_letters.outage.reason,
         }
 
     def states(self) -> Iterator[State]:

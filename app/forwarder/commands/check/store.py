@@ -15,6 +15,7 @@ from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import StateError
+from forwarder.storage import open_container
 
 _MOST_BLOBS: Final = 1000  # are looked at
 
@@ -54,8 +55,6 @@ class StoreCheck:
 
     async def _login(self) -> str:
         from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415 - costs 24 MB
-
-        from forwarder.checkpoints.blob import open_container  # noqa: PLC0415 - the same
 
         self._container = open_container(self._settings, self._credential)
         try:
