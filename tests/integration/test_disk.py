@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from faults.play import CHILD
 from support import stores
 from support.ledger import judge_sums
 from support.process import Forwarder, Samples
-from support.scene import Scene, scene
+from support.scene import APP, Scene, scene
 
 Trouble = Callable[[Forwarder, Path], AbstractContextManager[None]]
 MOUNTABLE = (
@@ -135,7 +136,7 @@ async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_
             await until_waiting(forwarder, len(stage.ledger.refused) - 10)
             assert (await forwarder.get("/livez"))[0] == 200
             assert len(forwarder.entries("dead letters cannot be written")) == 1
-            assert not forwarder.entries("dead letters let go")
+            assert not forwarder.entries("dead letters evicted")
             stage.ledger.judge_checkpoints(stores.embedded(state))
         await stage.ledger.settled()
         await forwarder.wait_for("dead letters are written again")
@@ -149,7 +150,7 @@ async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_
         stage.ledger.classify()
 
 
-async def test_what_memory_cannot_hold_is_let_go_and_read_again_after_a_restart(
+async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart(
     state: Path,
 ) -> None:
     """The hub has it still: no checkpoint passes it, and liveness asks for the restart."""
@@ -160,7 +161,7 @@ async def test_what_memory_cannot_hold_is_let_go_and_read_again_after_a_restart(
             await forwarder.until(lambda: len(ledger.dead()) == 10)
             with no_file_grows(forwarder, state):
                 await delivered(stage, 1000)
-                said = await forwarder.wait_for("dead letters let go")
+                said = await forwarder.wait_for("dead letters evicted")
                 assert (said["level"], len(ledger.dead())) == ("error", 10)
                 await until_waiting(forwarder, len(ledger.refused) - 10)
                 assert (await forwarder.get("/livez"))[0] == 200
@@ -185,16 +186,21 @@ async def test_what_memory_cannot_hold_is_let_go_and_read_again_after_a_restart(
         ledger.classify()
 
 
-async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(state: Path) -> None:
-    """Its writes block in the system, as a hanging disk's do: behind a lock that the test holds."""
-    async with scene(state) as stage, stage.forwarder() as forwarder:
+async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
+    state: Path, tmp_path: Path
+) -> None:
+    """Its dead letters are synced only while the test has no lock on the gate."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    hanging = {"SYNC_WAITS_FOR": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
+    async with scene(state) as stage, stage.forwarder(None, **hanging) as forwarder:
         await delivered(stage, 100)
         await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
-        with (state / "deadletters" / "lock").open() as lock:
+        with gate.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             await delivered(stage, 2000)
             said = await forwarder.wait_for("dead letters cannot be written")
-            assert said["reason"] == "the disk has not answered for 5 s"
+            assert said["reason"] == "no answer for 5 s"
             await until_waiting(forwarder, 200)
             stage.ledger.judge_checkpoints(stores.embedded(state))
         await stage.ledger.settled()
@@ -219,7 +225,7 @@ async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_l
             ) > 0
             await delivered(stage, 100)
             assert stores.embedded(state) == before
-        await forwarder.wait_for("checkpoint store answers again")
+        await forwarder.wait_for("checkpoints are written again")
         forwarder.terminate()
         assert await forwarder.wait() == 0
         stage.ledger.judge_stop(stores.embedded(state))

@@ -9,7 +9,7 @@ import random
 import secrets
 import signal
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ import pytest
 from forwarder.audit.envelope import Unusable
 from forwarder.deadletters.blobs import DeadLetterBlobs
 from forwarder.deadletters.files import DeadLetterFiles
-from forwarder.deadletters.record import Record, letters
+from forwarder.deadletters.record import Record, batches, parse
 from support import events
 from support.azurite import azurite
 from support.ledger import judge_sums
@@ -61,10 +61,12 @@ def fresh(count: int) -> list[bytes]:
     return list(message.events)
 
 
-def bury(state: Path, bodies: Sequence[bytes], most: int = 10**6) -> None:
-    """Keep dead letters as the forwarder does."""
-    lines = [Record.of("3", n, Unusable(body, "because")).line() for n, body in enumerate(bodies)]
-    DeadLetterFiles(state / "deadletters", most).append(deque(lines))
+async def dead_letters(state: Path, bodies: Sequence[bytes], most: int = 10**6) -> None:
+    """Keep dead letters as the forwarder does, in files of a tenth of `most`."""
+    store = DeadLetterFiles(state / "deadletters", most)
+    records = [Record.of("3", n, Unusable(body, "because")) for n, body in enumerate(bodies)]
+    for name, lines in batches(records, store.max_batch):
+        await store.put(name, lines)
 
 
 def files(state: Path) -> list[Path]:
@@ -77,7 +79,7 @@ def kept(state: Path) -> list[bytes]:
 
 
 def bodies(lines: Sequence[bytes]) -> list[bytes]:
-    return [one.original for _, one in letters(b"".join(lines)) if one]
+    return [one.original for _, one in parse(b"".join(lines)) if one]
 
 
 def refusing(refused: Sequence[bytes]) -> Any:
@@ -87,23 +89,28 @@ def refusing(refused: Sequence[bytes]) -> Any:
 async def test_what_is_accepted_goes_and_what_is_not_stays_as_it_was(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    buried = fresh(30)
-    bury(tmp_path, buried)
+    originals = fresh(30)
+    await dead_letters(tmp_path, originals)
     before = kept(tmp_path)
     bad = [7, 8, 29]
-    webhook.rule = refusing([buried[n] for n in bad])
+    webhook.rule = refusing([originals[n] for n in bad])
     status, said = await replay(settings(webhook, tmp_path))
     assert status == 1, said
     assert "30 dead letters selected, 27 accepted and removed, 3 stay\n" in said
     assert "3 refused by the sink: 422" in said
-    assert kept(tmp_path) == [before[n] for n in bad]
+    stays = [json.loads(line) for line in kept(tmp_path)]
+    assert all(one.pop("reason").startswith("refused by the sink: 422") for one in stays)
+    expected = [json.loads(before[n]) for n in bad]
+    assert stays == [{k: v for k, v in one.items() if k != "reason"} for one in expected]
+    status, said = await replay(settings(webhook, tmp_path), "--reason", "because")
+    assert "0 dead letters selected" in said
     assert Counter(webhook.bytes.values()) == Counter(
-        one for n, one in enumerate(buried) if n not in bad
+        one for n, one in enumerate(originals) if n not in bad
     )
     webhook.rule = None
     status, said = await replay(settings(webhook, tmp_path))
     assert status == 0, said
-    assert set(webhook.bytes.values()) == set(buried)
+    assert set(webhook.bytes.values()) == set(originals)
     assert webhook.duplicates == 0
     assert not files(tmp_path)
     assert "0 dead letters selected" in (await replay(settings(webhook, tmp_path)))[1]
@@ -112,12 +119,12 @@ async def test_what_is_accepted_goes_and_what_is_not_stays_as_it_was(
 async def test_more_refusals_than_web_sink_max_rejects_hold_nothing_up(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    buried = fresh(40)
-    bury(tmp_path, buried)
-    webhook.rule = refusing(buried[:30])
+    originals = fresh(40)
+    await dead_letters(tmp_path, originals)
+    webhook.rule = refusing(originals[:30])
     one_by_one = {"WebSinkMaxRejects": "2", "WebSinkConcurrency": "1"}
     status, said = await replay(settings(webhook, tmp_path, **one_by_one))
-    assert (status, bodies(kept(tmp_path))) == (1, buried[:30]), said
+    assert (status, bodies(kept(tmp_path))) == (1, originals[:30]), said
 
 
 async def test_since_and_reason_select_and_the_others_stay_as_they_were(
@@ -125,9 +132,9 @@ async def test_since_and_reason_select_and_the_others_stay_as_they_were(
 ) -> None:
     now = datetime.now(UTC)
     old, new = now - timedelta(hours=7), now
-    buried = fresh(4)
+    originals = fresh(4)
     lines = [
-        Record(time, reason, "0", n, body=buried[n].decode()).line()
+        Record(time, reason, "0", n, body=originals[n].decode()).line()
         for n, (time, reason) in enumerate(
             [(old, "teapot 1"), (new, "teapot 2"), (new, "other"), (new, "a teapot")]
         )
@@ -144,7 +151,7 @@ async def test_since_and_reason_select_and_the_others_stay_as_they_were(
     assert "1 a teapot\n" in said
     status, said = await replay(settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot")
     assert (status, kept(tmp_path)) == (0, [lines[0], lines[2]]), said
-    assert set(webhook.bytes.values()) == {buried[1], buried[3]}
+    assert set(webhook.bytes.values()) == {originals[1], originals[3]}
     instant = (now - timedelta(hours=8)).isoformat()
     status, said = await replay(settings(webhook, tmp_path), "--since", instant)
     assert (status, kept(tmp_path)) == (0, []), said
@@ -157,14 +164,14 @@ async def test_whole_messages_are_unpacked_again_and_what_still_is_of_no_use_sta
     foreign = events.record(found[6], category="guard")
     message = events.wrap([*(events.record(one) for one in found[:5]), foreign])
     useless = [b"\xff\xfe{", b"", b'{"auditID":"1"', b'{"a":1}', b"\0"]
-    bury(tmp_path, [message, events.record(found[5]), found[7] + b"\n", *useless])
+    await dead_letters(tmp_path, [message, events.record(found[5]), found[7] + b"\n", *useless])
     before = kept(tmp_path)
     webhook.rule = refusing([found[1], found[3]])
     status, said = await replay(settings(webhook, tmp_path))
     assert status == 1, said
     assert set(webhook.bytes.values()) == {found[n] for n in (0, 2, 4, 5, 7)}
     first, second, *others = kept(tmp_path)
-    assert others == before[3:]
+    assert bodies(others) == bodies(before[3:])
     was, one, two = (json.loads(line) for line in (before[0], first, second))
     assert [one.pop("body"), two.pop("body")] == [found[1].decode(), found[3].decode()]
     assert one == two
@@ -175,35 +182,34 @@ async def test_whole_messages_are_unpacked_again_and_what_still_is_of_no_use_sta
 async def test_lines_that_are_no_letters_stay_and_half_a_line_of_a_crash_goes(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    buried = fresh(2)
-    bury(tmp_path, buried)
+    originals = fresh(2)
+    await dead_letters(tmp_path, originals)
     (file,) = files(tmp_path)
     good = file.read_bytes()
     file.write_bytes(b"garbage\r\xff\n" + good + good[:50])
     status, said = await replay(settings(webhook, tmp_path))
     assert (status, file.read_bytes()) == (0, b"garbage\r\xff\n")
     assert "1 lines unreadable" in said
-    assert set(webhook.bytes.values()) == set(buried)
+    assert set(webhook.bytes.values()) == set(originals)
 
 
 @pytest.mark.parametrize("answer", [Answer(503), Answer(401), Answer(drop=True)])
 async def test_it_gives_up_when_the_sink_is_down_and_keeps_all(
     webhook: Webhook, tmp_path: Path, answer: Answer
 ) -> None:
-    bury(tmp_path, fresh(100))
+    await dead_letters(tmp_path, fresh(100))
     before = kept(tmp_path)
     webhook.rule = lambda _: answer
     status, said = await replay(settings(webhook, tmp_path))
     assert (status, kept(tmp_path)) == (1, before)
     assert "given up, the sink takes nothing: " in said
     assert len(webhook.posts) < 100
-    assert {file.parent.name for file in files(tmp_path)} == {"deadletters"}
 
 
 async def test_a_failure_of_the_sink_that_passes_is_waited_for(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    bury(tmp_path, fresh(50))
+    await dead_letters(tmp_path, fresh(50))
     webhook.answers.extend([503] * 12)
     status, said = await replay(settings(webhook, tmp_path))
     assert (status, kept(tmp_path), webhook.total) == (0, [], 50), said
@@ -213,8 +219,8 @@ async def test_a_failure_of_the_sink_that_passes_is_waited_for(
 async def test_stopped_it_removes_what_was_accepted_and_keeps_the_rest(
     webhook: Webhook, tmp_path: Path, number: signal.Signals
 ) -> None:
-    buried = fresh(2000)
-    bury(tmp_path, buried, most=10**8)  # one file, more than is unpacked at a time
+    originals = fresh(2000)
+    await dead_letters(tmp_path, originals, most=10**8)
     before = kept(tmp_path)
     webhook.rule = lambda _: Answer(delay=0.1)
     async with Forwarder(settings(webhook, tmp_path), "replay") as command:
@@ -224,17 +230,17 @@ async def test_stopped_it_removes_what_was_accepted_and_keeps_the_rest(
     assert "stopped" in command.stderr
     rest = kept(tmp_path)
     assert 0 < len(rest) <= 1900
-    assert {*bodies(rest), *webhook.bytes.values()} == set(buried)
-    # Posts whose answer was not awaited may have been taken: four at once, of ten each.
-    assert len(rest) + len(webhook.taken) - 2000 <= 40
+    assert {*bodies(rest), *webhook.bytes.values()} == set(originals)
+    # Posts without a response may have been taken: of ten events, four at once for each batch.
+    assert len(rest) + len(webhook.taken) - 2000 <= 40 * len(files(tmp_path))
     assert rest == [line for line in before if line in set(rest)]
 
 
 async def test_killed_at_any_moment_it_loses_nothing(webhook: Webhook, tmp_path: Path) -> None:
     seed = secrets.randbits(32)
     chance = random.Random(seed)
-    buried = fresh(600)
-    bury(tmp_path, buried)
+    originals = fresh(600)
+    await dead_letters(tmp_path, originals)
     webhook.rule = lambda _: Answer(delay=chance.uniform(0, 0.02))
 
     def reached(total: int) -> bool:
@@ -250,25 +256,68 @@ async def test_killed_at_any_moment_it_loses_nothing(webhook: Webhook, tmp_path:
                 await command.wait()
             rest = bodies(kept(tmp_path))
             assert len(rest) == len(set(rest))
-            assert {*rest, *webhook.bytes.values()} == set(buried)
+            assert {*rest, *webhook.bytes.values()} == set(originals)
         assert (await replay(settings(webhook, tmp_path)))[0] == 0
     except BaseException:
         print(f"seed {seed}")  # noqa: T201 - to repeat it
         raise
-    assert (kept(tmp_path), set(webhook.bytes.values())) == ([], set(buried))
+    assert (kept(tmp_path), set(webhook.bytes.values())) == ([], set(originals))
 
 
-async def test_two_at_once_post_nothing_twice(webhook: Webhook, tmp_path: Path) -> None:
-    bury(tmp_path, fresh(300))
+async def test_two_at_once_lose_nothing_and_one_reports_the_other(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    originals = fresh(300)
+    await dead_letters(tmp_path, originals)
     webhook.rule = lambda _: Answer(delay=0.02)
     environment = settings(webhook, tmp_path)
     results = await asyncio.gather(*(replay(environment) for _ in range(2)))
-    assert [status for status, _ in results] == [0, 0], results
-    assert (webhook.total, webhook.duplicates, kept(tmp_path)) == (300, 0, [])
+    assert set(webhook.bytes.values()) == set(originals)
+    assert (await replay(environment))[0] == 0
+    assert not kept(tmp_path)
+    for status, said in results:
+        assert status == 0 or "changed by another replay" in said
+
+
+async def test_discard_removes_what_can_never_be_accepted(webhook: Webhook, tmp_path: Path) -> None:
+    store = DeadLetterFiles(tmp_path / "deadletters", 10**6)
+    found = [Record.of("3", n, Unusable(b"x\x9b", f"cut off: {n} lost")) for n in range(3)]
+    found.append(Record.of("3", 3, Unusable(b"other", "refused by the sink: 400")))
+    for name, lines in batches(found, 10**6):
+        await store.put(name, lines)
+    environment = settings(webhook, tmp_path)
+    before = kept(tmp_path)
+    status, said = await replay(environment, "--show", "--reason", "cut off")
+    assert (status, kept(tmp_path)) == (0, before)
+    shown = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [one["sequenceNumber"] for one in shown] == [0, 1, 2]
+    status, said = await replay(environment, "--discard")
+    assert (status, kept(tmp_path)) == (2, before), said
+    status, said = await replay(environment, "--discard", "--reason", "cut off")
+    assert status == 0, said
+    assert "3 dead letters selected, 3 discarded, 0 stay" in said
+    assert bodies(kept(tmp_path)) == [b"other"]
+    assert webhook.total == 0
+
+
+async def test_what_the_disk_holds_is_replayed_also_with_a_storage_account(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    """An earlier version, or an installation on a volume, kept it there."""
+    originals = fresh(4)
+    lines = [Record.of("3", n, Unusable(one, "")).line() for n, one in enumerate(originals)]
+    (tmp_path / "deadletters" / "taken").mkdir(parents=True)
+    (tmp_path / "deadletters" / "taken" / "00000001.jsonl").write_bytes(b"".join(lines[:2]))
+    (tmp_path / "deadletters" / "00000002.jsonl").write_bytes(b"".join(lines[2:]))
+    async with azurite() as store:
+        account = {"BlobStorageConnectionString": store.connection_string}
+        status, said = await replay(settings(webhook, tmp_path, **account))
+    assert (status, kept(tmp_path)) == (0, []), said
+    assert set(webhook.bytes.values()) == set(originals)
 
 
 async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_path: Path) -> None:
-    """Files are appended to, rotated and taken at once; the sink takes again what is replayed."""
+    """Files are added, dropped and removed at once; the sink takes again what is replayed."""
     async with scene(tmp_path, partitions=2) as stage:
         ledger, webhook = stage.ledger, stage.webhook
 
@@ -305,9 +354,9 @@ async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_pat
 async def test_blobs_are_replayed_and_removed_from_anywhere(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    buried = fresh(60)
-    lines = [Record.of("0", n, Unusable(one, "because")).line() for n, one in enumerate(buried)]
-    webhook.rule = refusing(buried[10:12])
+    originals = fresh(60)
+    records = [Record.of("0", n, Unusable(one, "because")) for n, one in enumerate(originals)]
+    webhook.rule = refusing(originals[10:12])
     async with azurite() as store, container(store) as client:
         environment = settings(
             webhook, tmp_path, BlobStorageConnectionString=store.connection_string
@@ -317,15 +366,17 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
         await client.create_container()
         blobs = DeadLetterBlobs(client)
         for start in range(0, 60, 5):
-            await blobs.put(b"".join(lines[start : start + 5]))
+            for name, lines in batches(records[start : start + 5], 10**6):
+                await blobs.put(name, lines)
         await client.upload_blob("other/deadletters/checkpoint/0", b"")
         status, said = await replay(environment, "--dry-run")
         assert (status, webhook.total, len(await blobs.sizes())) == (0, 0, 12), said
         status, said = await replay(environment)
         assert status == 1, said
         (name,) = await blobs.sizes()
-        assert await blobs.read(name) == b"".join(lines[10:12])
-        assert set(webhook.bytes.values()) == set(buried) - set(buried[10:12])
+        rest = [one for _, one in parse(await blobs.read(name)) if one]
+        assert [one.original for one in rest] == originals[10:12]
+        assert set(webhook.bytes.values()) == set(originals) - set(originals[10:12])
         webhook.rule = None
         assert (await replay(environment))[0] == 0
         assert [name async for name in client.list_blob_names()] == [
@@ -341,15 +392,14 @@ async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
     async with azurite() as store, container(store) as client:
         await client.create_container()
         one, two = DeadLetterBlobs(client), DeadLetterBlobs(client)
-        await one.put(Record.of("0", 1, Unusable(b"", "")).line())
-        (name,) = await one.sizes()
-        before = await one.take(name)
-        await two.take(name)
-        await two.put_back(name, b"rest\n")
+        await one.put("name.jsonl", [b"line\n"])
+        await one.read("name.jsonl")
+        await two.read("name.jsonl")
+        await two.replace("name.jsonl", b"rest\n")
         for rest in (b"other\n", b""):
-            with pytest.raises(Exception, match="another replay has changed"):
-                await one.put_back(name, rest)
-        assert await two.read(name) == b"rest\n" != before
+            with pytest.raises(Exception, match="changed by another replay"):
+                await one.replace("name.jsonl", rest)
+        assert await two.read("name.jsonl") == b"rest\n"
 
 
 @pytest.mark.parametrize(
@@ -357,6 +407,7 @@ async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
     [
         (["--since", "yesterday"], {}, "'yesterday' is neither an ISO 8601 instant nor an age"),
         (["--since", "latest"], {}, "'latest' is neither"),
+        (["--discard"], {}, "--discard needs --reason or --since"),
         (["--frobnicate"], {}, "unrecognized"),
         ([], {"VerboseLevel": "5"}, "VerboseLevel"),
     ],
@@ -369,7 +420,7 @@ async def test_bad_arguments_and_settings_are_named_and_end_with_2(
 
 
 async def test_a_terminal_shows_a_bar(webhook: Webhook, tmp_path: Path) -> None:
-    bury(tmp_path, fresh(60))
+    await dead_letters(tmp_path, fresh(60))
     webhook.rule = lambda _: Answer(delay=0.2)
     terminal, its_end = pty.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -396,7 +447,7 @@ async def test_the_audit_policy_is_for_messages_and_not_again_for_events(
     head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
     policy.write_text(json.dumps({**head, "rules": [{"level": "None"}]}))
     alone, *inside = fresh(5)
-    bury(tmp_path, [alone, events.envelope(inside)])
+    await dead_letters(tmp_path, [alone, events.envelope(inside)])
     environment = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
     status, said = await replay(environment)
     assert status == 0, said

@@ -110,8 +110,9 @@ class Delivery(Traces):
         self.sink = Sink(settings, self._metrics)
         self.buffer = ReceiveBuffer(settings.receive_buffer_bytes)
         directory = settings.state_directory / "deadletters"
-        letters = DeadLetterWriter(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
-        self.context = DeliveryContext(settings, self.sink, letters, self.buffer, self._metrics)
+        files = DeadLetterFiles(directory, settings.dead_letter_max_bytes)
+        records = DeadLetterWriter(files, pause=0)
+        self.context = DeliveryContext(settings, self.sink, records, self.buffer, self._metrics)
         self.partitions: dict[str, Partition] = {}
 
     async def take(self, body: bytes, partition: str = "0") -> None:

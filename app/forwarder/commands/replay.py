@@ -102,9 +102,7 @@ async def _stores(settings: Settings, stack: AsyncExitStack) -> list[DeadLetterS
     if directory.is_dir():
         found.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
     if has_account(settings):
-        opened = open_dead_letters(
-            settings, await login(settings, stack), settings.state_directory
-        )
+        opened = open_dead_letters(settings, await login(settings, stack), settings.state_directory)
         found.append(await stack.enter_async_context(opened))
     return found
 

@@ -95,7 +95,7 @@ class DeadLetterFiles:
         path = self._directory / name
         new = path.with_suffix(".new")
         try:
-            with open(new, "wb", opener=_private) as file:  # noqa: PTH123 - Path has no opener
+            with open(new, "wb", opener=_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,11 +110,12 @@ class DeadLetterFiles:
             os.close(directory)
 
     def _sizes(self) -> dict[str, int]:
-        names = sorted(filter(_NAME.fullmatch, os.listdir(self._directory)))
+        names = sorted(file.name for file in self._directory.iterdir())
         sizes = {}
         for name in names:
             with suppress(FileNotFoundError):
-                sizes[name] = (self._directory / name).stat().st_size
+                if _NAME.fullmatch(name):
+                    sizes[name] = (self._directory / name).stat().st_size
         return sizes
 
     def _version(self, name: str) -> int:

@@ -3,10 +3,13 @@
 The wall clock is an hour ahead after SIGUSR1 and an hour back after SIGUSR2, as `time.time` has it,
 by which everything in the forwarder and its libraries waits that does not ask the monotonic clock.
 
+With SYNC_WAITS_FOR a file is synced only while nobody has a lock on the file that this names.
+
 With DIES_OF the JSON library crashes, as C does, at a text that holds these characters.
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import time
@@ -40,3 +43,13 @@ if _deadly := os.environ.get("DIES_OF", "").encode():
 
     _decoder: Any = msgspec.json.Decoder
     msgspec.json.Decoder = _Decoder  # type: ignore[assignment,misc]
+
+if _gate := os.environ.get("SYNC_WAITS_FOR", ""):
+    _fsync = os.fsync
+
+    def _sync(file: Any) -> None:
+        with open(_gate) as gate:  # noqa: PTH123 - as early as this, few modules are loaded
+            fcntl.flock(gate, fcntl.LOCK_SH)
+            _fsync(file)
+
+    os.fsync = _sync  # type: ignore[assignment]
