@@ -27,38 +27,23 @@ from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, Rejected
 from forwarder.metrics import Metrics
-<<<<<<< HEAD
+from forwarder.outage import Outage
 from forwarder.sink.webhook import Sink
 
 
 class DeadLetterSink(Protocol):
     """Stores what cannot be delivered; implemented by DeadLetterWriter."""
-=======
-from forwarder.outage import Outage
-from forwarder.sink.webhook import LIST_OVERHEAD, Sink
-
-_Waiting = tuple[Event, Message]
-
-
-class DeadLetterSink(Protocol):
-    """Where dead-letter records go: see DeadLetterWriter."""
->>>>>>> d4b5e60 (wip)
 
     waiting: int
     evicted: int
     outage: Outage
 
-<<<<<<< HEAD
-    async def add(self, letters: Sequence[Record]) -> Awaitable[int]:
+    async def add(self, records: Sequence[Record]) -> Awaitable[int]:
         """Accept records; the result is done when they are durable.
 
-        It is the number of older records that were dropped for them. EvictedError: they had to
+        It is how many of them count as dropped, in place of older ones. EvictedError: they had to
         be removed from memory before they were durable.
         """
-=======
-    async def add(self, records: Sequence[Record]) -> Awaitable[int]:
-        """Accept records; what is returned is done when they are durable."""
->>>>>>> d4b5e60 (wip)
 
 
 @dataclass(frozen=True, slots=True)
