@@ -1,13 +1,18 @@
-"""The only place that works around the SDK: a transport that is given to one client object.
+"""The only place that works around the SDK, and uses its private parts to read and to ask.
 
 Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longer needs it:
 
-- A receiver looks for messages every 50 ms: a median latency of 8 to 21 ms. Here they wake it.
 - Opening a connection handles one frame at a time and sleeps 50 ms after each of about eight.
+- A receiver looks for messages every 50 ms, a median latency of 8 to 21 ms, and wakes up five
+  times a second while there are none. Here the socket wakes it.
 - A link keeps the delivery tag of every message (78 bytes), in case somebody settles it. Nobody
   settles the messages of an event hub.
+- A body that the SDK cannot decode ends the session: see `forwarder.hub.message`.
+- Each question about the hub opens a connection and logs in. Here one connection stays open.
+
+`Transport` is given to one client object; nothing is changed process-wide.
 """
-# ruff: noqa: SLF001 - overrides private parts of the SDK
+# ruff: noqa: SLF001 - private parts of the SDK
 
 import asyncio
 from collections import deque
@@ -17,16 +22,18 @@ from typing import Any, Final
 
 from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
-_SDK: Final[Any] = PyamqpTransportAsync
+from forwarder.hub.message import Received, parse
 
-_GATHER: Final = 0.05  # seconds to wait for more after a burst, or each message would be a POST
-_BYTES: Final = 262_144  # of small messages dispatched at once, so that lists are full
-_CHECK: Final = 0.5  # seconds after which a closed receiver is noticed
+_SDK: Final[Any] = PyamqpTransportAsync
 _FRAMES: Final = 10  # of an opening; it takes about eight
+_CREDIT: Final = 2**20  # bytes that the hub may send ahead, in messages of the size seen so far
+_FEWEST, _MOST = 10, 1000  # messages
+_CLOSING: Final = 2.0  # seconds
+_ERROR: Final = 400  # the first status of a response that is none
 
 
 class Transport(PyamqpTransportAsync):
-    """The SDK's transport, without its delays and its leak."""
+    """The SDK's transport, but for the pauses while a connection is opened."""
 
     @staticmethod
     def create_mgmt_client(*arguments: Any, **options: Any) -> Any:
@@ -40,25 +47,7 @@ class Transport(PyamqpTransportAsync):
         """Return the AMQP client of a receiver."""
         client = _SDK.create_receive_client(**options)
         client.client_ready_async = partial(_open_at_once, client.client_ready_async)
-        client._client_ready_async = partial(_attach, client, client._client_ready_async)
         return client
-
-    @staticmethod
-    async def receive_messages_async(
-        consumer: Any, batch: object, most: int, seconds: float | None
-    ) -> None:
-        """Receive and dispatch until the consumer is closed or fails."""
-        consumer._message_buffer = _Buffer()
-        consumer._callback_task_run = True
-        tasks = [
-            asyncio.create_task(_dispatch(consumer, batch, most, seconds)),
-            asyncio.create_task(_SDK._receive_task(consumer, most)),
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            consumer._callback_task_run = False
-            await asyncio.wait(tasks, timeout=1)
 
 
 async def _open_at_once(client_ready: Any) -> bool:
@@ -69,46 +58,116 @@ async def _open_at_once(client_ready: Any) -> bool:
     return False
 
 
-async def _attach(client: Any, attached: Any) -> bool:
-    ready: bool = await attached()
-    client._link._received_delivery_tags = _NoTags()  # guard: no-delivery-tags
-    return ready
+class Link:
+    """Reads what an attached receiver of the SDK is sent, when it is asked to.
+
+    Nothing reads ahead: what nobody asks for stays in the socket, and bounds the memory.
+    """
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver = receiver
+        self._amqp = receiver._handler
+        self._link = receiver._handler._link
+        self._connection = receiver._handler._connection
+        self._partial = bytearray()
+        self._average = 1024.0  # bytes of a message
+        self._link._incoming_transfer = self._on_transfer
+        self._link.current_link_credit = 0
+        self.messages: deque[Received] = deque()
+        """What was read; the caller takes it out."""
+        self.size = 0
+        """Bytes that were read since the caller set it to 0."""
+
+    async def read(self, seconds: float) -> None:
+        """Handle one frame, or none if none comes in time. Raises what ended the link."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._amqp.auth_complete_async()  # renews the token
+                self._link.get_state()  # raises its error
+                credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
+                if self._link.current_link_credit <= credit // 2:
+                    await self._link.flow(link_credit=credit)
+                # Sends an empty frame now and then, and raises the connection's error.
+                await self._connection.listen(wait=True)
+
+    async def close(self) -> None:
+        """Detach and close the connection, whether the hub answers or not."""
+        with suppress(Exception):
+            async with asyncio.timeout(_CLOSING):
+                await self._receiver.close()
+
+    async def _on_transfer(self, frame: Any) -> None:
+        """Take the place of the SDK's own: parse the message, keep no delivery tag."""
+        payload, more = frame[11], frame[5]
+        if self._partial or more:
+            self._partial += payload
+            payload = self._partial
+        if more:
+            return
+        self._link.delivery_count += 1
+        self._link.current_link_credit -= 1
+        self._average += (len(payload) - self._average) / 8
+        self.size += len(payload)
+        self.messages.append(parse(memoryview(payload)))
+        self._partial = bytearray()
 
 
-class _NoTags(set[bytes]):
-    """Forgets every delivery tag."""
+class Management:
+    """Reads properties of the hub over one connection that stays open."""
 
-    def add(self, _: bytes) -> None:
-        pass
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._auth: Any = None
+        self._amqp: Any = None
 
+    async def read(self, kind: str, **where: str) -> dict[bytes, Any]:
+        """Return the properties of a kind of entity; once more if the connection was cut."""
+        while True:
+            kept = self._amqp is not None
+            try:
+                return await self._read(kind, where)
+            except BaseException as error:
+                await self.close()
+                if not kept or not isinstance(error, Exception):
+                    raise
 
-class _Buffer(deque[Any]):
-    """Messages that were read and not dispatched; wakes `_dispatch`."""
+    async def close(self) -> None:
+        """Close the connection."""
+        amqp, self._amqp = self._amqp, None
+        if amqp:
+            with suppress(Exception):
+                async with asyncio.timeout(_CLOSING):
+                    await amqp.close_async()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.filled = asyncio.Event()
-
-    def append(self, message: Any) -> None:
-        super().append(message)
-        self.filled.set()
-
-
-async def _dispatch(consumer: Any, batch: object, most: int, seconds: float | None) -> None:
-    """Pass on up to `most` messages at once, more if they are small; none after `seconds`."""
-    buffer: _Buffer = consumer._message_buffer
-    while consumer._callback_task_run:
-        if not buffer:
-            buffer.filled.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds or _CHECK):
-                    await buffer.filled.wait()
-        messages: list[Any] = []
-        size = 0
-        while buffer and (len(messages) < most or (most > 1 and size < _BYTES)):
-            size += sum(map(len, buffer[0].data or ()))
-            messages.append(consumer._next_message_in_buffer())
-        if messages or seconds:
-            await consumer._on_event_received(messages if batch else next(iter(messages), None))
-        if messages and not buffer:
-            await asyncio.sleep(_GATHER)
+    async def _read(self, kind: str, where: dict[str, str]) -> dict[bytes, Any]:
+        client, transport = self._client, self._client._amqp_transport
+        try:
+            if self._amqp is None:
+                self._auth = await client._create_auth_async()
+                self._amqp = transport.create_mgmt_client(
+                    client._address, mgmt_auth=self._auth, config=client._config
+                )
+                await self._amqp.open_async()
+                while not await self._amqp.client_ready_async():
+                    pass
+            token = (await self._auth.get_token()).token
+            status, description, response = await transport.mgmt_client_request_async(
+                self._amqp,
+                transport.build_message(
+                    application_properties={
+                        "name": client.eventhub_name, **where, "security_token": token
+                    }
+                ),
+                operation=b"READ",
+                operation_type=kind.encode(),
+                status_code_field=b"status-code",
+                description_fields=b"status-description",
+            )
+            if int(status) >= _ERROR:
+                raise transport.get_error(int(status), description)
+        except Exception as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise await transport._handle_exception_async(error, client, is_consumer=True) from error
+        properties: dict[bytes, Any] = response.value
+        return properties
