@@ -102,6 +102,9 @@ class Metrics:
         )
         reopened = counter("reopened", "Opened anew because nothing came", "what")
         self.reopened = {what: reopened.labels(what) for what in ("partition", "client")}
+        self.losses = counter(
+            "partition_losses", "Partitions that another reader took", "partition"
+        )
         self.owned = gauge("partitions_owned", "Partitions that this process reads")
         self.hub_partitions = gauge("hub_partitions", "Partitions that the hub has")
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")

@@ -44,6 +44,7 @@ class _BlobStore(BlobCheckpointStore):
         super().__init__(*where, **options)
         self._turn = asyncio.Lock()
         self._tags: dict[tuple[str, str], str] = {}
+        self._ahead = 0.0  # seconds of this machine's clock before the store's
 
     async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
         """List owners; it is the first thing that a client asks of a store.
@@ -62,7 +63,7 @@ class _BlobStore(BlobCheckpointStore):
             with suppress(ResourceExistsError):  # another replica was faster
                 await self.container.create_container()
             found = await super().list_ownership(*where, raw_response_hook=note, **options)
-        ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
+        ahead = self._ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
         # guard: ownership-age-by-store-clock
         return [{**one, "last_modified_time": one["last_modified_time"] + ahead} for one in found]
 
@@ -103,6 +104,30 @@ class _BlobStore(BlobCheckpointStore):
             {**where, "partition_id": blob.name.removeprefix(prefix), **_place(blob)}
             async for blob in blobs
         ]
+
+    async def announce(self, where: Mapping[str, str], replica: str) -> None:
+        """Make known a replica that owns no partition."""
+        await self.container.upload_blob(_path(where, replica, "replica"), b"", overwrite=True)
+
+    async def withdraw(self, where: Mapping[str, str], replica: str) -> None:
+        """Take an announcement back."""
+        with suppress(ResourceNotFoundError):
+            await self.container.delete_blob(_path(where, replica, "replica"))
+
+    async def list_replicas(self, where: Mapping[str, str], expiry: float) -> set[str]:
+        """Return the replicas announced within `expiry` seconds by the store's clock.
+
+        An older announcement is of a replica that was killed: it is deleted.
+        """
+        found: set[str] = set()
+        prefix = _path(where, "", "replica")
+        async for blob in self.container.list_blobs(name_starts_with=prefix):
+            replica = blob.name.removeprefix(prefix)
+            if time.time() - self._ahead - blob.last_modified.timestamp() > expiry:
+                await self.withdraw(where, replica)
+            else:
+                found.add(replica)
+        return found
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
         """Write a checkpoint if its blob is as it was; else look, and write if it is not ahead.
@@ -146,9 +171,9 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     checkpoint["etag"] = written["etag"]
 
 
-def _path(where: Mapping[str, str], partition: str) -> str:
+def _path(where: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
     names = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
-    return "/".join((*(where[name] for name in names), "checkpoint", partition)).lower()
+    return "/".join((*(where[part] for part in names), kind, name)).lower()
 
 
 def _place(blob: BlobProperties) -> dict[str, Any]:

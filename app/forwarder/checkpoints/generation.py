@@ -68,6 +68,28 @@ class GenerationStore(CheckpointStore):
         """Pass it on."""
         return await self._store.list_ownership(*where, **options)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas use the store as well."""
+        return hasattr(self._store, "list_replicas")
+
+    async def list_replicas(self, *what: Any) -> set[str]:
+        """Pass it on."""
+        found: set[str] = await self._shared.list_replicas(*what)
+        return found
+
+    async def announce(self, *what: Any) -> None:
+        """Pass it on."""
+        await self._shared.announce(*what)
+
+    async def withdraw(self, *what: Any) -> None:
+        """Pass it on."""
+        await self._shared.withdraw(*what)
+
+    @property
+    def _shared(self) -> Any:
+        return self._store
+
     async def claim_ownership(self, *what: Any, **options: Any) -> Iterable[dict[str, Any]]:
         """Pass it on."""
         return await self._store.claim_ownership(*what, **options)

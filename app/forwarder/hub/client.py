@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, cast
 
 from azure.core.credentials import AccessToken
@@ -64,24 +65,28 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
     return client
 
 
-async def attach(
+async def attach(  # noqa: PLR0913 - what the SDK wants
     client: EventHubConsumerClient,
     settings: Settings,
     partition: str,
-    position: str | int = "@latest",
+    position: str | int | datetime = "@latest",
     on_batch: Callable[[list[EventData]], Awaitable[None]] | None = None,
+    *,
+    inclusive: bool = False,
+    owner: bool = False,
 ) -> EventHubConsumer:
-    """Open a receiver that takes the partition from nobody; the caller closes it.
+    """Open a receiver behind a position; the caller closes it.
 
-    Raises AMQPLinkError `amqp:link:stolen` while somebody else owns the partition. The client's
-    own receivers meet the service's refusals, such as of an unknown consumer group, in silence.
+    As an owner it takes the partition from its owner. Otherwise it takes it from nobody, and
+    raises AMQPLinkError `amqp:link:stolen` while somebody owns the partition.
     """
     receiver: EventHubConsumer = client._create_consumer(  # noqa: SLF001 - nothing public tells
         settings.consumer_group,
         partition,
         position,
         cast("Any", on_batch),
-        event_position_inclusive=isinstance(position, int),
+        event_position_inclusive=inclusive,
+        owner_level=0 if owner else None,
     )
     receiver._keep_alive = None  # noqa: SLF001 - its end takes a second
     try:
@@ -115,7 +120,7 @@ async def peek(
                 whole.set()
 
     try:
-        receiver = await attach(client, settings, partition["id"], first, take)
+        receiver = await attach(client, settings, partition["id"], first, take, inclusive=True)
     except AMQPLinkError as error:
         if error.condition not in SHARED:
             raise

@@ -1,14 +1,23 @@
-"""The source: an event hub, read by the client library with its traps taken care of."""
+"""Receives the partitions that this process owns, each message once and in order.
+
+It does what the SDK's EventProcessor does (azure-eventhub 5.15.1), which hides what an operator
+must know: a receiver that is refused is tried again in silence, one that stalls cannot be opened
+again without giving up the partition, a partition is left without waiting for what is under way,
+and a handler that raises repeats the same messages for ever.
+
+    balance -> claim -> Checkpoints.claim -> Reader.run -> take -> Intake.take -> Partition.submit
+    stop, or another replica's share -> drain -> last checkpoint -> release
+"""
 
 import asyncio
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
-from azure.eventhub import CloseReason, EventData
-from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
-from azure.eventhub.exceptions import EventHubError
+from azure.eventhub.aio import PartitionContext
 
 from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
@@ -16,30 +25,23 @@ from forwarder.checkpoints.writer import Checkpoints, Owned
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
+from forwarder.hub.balancer import Balancer
 from forwarder.hub.client import connect
-from forwarder.hub.intake import Intake, message_of
+from forwarder.hub.intake import Intake
+from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
+from forwarder.hub.reader import LostError, Position, Reader, StaleError
 
-# The client bounds its memory by counts of messages of up to 1 MB: these keep it small enough,
-# and large enough not to starve between its rounds of 50 ms.
-_PREFETCH: Final = 100
-_AHEAD: Final = 800  # messages, or frames of 64 KB of larger ones, read ahead of all partitions
-_BATCH: Final = 5
-_CLOSE_TIMEOUT: Final = 5.0
-_FEW: Final = 10  # messages read ahead at least, and while they are taken one by one
-_CAREFUL: Final = 20  # checkpoint intervals: what is read between two of them is read one by one
-_WAIT: Final = 0.5  # seconds without a message after which the client calls all the same
-_PAUSE: Final = 0.5  # seconds between two questions to a hub that does not answer
-# guard: receive-forever
-_FOR_EVER: Final = 2**31  # the client counts a receiver's errors over its whole life
-
-
-class _ReopenError(Exception):
-    """Raised in a handler: the client closes the partition, and opens it at the next balancing."""
+_CLOSING: Final = 5.0  # seconds to close everything
+_DRAINING: Final = 10.0  # seconds to deliver what is under way before a partition is released
+_WAITING: Final = 5  # rounds per interval while other replicas are to release partitions
+_ONE_BY_ONE: Final = 20  # checkpoint intervals in which messages are taken one by one
+_JITTER: Final = random.SystemRandom()
+_PAUSE: Final = 0.5  # seconds between two polls of a hub that does not answer
 
 
 class Consumer:
-    """Receives the messages of the partitions that this process owns, each once and in order."""
+    """The partitions that this process owns, and their readers."""
 
     def __init__(
         self,
@@ -49,55 +51,74 @@ class Consumer:
         checkpoints: Checkpoints,
         credential: Any,
     ) -> None:
-        self._settings = delivery.settings
+        settings = self._settings = delivery.settings
         self._delivery = delivery
         self._intake = Intake(delivery, checkpoints.quarantine)
         self._hub = hub
         self._store = store
         self._checkpoints = checkpoints
         self._credential = credential
-        self._client: EventHubConsumerClient | None = None
-        self._again = asyncio.Event()
-        self._read: set[str] = set()
-        self._ahead: set[str] = set()
-        self._closing: set[str] = set()
-        self._of_old_hub: list[Owned] = []
-        self._repeated = log.RateLimited()
-        self._stopping = self._pausing = False
+        self._client = connect(settings, credential)
+        host = settings.hub_connection.host if settings.hub_connection else None
+        self._place = {
+            "fully_qualified_namespace": host or settings.event_hub_namespace or "",
+            "eventhub_name": settings.event_hub_name,
+            "consumer_group": settings.consumer_group,
+        }
+        self._interval = settings.load_balancing_interval
+        self._balancer = Balancer(store, self._place, self._interval, settings.ownership_expiry)
+        self._readers: dict[str, Reader] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._leaving: set[Partition] = set()
+        self._known: set[str] = set()
+        self._ahead: set[str] = set()
+        self._turn = asyncio.Lock()  # of rounds and of closing
+        self._wake = asyncio.Event()
+        self._stale_owned: list[Owned] = []
+        self._repeated = log.RateLimited()
+        self._stopping, self._reopening = False, True
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
 
     async def run(self) -> None:
-        """Receive until stopped, with one client after the other; see `reopen`."""
+        """Receive until stopped."""
         await self._hub.answered.wait()
+        if self._checkpoints.quarantine.one_by_one:
+            self._spawn(self._take_one_by_one())
         while not self._stopping:
-            if self._checkpoints.quarantine.one_by_one:
-                await self._find_poison()
-            else:
-                each = _AHEAD // (len(self._hub.last) or 1)
-                await self._run_client(max(_FEW, min(_PREFETCH, each)), _BATCH)
+            async with self._turn:
+                if self._reopening:
+                    await self._connect()
+                waiting = await self._balance()
+            pause = self._interval * _JITTER.uniform(0.9, 1.0) / (_WAITING if waiting else 1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            self._wake.clear()
 
-    def reopen(self, partition: str | None = None) -> None:
-        """Close a partition, or the whole client, and open it anew, from its checkpoint."""
-        if partition:
-            self._closing.add(partition)
-        else:
-            self._again.set()
+    def reopen(self, number: str | None = None) -> None:
+        """Open a partition's link again behind what was received, or everything."""
+        if number is None:
+            self._reopening = True
+            self._wake.set()
+        elif number in self._tasks:
+            self._spawn(self._restart(number, self._tasks[number]))
 
     def check(self) -> None:
-        """Compare the hub, just looked at, with what is read."""
-        if not self._client or self._again.is_set():
+        """Compare the hub as it was just polled with what is read."""
+        if self._reopening:
             return
         if self._hub.created != self._store.created:  # guard: recreated-hub
-            # Nothing more is written of the old hub: what is under way there is still delivered.
-            self._of_old_hub = list(self._checkpoints.owned.values())
+            # No checkpoint is written of the old hub; what was received of it is delivered.
+            self._stale_owned = list(self._checkpoints.owned.values())
             self._checkpoints.owned.clear()
             self._store.say(self._hub.created)
             self.reopen()
-        elif self._read < self._hub.last.keys():  # guard: added-partitions
+        elif self._known < self._hub.last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(self._hub.last))
-            self.reopen()
+            self._wake.set()
+        self._known = set(self._hub.last)
         ahead = {
             number
             for number, partition in self.partitions.items()
@@ -105,10 +126,15 @@ class Consumer:
             and partition.start_after is not None
             and partition.start_after > self._hub.last.get(number, partition.start_after)
         }
-        # Twice, for the checkpoint may be younger than the look.
+        # Twice, for the checkpoint may be younger than the poll.
         for number in ahead & self._ahead:
-            self._is_foreign(self.partitions[number])  # guard: checkpoint-ahead-of-hub
+            self._mark_stale(self.partitions[number])  # guard: checkpoint-ahead-of-hub
+            self._spawn(self._reclaim(number, "STALE_CHECKPOINT"))
         self._ahead = ahead
+
+    def refusals(self) -> dict[str, str]:
+        """Return why partitions cannot be read at the moment, by partition."""
+        return {number: one.refusal for number, one in self._readers.items() if one.refusal}
 
     def cancel(self) -> None:
         """Give up what is under way; it is read again from the checkpoint."""
@@ -116,137 +142,166 @@ class Consumer:
             partition.cancel()
 
     def stop(self) -> None:
-        """Take no more messages; those that still come are read again from the checkpoint."""
+        """Receive no more messages."""
         self._stopping = True
+        self._wake.set()
+        for task in self._tasks.values():
+            task.cancel()  # guard: nothing-received-while-stopping
 
     async def drain(self) -> None:
-        """Wait until everything taken is settled."""
+        """Wait until everything received is acknowledged."""
         await asyncio.gather(*(p.drain() for p in {*self.partitions.values(), *self._leaving}))
 
     async def close(self) -> None:
         """Write last checkpoints, give up ownership and close the connections."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                if self._client:
-                    await self._client.close()
-        for number in list(self.partitions):  # of a client that hangs
-            await self._leave(number, CloseReason.SHUTDOWN)
+            async with asyncio.timeout(_CLOSING), self._turn:
+                await asyncio.gather(*(self._give_up(n, "SHUTDOWN") for n in list(self.partitions)))
+                await self._balancer.withdraw()
+                await self._client.close()
 
-    async def _find_poison(self) -> None:
-        """Take one message at a time, with few in memory, until past what may have killed."""
-        buffer, limit = self._delivery.buffer, self._delivery.buffer.limit
-        buffer.limit = 0  # of all partitions, one message at a time
-        await self._run_client(_FEW, 1, _CAREFUL * self._settings.checkpoint_interval)
-        buffer.limit = limit
-        if not self._stopping:
-            self._checkpoints.quarantine.over()  # guard: end-of-one-by-one
-
-    async def _run_client(self, prefetch: int, batch: int, seconds: float | None = None) -> None:
-        """Receive for so long, until `reopen` wants another client, or until it is closed."""
+    async def _connect(self) -> None:
+        """Close everything, if anything is open, and begin again with a client of its own."""
+        await asyncio.gather(
+            *(self._close(n, "REOPENED", drain=_CLOSING) for n in list(self.partitions))
+        )
+        await self._client.close()
+        self._client = connect(self._settings, self._credential)
         self._store.created = self._hub.created
-        self._store.foreign |= {one.partition.number: one.stored for one in self._of_old_hub}
-        self._of_old_hub.clear()
-        self._read = set(self._hub.last)
-        self._again = again = asyncio.Event()
-        self._client = connect(
-            self._settings,
-            self._credential,
-            checkpoint_store=self._store,
-            retry_total=_FOR_EVER,
-            retry_backoff_max=10,
-            load_balancing_interval=self._settings.load_balancing_interval,
-            partition_ownership_expiration_interval=self._settings.ownership_expiry,
-        )
-        receiving = asyncio.create_task(
-            self._client.receive_batch(
-                self._on_batch,
-                max_batch_size=batch,
-                max_wait_time=_WAIT,
-                prefetch=prefetch,
-                starting_position=self._hub.start,
-                on_error=self._on_error,
-                on_partition_initialize=self._on_claim,
-                on_partition_close=self._on_close,
-            )
-        )
-        receiving.add_done_callback(lambda _: again.set())
+        self._store.foreign |= {one.partition.number: one.stored for one in self._stale_owned}
+        self._stale_owned.clear()
+        self._known = set(self._hub.last)
+        self._reopening = False
+
+    async def _balance(self) -> bool:
+        """Own this replica's share; return whether others are to release a part of it."""
+        away = self._is_away()
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await again.wait()
-            if receiving.done():
-                receiving.result()
-            self._pausing = True
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await self.drain()
-            await self.close()
-            self._pausing = False
-        finally:
-            receiving.cancel()
+            shares = await self._balancer.balance(self._hub.last, self._lag, readable=not away)
+            lost = [number for number in self.partitions if number not in shares.owned]
+            await asyncio.gather(*(self._lose(number) for number in lost))
+            opened = {*shares.owned} - {*self.partitions, *shares.excess}
+            if opened and not self._stopping:
+                await self._open(sorted(opened))
+            reason = "HUB_AWAY" if away else "BALANCED"
+            await asyncio.gather(
+                *(self._give_up(number, reason, drain=_DRAINING) for number in shares.excess)
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a store raises
+            reason = str(causes.of_store(error, self._settings))
+            self._repeated.error("checkpoints cannot be read", reason=reason)
+            return False
+        return shares.waiting
 
-    async def _on_claim(self, context: PartitionContext) -> None:
-        number = context.partition_id
-        partition = Partition(number, self._delivery)
-        owned = await self._checkpoints.claim(context, partition)
-        partition.start_after = owned.stored
-        partition.progress = time.monotonic()
-        self._closing.discard(number)
-        self.partitions[number] = partition
+    def _is_away(self) -> bool:
+        """Tell whether others should read: this replica has not reached the hub for too long."""
+        since, expiry = self._hub.outage.since, self._settings.ownership_expiry
+        if since is None or not self._store.shared:
+            return False
+        heard = max([since, *(partition.progress for partition in self.partitions.values())])
+        return time.monotonic() - heard > expiry
+
+    def _lag(self, number: str) -> int:
+        partition = self.partitions.get(number)
+        received = (partition.last if partition else None) or 0
+        return self._hub.last.get(number, -1) - received
+
+    async def _open(self, numbers: Iterable[str]) -> None:
+        """Read the checkpoints of partitions, and begin to receive behind them."""
+        await self._store.list_checkpoints(*self._place.values())
+        for number in numbers:
+            partition = Partition(number, self._delivery)
+            host, hub, group = self._place.values()
+            context = PartitionContext(host, hub, group, number)
+            owned = await self._checkpoints.claim(context, partition)
+            if self._stopping:
+                return
+            partition.start_after = owned.stored
+            partition.progress = time.monotonic()
+            self.partitions[number] = partition
+            start: Position | dict[str, int] = self._hub.start
+            self._readers[number] = Reader(
+                self._client,
+                self._settings,
+                partition,
+                owned.checkpoint,
+                start.get(number, "-1") if isinstance(start, dict) else start,
+            )
+            self._tasks[number] = asyncio.create_task(self._read(number))
+            log.info("partition claimed", partition=number, checkpoint=owned.stored)
         self._delivery.metrics.owned.set(len(self.partitions))
-        log.info("partition claimed", partition=number, checkpoint=owned.stored)
 
-    async def _on_close(self, context: PartitionContext, reason: CloseReason) -> None:
-        owned = self._checkpoints.owned.get(context.partition_id)
-        if not owned or owned.context is context:  # else a client that hung has come to its end
-            await self._leave(context.partition_id, reason)
+    async def _read(self, number: str) -> None:
+        partition, reader = self.partitions[number], self._readers[number]
+        try:
+            await reader.run(partial(self._take, partition))
+        except LostError:
+            self._spawn(self._reclaim(number, "OWNERSHIP_LOST"))
+        except StaleError:
+            self._spawn(self._reclaim(number, "STALE_CHECKPOINT"))
 
-    async def _leave(self, number: str, reason: CloseReason) -> None:
-        """Leave the partition; what was taken is still delivered, by whoever reads it again too."""
-        if partition := self.partitions.pop(number, None):
+    async def _restart(self, number: str, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.wait([task], timeout=_CLOSING)
+        if self._tasks.get(number) is task and not self._stopping:
+            self._tasks[number] = asyncio.create_task(self._read(number))
+
+    async def _reclaim(self, number: str, reason: str) -> None:
+        """Close a partition whose link was taken, or which is to be read from elsewhere."""
+        async with self._turn:
+            if reason == "OWNERSHIP_LOST":
+                await self._lose(number)
+            else:
+                await self._close(number, reason)
+                self._wake.set()
+
+    async def _lose(self, number: str) -> None:
+        self._delivery.metrics.losses.labels(number).inc()
+        await self._close(number, "OWNERSHIP_LOST")
+
+    async def _give_up(self, number: str, reason: str, drain: float = 0) -> None:
+        await self._close(number, reason, drain=drain)
+        await self._balancer.release(number)
+
+    async def _close(self, number: str, reason: str, drain: float = 0) -> None:
+        """Stop receiving, wait so many seconds for what is under way, write a last checkpoint.
+
+        What is under way after that is delivered as well, unless it was waited for: it is read
+        again by the next owner.
+        """
+        partition, task = self.partitions.pop(number, None), self._tasks.pop(number, None)
+        self._readers.pop(number, None)
+        self._delivery.metrics.owned.set(len(self.partitions))
+        if task:
+            task.cancel()
+            await asyncio.wait([task], timeout=_CLOSING)
+        if partition and drain:
+            try:
+                async with asyncio.timeout(drain):
+                    await partition.drain()
+            except TimeoutError:
+                partition.cancel()
+        if partition:
             self._leaving = {one for one in self._leaving if one.watermark.oldest} | {partition}
-        self._delivery.metrics.owned.set(len(self.partitions))
-        owned = await self._checkpoints.release(number)
-        if owned:
+        if owned := await self._checkpoints.release(number):
             log.info(
                 "partition given up",
                 partition=number,
-                reason=reason.name,
+                reason=reason,
                 checkpoint=owned.stored,
                 ownedSeconds=round(time.monotonic() - owned.since, 1),
             )
 
-    async def _on_error(self, context: PartitionContext | None, error: Exception) -> None:
-        if isinstance(error, _ReopenError):
-            return
-        partition = {"partition": context.partition_id} if context else {}
-        if isinstance(error, EventHubError):
-            reason = str(causes.of_hub(error, self._settings))
-            self._repeated.error("receiving failed", **partition, reason=reason)
-        else:
-            reason = str(causes.of_store(error, self._settings))
-            self._repeated.error("checkpoints cannot be read", **partition, reason=reason)
-
-    async def _on_batch(self, context: PartitionContext, received: Sequence[EventData]) -> None:
-        number = context.partition_id
-        partition = self.partitions.get(number)
-        if number in self._closing and not received:
-            raise _ReopenError
-        self._closing.discard(number)
-        for data in received:
-            if (
-                partition is None
-                or self._stopping  # guard: nothing-received-while-stopping
-                or self._pausing
-                or self.partitions.get(number) is not partition
-            ):
-                return
-            message, body = message_of(data)
-            if not await self._is_next(partition, message):
-                continue
-            await self._intake.take(partition, message, body)
-        if partition:
-            partition.dispatch()
+    async def _take(self, partition: Partition, received: Received) -> None:
+        """Accept a message of this hub that was not received before; wait for room."""
+        number, last = received.sequence_number, partition.last
+        if number is None:  # it can only be the next one
+            first = self._hub.first.get(partition.number, 0)
+            number = first if last is None else last + 1
+        enqueued = time.time() if received.enqueued is None else received.enqueued
+        message = Message(number, received.offset, enqueued, len(received.body))
+        if await self._is_next(partition, message):
+            await self._intake.take(partition, message, received)
 
     async def _is_next(self, partition: Partition, message: Message) -> bool:
         """Tell whether to take a message: of this hub, and not taken before.
@@ -256,23 +311,23 @@ class Consumer:
         number, newest, last = message.sequence_number, partition.last_received, partition.last
         if last is None or number == last + 1:  # guard: gap-asks-the-hub
             return True
-        # Read again after a reconnect; or a checkpoint at 0, which the client takes for none.
+        # Read again after a reconnect, or because its checkpoint has no offset.
         if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
             return False  # guard: already-received
         await self._hub.poll()
-        while self._hub.outage.reason and not self._stopping:
+        while self._hub.outage.reason:
             await asyncio.sleep(_PAUSE)
             await self._hub.poll()
         self.check()
-        if self._again.is_set() or self._stopping:
+        if self._reopening:
             return False
         if not newest and number <= last:
-            self._is_foreign(partition)
-            raise _ReopenError
+            self._mark_stale(partition)
+            raise StaleError
         return number > last
 
-    def _is_foreign(self, partition: Partition) -> None:
-        """Have the partition read from StartPosition: its checkpoint is none of this hub's."""
+    def _mark_stale(self, partition: Partition) -> None:
+        """Note that the partition's checkpoint is of another hub: StartPosition holds."""
         if self._store.foreign.get(partition.number) != partition.start_after:
             self._store.foreign[partition.number] = partition.start_after
             log.error(
@@ -280,4 +335,17 @@ class Consumer:
                 partition=partition.number,
                 checkpoint=partition.start_after,
             )
-        self.reopen(partition.number)
+
+    async def _take_one_by_one(self) -> None:
+        """Keep one message in memory at a time until past what may have killed the process."""
+        buffer, limit = self._delivery.buffer, self._delivery.buffer.limit
+        buffer.limit = 0
+        await asyncio.sleep(_ONE_BY_ONE * self._settings.checkpoint_interval)
+        buffer.limit = limit
+        buffer.release(0)
+        self._checkpoints.quarantine.over()  # guard: end-of-one-by-one
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,12 +1,8 @@
 """The intake: a message that was received finds room, is unpacked and set moving."""
 
 import asyncio
-import time
 from contextlib import suppress
-from typing import Any, Final
-
-from azure.eventhub import EventData
-from azure.eventhub.amqp import AmqpMessageBodyType
+from typing import Final
 
 from forwarder import log
 from forwarder.audit.envelope import Unpacked, Unusable, unpack
@@ -14,20 +10,10 @@ from forwarder.audit.summary import summary
 from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
+from forwarder.hub.message import Received
 from forwarder.policy.filter import Filter
 
 _ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
-
-
-def message_of(data: EventData) -> tuple[Message, bytes]:
-    """Return a message and its bytes; a producer may send them as AMQP data, or as one value."""
-    body: Any = data.body
-    if data.body_type is AmqpMessageBodyType.DATA:
-        body = b"".join(body)
-    elif not isinstance(body, bytes):
-        body = data.body_as_str().encode()
-    enqueued = data.enqueued_time.timestamp() if data.enqueued_time else time.time()
-    return Message(data.sequence_number or 0, data.offset or "", enqueued, len(body)), body
 
 
 class Intake:
@@ -39,7 +25,7 @@ class Intake:
         self._filter = Filter.of(delivery.settings)
         self._quarantine = quarantine
 
-    async def take(self, partition: Partition, message: Message, body: bytes) -> None:
+    async def take(self, partition: Partition, message: Message, received: Received) -> None:
         """Wait for room and hand the message over: alone, if one of them may kill the process."""
         if not self._buffer.has_room(message.size):
             partition.dispatch()  # or nobody would make room
@@ -47,17 +33,17 @@ class Intake:
         await self._buffer.acquire(message.size)
         partition.blocked_message = None
         if not self._quarantine.one_by_one:
-            self._hand_over(partition, message, body)
+            self._hand_over(partition, message, received)
             return
         with self._quarantine.guard(partition.number, message):
-            self._hand_over(partition, message, body)
+            self._hand_over(partition, message, received)
             partition.dispatch()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ALONE):
                     await partition.drain()
 
-    def _hand_over(self, partition: Partition, message: Message, body: bytes) -> None:
-        unpacked = self._unpack(partition.number, message, body)
+    def _hand_over(self, partition: Partition, message: Message, received: Received) -> None:
+        unpacked = self._unpack(partition.number, message, received)
         partition.submit(message, unpacked)
         log.info(
             "hub message",
@@ -70,12 +56,20 @@ class Intake:
             for event in unpacked.events:
                 log.write(log.EVENT, "audit event", **summary(event.body))
 
-    def _unpack(self, partition: str, message: Message, body: bytes) -> Unpacked:
+    def _unpack(self, partition: str, message: Message, received: Received) -> Unpacked:
         if self._quarantine.is_quarantined(partition, message):
             number = message.sequence_number
             log.error("the process died of a message", partition=partition, sequenceNumber=number)
-            return Unpacked([], [Unusable(body, "the process died of it")])
+            return Unpacked([], [Unusable(received.body, "the process died of it")])
+        if received.problem:
+            log.error(
+                "message cannot be read",
+                partition=partition,
+                sequenceNumber=message.sequence_number,
+                reason=received.problem,
+            )
+            return Unpacked([], [Unusable(received.body, received.problem)])
         try:
-            return unpack(body, self._categories, self._filter)
+            return unpack(received.body, self._categories, self._filter)
         except Exception as error:  # noqa: BLE001 - a poison message must not stop its partition
-            return Unpacked([], [Unusable(body, f"internal error: {log.describe(error)}")])
+            return Unpacked([], [Unusable(received.body, f"internal error: {log.describe(error)}")])

@@ -12,6 +12,7 @@ _FIXED: Final = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}  # bytes, by a
 _SHORT: Final = {0xA, 0xC, 0xE}  # one byte of length
 _LONG: Final = {0xB, 0xD, 0xF}  # four
 _TEXT: Final = {0xA0, 0xB0, 0xA1, 0xB1}  # binary, string
+_COUNT: Final = {0xC1: 1, 0xD1: 4}  # bytes of a map's count
 _ANNOTATIONS, _DATA, _VALUE = 0x72, 0x75, 0x77
 
 
@@ -35,16 +36,18 @@ def parse(message: memoryview) -> Received:
     at = 0
     try:
         while at < len(message):
-            descriptor, at = _value(message, at + 1)
-            start, (content, at) = at, _value(message, at)
-            match descriptor[-1]:
-                case code if code == _ANNOTATIONS:
-                    annotations = _pairs(content, 2 if message[start] == 0xC1 else 8)
-                case code if code == _DATA or (code == _VALUE and message[start] in _TEXT):
-                    body.append(content)
+            if message[at]:
+                raise ValueError("a section has no descriptor")
+            descriptor, start = _value(message, at + 1)
+            content, at = _value(message, start)
+            code = descriptor[-1]
+            if code == _ANNOTATIONS:
+                annotations = _pairs(content, _COUNT[message[start]])
+            elif code == _DATA or (code == _VALUE and message[start] in _TEXT):
+                body.append(content)
         if not body:
             problem = "the AMQP body is neither bytes nor text"
-    except (IndexError, ValueError, RecursionError) as error:
+    except (IndexError, KeyError, ValueError, RecursionError) as error:
         problem = f"the AMQP message cannot be decoded: {error}"
     number = annotations.get(b"x-opt-sequence-number")
     enqueued = annotations.get(b"x-opt-enqueued-time")
@@ -76,10 +79,9 @@ def _value(message: memoryview, at: int) -> tuple[memoryview, int]:
     return message[start : start + size], start + size
 
 
-def _pairs(content: memoryview, head: int) -> dict[bytes, memoryview]:
-    """Return the entries of a map, whose count is `head` bytes with its length."""
+def _pairs(content: memoryview, at: int) -> dict[bytes, memoryview]:
+    """Return the entries of a map, which begin at a place."""
     found: dict[bytes, memoryview] = {}
-    at = head // 2
     while at < len(content):
         key, at = _value(content, at)
         found[bytes(key)], at = _value(content, at)

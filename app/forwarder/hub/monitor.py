@@ -7,9 +7,9 @@ properties can be read where the consumer group is missing or the Listen right i
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from azure.eventhub._pyamqp.error import AMQPLinkError
 
@@ -17,10 +17,28 @@ from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.hub.client import SHARED, attach, connect
+from forwarder.hub.transport import Management
 from forwarder.outage import Outage
 
 _TIMEOUT: Final = 20.0  # seconds for one poll
 QUIET: Final = timedelta(hours=1)  # without a message: AKS writes some every minute
+
+
+class _Partition(NamedTuple):
+    number: str
+    begin: int
+    last: int
+    last_enqueued: datetime
+
+    @classmethod
+    def of(cls, properties: Mapping[bytes, Any]) -> Self:
+        moment = properties[b"last_enqueued_time_utc"] / 1000
+        return cls(
+            properties[b"partition"].decode(),
+            properties[b"begin_sequence_number"],
+            properties[b"last_enqueued_sequence_number"],
+            datetime.fromtimestamp(moment, UTC),
+        )
 
 
 def _starting_position(settings: Settings) -> str | datetime:
@@ -36,6 +54,7 @@ class HubMonitor:
 
     def __init__(self, settings: Settings, credential: Any) -> None:
         self._client = connect(settings, credential, retry_total=0)
+        self._management = Management(self._client)
         self._settings = settings
         self._quiet = log.RateLimited(QUIET.total_seconds())
         self._turn = asyncio.Lock()
@@ -61,11 +80,17 @@ class HubMonitor:
         probe = asyncio.create_task(self._attach()) if self.outage.reason else None
         try:
             async with self._turn, asyncio.timeout(_TIMEOUT):
-                hub = await self._client.get_eventhub_properties()
-                read = self._client.get_partition_properties
-                partitions = await asyncio.gather(*map(read, hub["partition_ids"]))
-                newest = max(one["last_enqueued_time_utc"] for one in partitions)
-                self._note(hub["created_at"].timestamp(), partitions)
+                hub = await self._management.read("com.microsoft:eventhub")
+                partitions = [
+                    _Partition.of(
+                        await self._management.read(
+                            "com.microsoft:partition", partition=number.decode()
+                        )
+                    )
+                    for number in hub[b"partition_ids"]
+                ]
+                newest = max(one.last_enqueued for one in partitions)
+                self._note(hub[b"created_at"] / 1000, partitions)
                 self.answered.set()
                 if probe:
                     await probe
@@ -84,6 +109,7 @@ class HubMonitor:
 
     async def close(self) -> None:
         """Close the connection."""
+        await self._management.close()
         await self._client.close()
 
     async def _attach(self) -> None:
@@ -96,20 +122,18 @@ class HubMonitor:
         else:
             await receiver.close()
 
-    def _note(self, created: float, partitions: Sequence[dict[str, Any]]) -> None:
-        self.last = {one["id"]: one["last_enqueued_sequence_number"] for one in partitions}
+    def _note(self, created: float, partitions: Sequence[_Partition]) -> None:
+        self.last = {one.number: one.last for one in partitions}
         if self.start == "@latest":
             self.start = self.last
         elif isinstance(self.start, dict) and created != self.created:
             self.start = {}  # everything in a new hub came after the start
         self.created = created
-        self.first = {one["id"]: self._first(one) for one in partitions}
+        self.first = {one.number: self._first(one) for one in partitions}
 
-    def _first(self, partition: dict[str, Any]) -> int:
-        begin: int = partition["beginning_sequence_number"]
-        last: int = partition["last_enqueued_sequence_number"]
+    def _first(self, partition: _Partition) -> int:
         if isinstance(self.start, dict):
-            return max(begin, self.start.get(partition["id"], -1) + 1)
-        if isinstance(self.start, datetime) and partition["last_enqueued_time_utc"] <= self.start:
-            return last + 1
-        return begin
+            return max(partition.begin, self.start.get(partition.number, -1) + 1)
+        if isinstance(self.start, datetime) and partition.last_enqueued <= self.start:
+            return partition.last + 1
+        return partition.begin

@@ -15,6 +15,7 @@ Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longe
 # ruff: noqa: SLF001 - private parts of the SDK
 
 import asyncio
+import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,7 @@ _SDK: Final[Any] = PyamqpTransportAsync
 _FRAMES: Final = 10  # of an opening; it takes about eight
 _CREDIT: Final = 2**20  # bytes that the hub may send ahead, in messages of the size seen so far
 _FEWEST, _MOST = 10, 1000  # messages
+_RENEW: Final = 1.0  # seconds between two looks at the token
 _CLOSING: Final = 2.0  # seconds
 _ERROR: Final = 400  # the first status of a response that is none
 
@@ -71,6 +73,7 @@ class Link:
         self._connection = receiver._handler._connection
         self._partial = bytearray()
         self._average = 1024.0  # bytes of a message
+        self._checked = 0.0
         self._link._incoming_transfer = self._on_transfer
         self._link.current_link_credit = 0
         self.messages: deque[Received] = deque()
@@ -82,7 +85,9 @@ class Link:
         """Handle one frame, or none if none comes in time. Raises what ended the link."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._amqp.auth_complete_async()  # renews the token
+                if (now := time.monotonic()) > self._checked + _RENEW:
+                    self._checked = now
+                    await self._amqp.auth_complete_async()  # renews the token
                 self._link.get_state()  # raises its error
                 credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
                 if self._link.current_link_credit <= credit // 2:
@@ -155,7 +160,9 @@ class Management:
                 self._amqp,
                 transport.build_message(
                     application_properties={
-                        "name": client.eventhub_name, **where, "security_token": token
+                        "name": client.eventhub_name,
+                        **where,
+                        "security_token": token,
                     }
                 ),
                 operation=b"READ",
@@ -164,10 +171,13 @@ class Management:
                 description_fields=b"status-description",
             )
             if int(status) >= _ERROR:
-                raise transport.get_error(int(status), description)
+                text = description.decode() if isinstance(description, bytes) else description
+                raise transport.get_error(int(status), text)
         except Exception as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise await transport._handle_exception_async(error, client, is_consumer=True) from error
+            raise await transport._handle_exception_async(
+                error, client, is_consumer=True
+            ) from error
         properties: dict[bytes, Any] = response.value
         return properties

@@ -1,0 +1,123 @@
+"""Shares the partitions evenly between replicas, by the ownership entries in their store.
+
+The SDK's balancer (azure-eventhub 5.15.1) steals one partition per interval, and only while a
+replica has fewer than floor(partitions / replicas): 8 partitions on 3 replicas stay 4, 2, 2. It
+steals from whoever is reading, so messages are delivered twice. Here every replica computes the
+same shares from the same entries, and the one that has too many drains, writes its checkpoints
+and releases the rest. A replica without a partition announces itself, or nobody would know of it.
+The entries are the SDK's own, so that other readers of the consumer group see them.
+"""
+
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from forwarder.checkpoints.generation import GenerationStore
+
+_RANDOM: Final = random.SystemRandom()
+_PATIENCE: Final = 3  # intervals to wait for others to release; readers of another kind do not
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What this replica owns after a round."""
+
+    owned: Collection[str]
+    excess: Collection[str]
+    """Those of the owned ones that it is to release."""
+    waiting: bool
+    """Whether others are to release some for it."""
+
+
+class Balancer:
+    """The part of one replica, this one, in the sharing."""
+
+    def __init__(
+        self, store: GenerationStore, place: Mapping[str, str], interval: float, expiry: float
+    ) -> None:
+        """`place` names namespace, hub and consumer group, `expiry` is that of an ownership."""
+        self._store = store
+        self._place = place
+        self._patience = interval * _PATIENCE
+        self._expiry = expiry
+        self._id = str(uuid.uuid4())
+        self._held: dict[str, dict[str, Any]] = {}
+        self._waiting_since: float | None = None
+        self._announced = False
+
+    async def balance(
+        self, partitions: Collection[str], lag: Callable[[str], int], *, readable: bool
+    ) -> Shares:
+        """Renew what this replica owns, and claim what is free up to its share.
+
+        Its share is nothing while the hub is not `readable` from here. Raises the store's errors.
+        """
+        entries = {
+            str(one["partition_id"]): one
+            for one in await self._store.list_ownership(*self._place.values())
+        }
+        oldest = time.time() - self._expiry
+        owners = {
+            number: str(one["owner_id"])
+            for number, one in entries.items()
+            if one["owner_id"] and one["last_modified_time"] >= oldest
+        }
+        owned = [number for number in partitions if owners.get(number) == self._id]
+        share = await self._share(len(partitions), Counter(owners.values())) if readable else 0
+        free = [number for number in partitions if number not in owners]
+        wanted = _RANDOM.sample(free, max(0, min(len(free), share - len(owned))))
+        waiting = len(owned) + len(wanted) < share
+        if not waiting:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > self._patience:
+            wanted.append(_one_of_most(owners))
+        claims = [
+            {**self._place, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
+            for number in (*owned, *wanted)
+        ]
+        granted = await self._store.claim_ownership(claims) if claims else []
+        self._held = {str(one["partition_id"]): one for one in granted}
+        if self._held and self._announced:
+            await self.withdraw()
+        kept = [number for number in owned if number in self._held]
+        excess = sorted(kept, key=lag)[: max(0, len(kept) - share)]
+        return Shares(self._held.keys(), excess, waiting)
+
+    async def release(self, number: str) -> None:
+        """Give up the ownership of a partition, if this replica has it."""
+        if entry := self._held.pop(number, None):
+            await self._store.claim_ownership([{**entry, "owner_id": ""}])
+
+    async def withdraw(self) -> None:
+        """Take the announcement back: this replica owns something, or stops."""
+        if self._announced:
+            self._announced = False
+            await self._store.withdraw(self._place, self._id)
+
+    async def _share(self, partitions: int, owned: Counter[str]) -> int:
+        """Return how many partitions are this replica's.
+
+        Where they do not divide evenly, one more is for those that have most: nothing moves
+        without need.
+        """
+        replicas = {self._id, *owned}
+        if self._store.shared:
+            if not owned[self._id] and owned:
+                self._announced = True
+                await self._store.announce(self._place, self._id)
+            replicas |= await self._store.list_replicas(self._place, self._expiry)
+        least, more = divmod(partitions, len(replicas))
+        ranking = sorted(replicas, key=lambda replica: (-owned[replica], replica))
+        return least + (ranking.index(self._id) < more)
+
+
+def _one_of_most(owners: Mapping[str, str]) -> str:
+    """Return a partition of the replica that owns most."""
+    most = Counter(owners.values()).most_common(1)[0][0]
+    return _RANDOM.choice([number for number, owner in owners.items() if owner == most])
