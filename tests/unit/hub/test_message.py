@@ -1,0 +1,105 @@
+"""The parser of AMQP messages agrees with the SDK's, and survives what the SDK does not."""
+
+import random
+import struct
+import time
+
+import pytest
+from azure.eventhub import EventData
+from azure.eventhub._pyamqp import _decode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.hub.message import parse
+from support.eventhubs import codec
+
+NUMBER, OFFSET, ENQUEUED = 5_000_000_123, "8589934592", 1_764_000_000_123
+HEAD = codec.stored_head(NUMBER, OFFSET, ENQUEUED, None)
+DATA = b"\x00\x53\x75"
+VALUE = b"\x00\x53\x77"
+TEXT = "räuber".encode()
+
+
+def binary(content: bytes) -> bytes:
+    return b"\xb0" + struct.pack(">I", len(content)) + content
+
+
+def test_a_stored_message_is_what_the_sdk_makes_of_it() -> None:
+    sections = codec.application({"name": "value", "count": 3}) + codec.data_head(len(TEXT))
+    metrics = codec.runtime_metrics(1, "2", 3)
+    head = codec.stored_head(NUMBER, OFFSET, ENQUEUED, "a key")
+    message = metrics + head + sections + TEXT
+    event = EventData._from_message(_decode.decode_payload(memoryview(message)))  # noqa: SLF001 - no public way
+    found = parse(memoryview(message))
+    assert found.sequence_number == event.sequence_number == NUMBER
+    assert found.offset == event.offset == OFFSET
+    assert event.enqueued_time
+    assert found.enqueued == pytest.approx(event.enqueued_time.timestamp())
+    assert found.body == b"".join(event.body) == TEXT  # type: ignore[arg-type]
+    assert found.problem == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DATA + binary(TEXT),
+        DATA + binary(TEXT[:3]) + DATA + binary(TEXT[3:]),
+        VALUE + binary(TEXT),
+        VALUE + b"\xa1" + bytes([len(TEXT)]) + TEXT,
+        VALUE + b"\xa1" + bytes([len(TEXT)]) + TEXT + b"\x00\x53\x78\xc1\x01\x00",
+    ],
+    ids=["data", "data in two", "binary value", "text value", "footer"],
+)
+def test_a_body_of_bytes_or_text_is_taken(body: bytes) -> None:
+    found = parse(memoryview(HEAD + body))
+    assert (found.body, found.problem) == (TEXT, "")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        VALUE + b"\x74\x00\x00\x00\x00",
+        VALUE + b"\x73\x00\x11\x00\x00",
+        VALUE + b"\xd0\x00\x00\x00\x04\xff\xff\xff\xff",
+        VALUE + b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x40",
+        VALUE + b"\x00" * 3000 + b"\x40",
+        b"\x00\x53\x76" + b"\xc0\x02\x01\x40",
+        DATA + b"\xb0\xff\xff\xff\xffshort",
+        b"\x00\x53\x75",
+        b"garbage",
+        b"",
+    ],
+    ids=[
+        "decimal32",
+        "bad character",
+        "list of four billion",
+        "array of four billion nothings",
+        "deep",
+        "sequence",
+        "cut off",
+        "no value",
+        "garbage",
+        "empty",
+    ],
+)
+def test_any_other_body_keeps_its_place_and_its_bytes(body: bytes) -> None:
+    begun = time.monotonic()
+    found = parse(memoryview(HEAD + body))
+    assert time.monotonic() - begun < 1
+    assert (found.sequence_number, found.offset, found.enqueued) == (
+        NUMBER,
+        OFFSET,
+        ENQUEUED / 1000,
+    )
+    assert found.problem
+    assert found.body == HEAD + body
+
+
+@given(st.binary(max_size=64), st.randoms(use_true_random=False))
+def test_nothing_raises(noise: bytes, dice: random.Random) -> None:
+    message = bytearray(HEAD + codec.data_head(len(TEXT)) + TEXT)
+    for byte in noise:
+        message[dice.randrange(len(message))] = byte
+    found = parse(memoryview(message))
+    assert found.problem or found.body
+    assert parse(memoryview(noise)).problem
