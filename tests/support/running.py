@@ -133,7 +133,7 @@ class Delivery(Traces):
                 await partition.drain()
 
     async def metrics(self) -> Samples:
-        return _samples(self._metrics.exposition().decode())
+        return _samples(self._metrics.exposition()[0].decode())
 
 
 class Running(Traces):

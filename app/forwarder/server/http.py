@@ -1,52 +1,210 @@
-"""Metrics, probes and the status page over HTTP."""
+"""The HTTP port: metrics, probes and the status page, for any client in the cluster.
 
-from collections.abc import AsyncIterator, Callable
+It is served by a protocol of asyncio, because web frameworks bound neither the memory nor the time
+of a request (aiohttp 3.14 keeps 1 MiB of headers for each connection, and half a request for
+ever). Here a connection carries one request in a buffer of 8 KiB, for 10 s. When there are too
+many, the oldest is closed, so that the kubelet's probes are served nevertheless. Metrics and
+status are rendered once a second, but for a few in a row, for all that ask meanwhile.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
-from prometheus_client import CONTENT_TYPE_LATEST
-
+from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.metrics import Metrics
+from forwarder.redaction import redact, redact_all
 from forwarder.server.health import Health
 from forwarder.server.page import page
 from forwarder.server.status import report
+
+_REQUEST: Final = 8_192  # bytes of a request with its headers
+_SECONDS: Final = 10.0  # for a connection in all
+_CONNECTIONS: Final = 256
+_PACE: Final = 1.0  # seconds between two renderings
+_IN_A_ROW: Final = 10  # renderings without that wait
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+_LINE: Final = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r\n")
+_ACCEPT: Final = re.compile(rb"\r\naccept:([^\r\n]*)", re.IGNORECASE)
+
+
+class _Response(NamedTuple):
+    status: int
+    content_type: str
+    body: bytes
+
+
+_Handler = Callable[[str], Awaitable[_Response]]  # of the Accept header
 
 
 @asynccontextmanager
 async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIterator[None]:
     """Serve /metrics, /livez, /readyz and /status on all addresses; port 0 turns them off."""
 
-    async def exposition(_: web.Request) -> web.Response:
-        health.observe(metrics)
-        return web.Response(
-            body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+    async def exposition(accept: str) -> _Response:
+        def render() -> _Response:
+            health.observe(metrics)
+            text, content_type = metrics.exposition(accept)
+            return _Response(200, content_type, redact(text.decode()).encode())
 
-    def probe(reasons: Callable[[], list[str]]) -> Handler:
-        async def answer(_: web.Request) -> web.Response:
-            found = reasons()
-            return web.json_response({"reasons": found}, status=503 if found else 200)
+        return await paced_metrics.get("openmetrics" in accept, render)
 
-        return answer
+    async def status(accept: str) -> _Response:
+        html = "text/html" in accept
 
-    async def status(request: web.Request) -> web.Response:
-        found = report(settings, health)
-        if "text/html" in request.headers.get("Accept", ""):
-            return web.Response(text=page(found), content_type="text/html")
-        return web.json_response(found)
+        def render() -> _Response:
+            found = redact_all(report(settings, health))
+            return _html(page(found)) if html else _json(200, found)
 
-    app = web.Application()
-    app.router.add_get("/status", status)
-    app.router.add_get("/metrics", exposition)
-    app.router.add_get("/livez", probe(health.not_live))
-    app.router.add_get("/readyz", probe(health.not_ready))
-    runner = web.AppRunner(app, access_log=None)
-    if settings.http_port:
-        await runner.setup()
-        await web.TCPSite(runner, port=settings.http_port).start()
+        return await paced_status.get(html, render)
+
+    def probe(reasons: Callable[[], list[str]]) -> _Handler:
+        async def handle(_: str) -> _Response:
+            found = redact_all(reasons())
+            return _json(503 if found else 200, {"reasons": found})
+
+        return handle
+
+    paced_metrics, paced_status = _Paced(), _Paced()
+    handlers: dict[str, _Handler] = {
+        "/metrics": exposition,
+        "/status": status,
+        "/livez": probe(health.not_live),
+        "/readyz": probe(health.not_ready),
+    }
+    if not settings.http_port:
+        yield
+        return
+    connections: dict[_Connection, None] = {}
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(handlers, connections), port=settings.http_port
+    )
     try:
         yield
     finally:
-        await runner.cleanup()
+        server.close()
+        for connection in list(connections):
+            connection.abort()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One request and its response."""
+
+    def __init__(
+        self, handlers: dict[str, _Handler], connections: dict["_Connection", None]
+    ) -> None:
+        self._handlers = handlers
+        self._connections = connections
+        self._buffer = bytearray(_REQUEST)
+        self._used = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(_SECONDS, self.abort)
+        self._task: asyncio.Task[None] | None = None
+        self._connections[self] = None
+        if len(self._connections) > _CONNECTIONS:
+            next(iter(self._connections)).abort()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._connections.pop(self, None)
+        self._timer.cancel()
+        if self._task:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._connections.pop(self, None)
+        self._transport.abort()
+
+    def eof_received(self) -> bool:
+        return self._task is not None  # a client that only ends its request still gets a response
+
+    def get_buffer(self, _: int) -> memoryview:
+        return memoryview(self._buffer)[self._used :]
+
+    def buffer_updated(self, count: int) -> None:
+        self._used += count
+        complete = self._buffer.find(b"\r\n\r\n", 0, self._used) >= 0
+        if complete or self._used == len(self._buffer):
+            self._transport.pause_reading()
+            self._task = asyncio.create_task(self._respond(complete=complete))
+
+    async def _respond(self, *, complete: bool) -> None:
+        line, accept = _LINE.match(self._buffer), _ACCEPT.search(self._buffer)
+        method, path = (one.decode() for one in line.groups()) if line else ("", "")
+        handler = self._handlers.get(path.partition("?")[0])
+        if not complete:
+            response = _text(431)
+        elif not line:
+            response = _text(400)
+        elif method not in {"GET", "HEAD"}:
+            response = _text(405)
+        elif not handler:
+            response = _text(404)
+        else:
+            try:
+                response = await handler(accept[1].decode("latin-1") if accept else "")
+            except Exception as error:  # noqa: BLE001 - one request must not stop others
+                log.error("internal error", path=path[:100], reason=log.describe(error))
+                response = _text(500)
+        status, content_type, body = response
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n"
+            "X-Content-Type-Options: nosniff\r\n\r\n"
+        )
+        self._transport.write(head.encode())
+        if method != "HEAD":
+            self._transport.write(body)
+        if complete:
+            self._transport.close()
+        else:  # closing resets the connection while something is unread, and the response is lost
+            self._transport.write_eof()
+
+
+class _Paced:
+    """Renders once a second at most, but for a few in a row, for all that ask meanwhile."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, asyncio.Task[_Response]] = {}
+        self._due = 0.0
+
+    async def get(self, kind: Hashable, render: Callable[[], _Response]) -> _Response:
+        """Return the next rendering of this kind."""
+        if not (task := self._waiting.get(kind)):
+            task = self._waiting[kind] = asyncio.create_task(self._next(kind, render))
+        return await asyncio.shield(task)
+
+    async def _next(self, kind: Hashable, render: Callable[[], _Response]) -> _Response:
+        now = asyncio.get_running_loop().time()
+        self._due = max(self._due, now) + _PACE
+        try:
+            await asyncio.sleep(self._due - now - _IN_A_ROW * _PACE)
+        finally:
+            del self._waiting[kind]
+        return render()
+
+
+def _json(status: int, value: object) -> _Response:
+    return _Response(status, "application/json", json.dumps(value).encode())
+
+
+def _html(text: str) -> _Response:
+    return _Response(200, "text/html; charset=utf-8", text.encode())
+
+
+def _text(status: int) -> _Response:
+    return _Response(status, "text/plain", _REASONS[status].encode())

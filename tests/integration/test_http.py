@@ -1,0 +1,164 @@
+"""The HTTP port against strangers: bounds of memory and time, and probes that still work."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from support.process import Forwarder
+from support.scene import Scene, scene
+
+MIB = 2**20
+
+
+@pytest.fixture
+async def forwarder(tmp_path: Path) -> AsyncIterator[Forwarder]:
+    async with scene(tmp_path / "state", partitions=4) as stage, stage.forwarder() as forwarder:
+        await started(stage, forwarder)
+        yield forwarder
+
+
+async def started(stage: Scene, forwarder: Forwarder) -> None:
+    """Wait until events have been delivered and every page was shown once."""
+    stage.ledger.publish(200)
+    await stage.webhook.until(lambda: stage.webhook.total == 200)
+    for path in ("/metrics", "/status", "/livez", "/readyz"):
+        await forwarder.get(path)
+
+
+async def connections(forwarder: Forwarder, number: int, send: bytes) -> list[socket.socket]:
+    """Open connections, send this on each as far as it is taken, and read nothing."""
+    loop = asyncio.get_running_loop()
+    found = []
+    for _ in range(number):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        one.settimeout(0)
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(5):
+                await loop.sock_connect(one, ("127.0.0.1", forwarder.port))
+        with contextlib.suppress(OSError):
+            one.send(send)
+        found.append(one)
+    return found
+
+
+GET = b"GET /status HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n"
+MANY = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 8_000) for number in range(128))
+ATTACKS = {
+    "headers of 1 MB": (200, GET + MANY),
+    "half requests of 480 KB": (300, POST + b"x" * 480_000),
+    "half headers": (2_000, GET + b"X-Y: " + b"x" * 3_000),
+    "clients that read nothing": (2_000, GET + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_a_stranger_takes_little_memory_and_probes_are_served(
+    forwarder: Forwarder, attack: str
+) -> None:
+    number, send = ATTACKS[attack]
+    before = forwarder.rss()
+    held = await connections(forwarder, number, send)
+    most, slowest = 0, 0.0
+    for _ in range(10):
+        most = max(most, forwarder.rss())
+        asked = time.monotonic()
+        assert (await forwarder.get("/livez"))[0] == 200
+        slowest = max(slowest, time.monotonic() - asked)
+        for one in held[::7]:
+            with contextlib.suppress(OSError):
+                one.send(send)
+        await asyncio.sleep(0.1)
+    for one in held:
+        one.close()
+    assert most - before < 20 * MIB
+    assert slowest < 1  # the kubelet waits for a second
+
+
+async def test_clients_of_metrics_leave_the_processor_to_delivery(forwarder: Forwarder) -> None:
+    """Fifty that ask again at once: each gets a response a second, rendered once for all."""
+    answered = 0
+
+    async def ask() -> None:
+        nonlocal answered
+        while True:
+            assert (await forwarder.get("/metrics"))[0] == 200
+            answered += 1
+
+    before, began = forwarder.cpu(), time.monotonic()
+    tasks = [asyncio.create_task(ask()) for _ in range(50)]
+    await asyncio.sleep(4)
+    assert (await forwarder.get("/livez"))[0] == 200
+    for task in tasks:
+        task.cancel()
+    seconds = time.monotonic() - began
+    assert 50 < answered < 50 * (10 + seconds + 1)  # 10 in a row do not wait
+    assert (forwarder.cpu() - before) / seconds < 0.4
+
+
+async def exchange(forwarder: Forwarder, request: bytes) -> tuple[bytes, float]:
+    """Send a request as it is; the response, and the seconds until the connection was closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", forwarder.port)
+    began = time.monotonic()
+    writer.write(request)
+    response = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    return response, time.monotonic() - began
+
+
+REQUESTS = {
+    b"GET /livez HTTP/1.0\r\n\r\n": 200,
+    b"HEAD /livez?verbose HTTP/1.1\r\nHost: x\r\n\r\n": 200,
+    b"POST /livez HTTP/1.1\r\nHost: x\r\n\r\n": 405,
+    b"GET /../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n": 404,
+    b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n": 400,
+    b"\x16\x03\x01 hello\r\n\r\n": 400,
+    b"GET /livez HTTP/1.1\r\nA: " + b"x" * 9_000: 431,
+}
+
+
+async def test_a_request_is_answered_by_its_status_and_half_a_request_is_closed(
+    forwarder: Forwarder,
+) -> None:
+    half = asyncio.create_task(exchange(forwarder, b"GET /livez HTTP/1.1\r\n"))
+    for request, status in REQUESTS.items():
+        response, _ = await exchange(forwarder, request)
+        head, _, body = response.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), request
+        assert (body == b"") == request.startswith(b"HEAD")
+    response, seconds = await half
+    assert response == b""
+    assert 9 < seconds < 15
+
+
+OPENMETRICS = "application/openmetrics-text"
+FORMATS = {
+    f"{OPENMETRICS};version=1.0.0,text/plain;version=0.0.4;q=0.5": OPENMETRICS,
+    f"text/plain;version=0.0.4;q=0.5,{OPENMETRICS};version=1.0.0;q=0.4": "text/plain",
+    f"{OPENMETRICS};version=0.0.1,*/*;q=0.1": "text/plain",
+    "*/*": "text/plain",
+    "": "text/plain",
+}
+
+
+async def test_metrics_are_in_the_format_that_the_client_prefers(forwarder: Forwarder) -> None:
+    async with aiohttp.ClientSession() as session:
+        for accept, wanted in FORMATS.items():
+            headers = {"Accept": accept}
+            async with session.get(forwarder.metrics_url, headers=headers) as response:
+                text = await response.text()
+                assert response.content_type == wanted
+            parse = parse_openmetrics if wanted == OPENMETRICS else parse_text
+            samples = {sample.name for family in parse(text) for sample in family.samples}
+            assert "aks_audit_records_total" in samples
+            assert "aks_audit_event_delay_seconds_bucket" in samples
+            assert not [name for name in samples if name.endswith("_created")]
