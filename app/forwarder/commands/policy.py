@@ -11,11 +11,11 @@ from typing import Final
 
 import msgspec
 
-from forwarder.app import login
 from forwarder.config.settings import Settings, variable
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError, PolicyError, SettingsError
 from forwarder.hub.client import connect, peek
+from forwarder.hub.login import login
 from forwarder.policy import document
 from forwarder.policy.document import Policy, load
 from forwarder.policy.explain import Report, Share, Trace, events_in, report, trace

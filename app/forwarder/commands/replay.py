@@ -12,7 +12,6 @@ import stamina
 from azure.core.exceptions import AzureError
 
 from forwarder import log
-from forwarder.app import login
 from forwarder.commands.progress import progress
 from forwarder.commands.repost import Repost, Selection
 from forwarder.config.parsers import start_position
@@ -20,6 +19,7 @@ from forwarder.config.settings import Settings
 from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
 from forwarder.errors import ForwarderError
+from forwarder.hub.login import login
 from forwarder.sink.webhook import Sink
 from forwarder.storage import has_account
 

@@ -129,12 +129,14 @@ class Settings:
     log_format: Literal["json", "text"] = _variable("LogFormat", "json")
     http_port: Annotated[int, whole(0, 65_535)] = _variable("HttpPort", 5000)
     files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
-    """The files of variables given as NAME_FILE, by variable."""
+    """The files of variables given as NAME_FILE, by field."""
+    client_id: str = field(default="", compare=False)
+    """The identity of Microsoft Entra ID, for texts; Azure's own variable AZURE_CLIENT_ID."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read all variables; SettingsError names every one that is missing or wrong."""
-        values: dict[str, Any] = {"files": {}}
+        values: dict[str, Any] = {"files": {}, "client_id": environ.get("AZURE_CLIENT_ID", "")}
         problems: list[str] = []
         for name, variable_name in _names().items():
             try:

@@ -1,73 +1,100 @@
-"""Causes: what an error of a client library means here, and what to do about it. Pure."""
+"""Causes: what an error of a client library means here, and how to repair it. Pure.
+
+Clients wrap what they meet, some of them without a cause (`from None`), so all exceptions of the
+chain are looked at: first for one that carries its own diagnosis (the login), then for one of the
+network, then by the patterns of `causes.toml`.
+"""
 
 import re
 import socket
 import ssl
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from azure.core.exceptions import ClientAuthenticationError
-
 from forwarder import log
+from forwarder.config.network import hub_proxy
 from forwarder.config.settings import Settings
+from forwarder.config.state_directory import without_locks
 from forwarder.errors import ForwarderError
 
-_TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
+TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
 _EXPIRED: Final = {10}  # codes of OpenSSL's verification
 _MISNAMED: Final = {62, 64}
+_ON_THE_WAY: Final = {"unknown_name", "refused", "silent", "cut"}  # before TLS
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong and what to do about it, a line each; `kind` is a word or two."""
+    """What is wrong and how to repair it, a line each; `kind` is a word or two."""
 
     kind: str
     what: str
-    do: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; {self.do}" if self.do else self.what
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
 
 
 def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the Event Hubs client."""
-    address, connection = hub_address(settings), settings.hub_connection
+    (host, port), connection = hub_address(settings), settings.hub_connection
+    if found := _of_way(error, "hub", host, port, settings):
+        if settings.hub_transport == "amqp" and found.kind in _ON_THE_WAY:
+            if hub_proxy(settings, host, port):
+                return Diagnosis(found.kind, found.what, TEXTS["http"]["amqp"]["remedy"])
+        return found
+    own = connection and connection.entity_path
     names = {
-        "namespace": address[0],
-        "name": address[0].partition(".")[0],
+        "namespace": host,
+        "name": host.partition(".")[0],
         "hub": settings.event_hub_name,
         "group": settings.consumer_group,
         "policy": connection.policy if connection else "",
+        "client": settings.client_id or "CLIENT_ID",
+        "level": "eventhub" if own else "namespace",
+        "which": f" --eventhub-name {settings.event_hub_name}" if own else "",
+        "error": log.describe(error),
     }
-    own = connection and connection.entity_path
-    names["level"] = "eventhub" if own else "namespace"
-    names["which"] = f" --eventhub-name {names['hub']}" if own else ""
-    names["who"] = f"policy '{names['policy']}'" if connection else "the identity"
-    texts = {name: text.format_map(names) for name, text in _TEXTS["rights"].items()}
-    names["rights"], names["keys"] = texts["policy" if connection else "identity"], texts["keys"]
-    return of_network(error, "hub", *address) or _look_up(error, "hub", names)
+    texts = {name: text.format_map(names) for name, text in TEXTS["texts"].items()}
+    names["keys"] = texts["keys"]
+    if connection:
+        login = "policy" if connection.policy else "signature"
+        names["who"] = f"policy '{connection.policy}'" if connection.policy else "the signature"
+        names["connection"] = (
+            f"set EhubNamespaceConnectionString (eventHub.connectionString) to the output of: "
+            f"{texts['keys']}"
+            if connection.policy
+            else texts["signature"]
+        )
+    else:
+        login, names["connection"] = "identity", "check EventHubNamespace (eventHub.namespace)"
+        names["who"] = f"the identity {settings.client_id}".rstrip()
+    return _look_up(error, "hub", names | {"rights": texts[login]}, login)
 
 
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the storage client, or of the embedded store."""
     if (address := store_address(settings)) is None:
-        what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
-        return Diagnosis("file", what, "see StateDirectory (persistence), and its owner and mode")
-    account = settings.blob_connection.account if settings.blob_connection else ""
+        return _of_file(error, settings)
+    connection = settings.blob_connection
     names = {
         "account": address[0],
-        "name": account or address[0].partition(".")[0],
+        "name": (connection and connection.account) or address[0].partition(".")[0],
         "container": settings.blob_container_name,
+        "client": settings.client_id or "CLIENT_ID",
     }
-    return of_network(error, "store", *address) or _look_up(error, "store", names)
+    rights = TEXTS["texts"]["store_policy" if connection else "store_identity"].format_map(names)
+    return _of_way(error, "store", *address, settings) or _look_up(
+        error, "store", names | {"rights": rights}, "key" if connection else "identity"
+    )
 
 
 def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
-    """Return the cause why no answer of the sink came."""
+    """Return the cause why no response of the sink came."""
     url = settings.web_sink_url
     found = of_network(error, "sink", url.host or "", url.port or 0)
     return found or Diagnosis("other", log.describe(error), "see WebSinkURL (webhook.url)")
@@ -75,22 +102,37 @@ def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
 
 def of_silence(newest: datetime, hub: str) -> Diagnosis:
     """Return the probable cause of a hub without messages since then; year 1 is never."""
-    text = _TEXTS["silence"]["since" if newest.year > 1 else "never"]
+    text = TEXTS["silence"]["since" if newest.year > 1 else "never"]
     return Diagnosis(
-        "silence", text.format(hub=hub, since=f"{newest:%FT%TZ}"), _TEXTS["silence"]["do"]
+        "silence", text.format(hub=hub, since=f"{newest:%FT%TZ}"), TEXTS["silence"]["remedy"]
     )
 
 
 def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnosis | None:
-    """Return the cause if it is on the way to a part's host; None if it is further in."""
-    kinds = [(kind, found) for found in _chain(error) if (kind := _network_kind(found))]
+    """Return the cause if it is on the way to the host of a part; None if it is behind that."""
+    kinds = [(kind, found) for found in chain(error) if (kind := _network_kind(found))]
     if not kinds:
         return None
-    kind, found = min(kinds, key=lambda one: one[0] == "cut")  # libraries wrap what they met in it
+    kind, found = min(kinds, key=lambda one: one[0] == "cut")  # a wrapper of the first error
     shown = getattr(found, "reason", None) or getattr(found, "strerror", None) or found
-    text = _TEXTS["network"][kind]
+    text = TEXTS["network"][kind]
     what = text["what"].format(host=host, address=f"{host}:{port}", error=shown)
     return Diagnosis(kind, what, text[part])
+
+
+def of_http(error: BaseException, part: str, host: str, port: int, proxy: str) -> Diagnosis | None:
+    """Return the cause if a proxy, or a gateway for WebSockets, refuses or cannot be reached."""
+    for one in chain(error):
+        status, kind = getattr(one, "status", 0), type(one).__name__
+        if kind == "ClientProxyConnectionError":
+            at = getattr(one, "host", ""), getattr(one, "port", 0)
+            return of_network(error, "proxy", *at)
+        if kind in ("ClientHttpProxyError", "WSServerHandshakeError"):
+            refused = "proxy" if kind == "ClientHttpProxyError" else "upgrade"
+            text = TEXTS["http"]["407" if status == 407 else refused]  # noqa: PLR2004 - of HTTP
+            names = {"address": f"{host}:{port}", "host": host, "proxy": proxy, "status": status}
+            return Diagnosis(refused, text["what"].format(**names), text["remedy"].format(**names))
+    return None
 
 
 def hub_address(settings: Settings) -> tuple[str, int]:
@@ -109,6 +151,65 @@ def store_address(settings: Settings) -> tuple[str, int] | None:
     connection, url = settings.blob_connection, settings.blob_account_url
     url = connection.url if connection else url
     return (url.host or "", url.port or 443) if url else None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those behind it; libraries hide theirs by `from None`."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if one and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            if isinstance(one, BaseExceptionGroup):
+                todo += one.exceptions
+            todo += [one.__cause__, one.__context__]
+
+
+def first_match(
+    rules: list[dict[str, str]], text: str, names: Mapping[str, object]
+) -> Diagnosis | None:
+    """Return the diagnosis of the first rule whose pattern is in the text."""
+    for rule in rules:
+        if re.search(rule["pattern"], text):
+            return Diagnosis(rule["kind"], *(rule[f].format_map(names) for f in ("what", "remedy")))
+    return None
+
+
+def signature(error: BaseException) -> str:
+    """Return what patterns look at: type, condition or code, status, text."""
+    condition = getattr(error, "condition", None) or getattr(error, "error_code", None) or ""
+    if isinstance(condition, bytes):
+        condition = condition.decode(errors="replace")
+    status = getattr(error, "status_code", None) or ""
+    return f"{type(error).__name__} {condition} {status} {' '.join(str(error).split())}"
+
+
+def _of_way(
+    error: BaseException, part: str, host: str, port: int, settings: Settings
+) -> Diagnosis | None:
+    """Return the diagnosis that an error carries, or the cause on the way to a part."""
+    for one in chain(error):
+        if isinstance(found := getattr(one, "diagnosis", None), Diagnosis):
+            return found
+    proxy = settings.https_proxy
+    shown = f"{proxy.host}:{proxy.port}" if proxy else "of HTTP_PROXY"
+    return of_http(error, part, host, port, shown) or of_network(error, part, host, port)
+
+
+def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
+    text = "\n".join([login, *map(signature, chain(error))])
+    return first_match(TEXTS[part], text, names) or Diagnosis("other", log.describe(error))
+
+
+def _of_file(error: BaseException, settings: Settings) -> Diagnosis:
+    """Return the cause of an error of the state directory; SQLite needs locks for its file."""
+    what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
+    text = TEXTS["file"]
+    if kind := without_locks(settings.state_directory):
+        return Diagnosis("file system", text["what"].format(kind=kind, error=what), text["remedy"])
+    return Diagnosis("file", what, text["other"])
 
 
 def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a table
@@ -132,39 +233,3 @@ def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a tabl
         case OSError() if error.errno:
             return "cut"
     return None
-
-
-def _look_up(error: BaseException, part: str, names: dict[str, str]) -> Diagnosis:
-    errors = list(_chain(error))
-    text = "\n".join(map(_signature, errors))
-    for rule in _TEXTS[part]:
-        if re.search(rule["seen"], text):
-            texts = (rule[field].format_map(names) for field in ("what", "do"))
-            return Diagnosis(rule["kind"], *texts)
-    # Without a response nobody refuses the login: there is none.
-    if any(isinstance(one, ClientAuthenticationError) and not one.response for one in errors):
-        return Diagnosis("identity", **_TEXTS["identity"])
-    return Diagnosis("other", log.describe(error))
-
-
-def _signature(error: BaseException) -> str:
-    """Return what rules look at: type, condition or code, status, text."""
-    condition = getattr(error, "condition", None) or getattr(error, "error_code", None) or ""
-    if isinstance(condition, bytes):
-        condition = condition.decode(errors="replace")
-    status = getattr(error, "status_code", None) or ""
-    return f"{type(error).__name__} {condition} {status} {' '.join(str(error).split())}"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those behind it; libraries hide theirs by `from None`."""
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if one and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            if isinstance(one, BaseExceptionGroup):
-                todo += one.exceptions
-            todo += [one.__cause__, one.__context__]

@@ -1,4 +1,4 @@
-"""The check: walks the whole way from hub to sink and says what it found, a line a step."""
+"""The check: walks the way from hub to sink and reports what it found, one line per step."""
 
 import argparse
 import asyncio
@@ -12,13 +12,13 @@ from typing import Final, Protocol
 import msgspec
 
 from forwarder import log
-from forwarder.app import login
 from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
 from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Result, Step, walk
 from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import Diagnosis
+from forwarder.hub.login import login
 from forwarder.redaction import printable, redact
 from forwarder.sink.webhook import shown_url
 
@@ -94,7 +94,7 @@ class _Report:
         self._results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        texts = (printable(redact(text)) for text in (result.found, result.do))
+        texts = (printable(redact(text)) for text in (result.found, result.remedy))
         result = Result(result.step, result.state, *texts)
         self._results.append(result)
         if not self._json:
@@ -118,7 +118,7 @@ class _Report:
         if self._colours:
             state = f"\033[{_COLOURS[result.state]}m{state}\033[0m"
         lines = f"{state} {result.step:15} {result.found}\n"
-        return lines + (f"{'':8}do: {result.do}\n" if result.do else "")
+        return lines + (f"{'':8}do: {result.remedy}\n" if result.remedy else "")
 
 
 def _summary(settings: Settings) -> str:

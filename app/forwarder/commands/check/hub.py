@@ -1,10 +1,9 @@
-"""The hub's part of the check: the way to it, the login, and what waits in it."""
+"""The hub: the way to it, the login, and what waits in it."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from azure.eventhub.exceptions import EventHubError
 from forwarder.audit.envelope import categories
 from forwarder.commands.check import reach
 from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
-from forwarder.config.network import trusted
+from forwarder.config.network import hub_proxy, trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
@@ -22,8 +21,7 @@ from forwarder.hub.client import SHARED, attach, connect, peek
 from forwarder.hub.monitor import QUIET
 
 _CLOCK_OFF: Final = 300.0  # seconds
-_OF_AKS: Final = ("insights-logs-kube-audit", "insights-logs-kube-audit-admin")
-_PEEKED: Final = 4  # partitions are looked into
+_PEEKED: Final = 4  # partitions
 _MESSAGES: Final = 5  # of each
 _PEEK_SECONDS: Final = 5.0
 
@@ -35,12 +33,18 @@ class HubCheck:
         self, settings: Settings, credential: Any, checkpoints: Awaitable[Mapping[str, int]]
     ) -> None:
         self._settings = settings
-        self._credential = credential
         self._checkpoints = checkpoints
         self._client = connect(settings, credential, retry_total=0)
         self._host, self._port = causes.hub_address(settings)
+        proxy = hub_proxy(settings, self._host, self._port)
+        self._proxy = proxy if settings.hub_transport == "websockets" else None
+        self._first = (
+            (self._proxy.host or "", self._proxy.port or 0)
+            if self._proxy
+            else (self._host, self._port)
+        )
         self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
-        self._trusted = trusted(settings.trusted_ca_file)
+        self._tls_context = trusted(settings.trusted_ca_file)
         self._missing: Diagnosis | None = None
         self._ids: list[str] = []
         self._partitions: list[dict[str, Any]] = []
@@ -66,44 +70,51 @@ class HubCheck:
         """Close the connection."""
         await self._client.close()
 
+    def _explain_first(self, error: BaseException) -> BrokenError:
+        """Return the cause of an error before TLS, on the way to the proxy if there is one."""
+        why = self.explain(error)
+        if self._proxy:
+            why = causes.of_network(error, "proxy", *self._first) or why
+        return BrokenError(why.kind, why.what, why.remedy)
+
     async def _dns(self) -> str:
-        return await reach.resolved(self._host, self._port)
+        try:
+            found = await reach.resolved(*self._first)
+        except OSError as error:
+            raise self._explain_first(error) from None
+        return f"by the proxy: {found}" if self._proxy else found
 
     async def _tcp(self) -> str:
         try:
             async with asyncio.timeout(5):
-                await reach.connect(self._host, self._port)
+                await reach.connect(*self._first)
         except OSError as error:
-            what = causes.of_hub(error, self._settings).what
+            why = self._explain_first(error)
             other = {443: (5671, "amqp"), 5671: (443, "websockets")}.get(self._port)
-            with suppress(OSError):
-                if other:
+            if other and not self._proxy and not self._settings.https_proxy:
+                with suppress(OSError):
                     async with asyncio.timeout(4):
                         await reach.connect(self._host, other[0])
-                    do = f"set HubTransport={other[1]} (eventHub.transport): {other[0]} is open"
-                    raise BrokenError(Diagnosis("closed", what, do)) from None
-            raise
-        return f"port {self._port} is open"
+                    remedy = f"set HubTransport={other[1]} (eventHub.transport): {other[0]} is open"
+                    why = BrokenError("closed", str(why), remedy)
+            raise why from None
+        return f"port {self._first[1]} is open"
 
     async def _tls(self) -> str | Skip:
         if self._emulator:
             return Skip("a development emulator has none")
-        version, left = await reach.connect(self._host, self._port, self._trusted)
-        return f"{version}, certificate valid for {left / 86_400:.0f} days"
+        found, _ = await reach.connect(self._host, self._port, self._tls_context, self._proxy)
+        return found
 
     async def _login(self) -> str | Doubt:
-        scheme = "http" if self._emulator else "https"
-        port = f":{self._port}" if self._emulator else ""
-        asked = asyncio.create_task(
-            reach.clock_ahead(f"{scheme}://{self._host}{port}/", self._trusted)
-        )
+        host = f"http://{self._host}:{self._port}" if self._emulator else f"https://{self._host}"
+        asked = asyncio.create_task(reach.clock_ahead(f"{host}/", self._tls_context, self._proxy))
         try:
-            found = await self._client.get_eventhub_properties()
-            self._ids = found["partition_ids"]
+            self._ids = (await self._client.get_eventhub_properties())["partition_ids"]
         except EventHubError as error:
             why = self.explain(error)
             if (ahead := await asked) and abs(ahead) > _CLOCK_OFF and why.kind != "hub":
-                raise BrokenError(Diagnosis("clock", *_clock(ahead, self._host))) from None
+                raise BrokenError("clock", *_clock(ahead, self._host)) from None
             if why.kind != "hub":
                 raise
             self._missing = why
@@ -111,27 +122,13 @@ class HubCheck:
             return Doubt(*_clock(ahead, self._host))
         connection = self._settings.hub_connection
         if not connection:
-            return "by Microsoft Entra ID"
+            return f"by Microsoft Entra ID {self._settings.client_id}".rstrip()
         return f"by policy '{connection.policy}'" if connection.policy else "by a signature"
 
     async def _hub(self) -> str:
-        name = self._settings.event_hub_name
-        if self._missing:
-            found = [one for one in _OF_AKS if one != name and await self._exists(one)]
-            do = f"set EventHubName={found[0]} (eventHub.name): it is there" if found else ""
-            raise BrokenError(Diagnosis("hub", self._missing.what, do or self._missing.do))
-        return f"'{name}' has {len(self._ids)} partitions"
-
-    async def _exists(self, hub: str) -> bool:
-        """Tell whether the namespace has this hub, and the login may see it."""
-        other = replace(self._settings, event_hub_name=hub)
-        client = connect(other, self._credential, retry_total=0)
-        try:
-            async with client, asyncio.timeout(4):
-                await client.get_eventhub_properties()
-        except (EventHubError, OSError):
-            return False
-        return True
+        if why := self._missing:
+            raise BrokenError(why.kind, why.what, why.remedy)
+        return f"'{self._settings.event_hub_name}' has {len(self._ids)} partitions"
 
     async def _group(self) -> str:
         name = self._settings.consumer_group
@@ -158,8 +155,8 @@ class HubCheck:
         age = (datetime.now(UTC) - newest).total_seconds()
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self._settings.event_hub_name)
-            return Doubt(silent.what, silent.do)
-        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint yet"
+            return Doubt(silent.what, silent.remedy)
+        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint seen"
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> str | Doubt | Skip:
@@ -174,27 +171,26 @@ class HubCheck:
         seen = await asyncio.gather(*look)
         messages = [body for bodies in seen if bodies is not None for body in bodies]
         if None in seen and not messages:
-            return Skip("a forwarder reads the partitions: its log and metrics tell")
+            return Skip("a forwarder reads the partitions: see its log and metrics")
         counts = Counter(name for body in messages for name in categories(body))
         if not messages:
             return Doubt(
                 f"nothing came in {_PEEK_SECONDS:g} s although messages are there",
-                "try again; if it lasts, ask the state of the namespace in the Azure portal",
+                "try again; if it lasts, see the state of the namespace in the Azure portal",
             )
         text = ", ".join(f"{name or 'unreadable'} {n}" for name, n in counts.most_common())
         text = f"{text or 'no records'} in {len(messages)} messages"
         if counts.keys() & self._settings.categories:
             return text
-        wanted = ", ".join(sorted(self._settings.categories))
         return Doubt(
-            f"{text}, none of {wanted}",
-            "turn on kube-audit or kube-audit-admin in the cluster's diagnostic setting; or see "
-            "Categories (eventHub.categories)",
+            f"{text}, none of {', '.join(sorted(self._settings.categories))}",
+            "turn on kube-audit or kube-audit-admin in the diagnostic setting of the cluster, or "
+            "see Categories (eventHub.categories)",
         )
 
 
 def _clock(ahead: float, host: str) -> tuple[str, str]:
-    """Return that this clock is wrong, and what to do."""
+    """Return that this clock is wrong, and the remedy."""
     way = "ahead of" if ahead > 0 else "behind"
-    what = f"this node's clock is {abs(ahead) / 60:,.0f} minutes {way} that of {host}"
-    return what, "set the node's clock by NTP: logins and the age of events depend on it"
+    what = f"the clock of this node is {abs(ahead) / 60:,.0f} minutes {way} that of {host}"
+    return what, "set it by NTP: logins and the age of events depend on it"

@@ -1,4 +1,4 @@
-"""Reaching a host: DNS, TCP, TLS, one by one; the errors are the system's own."""
+"""Reaching a host: DNS, TCP, TLS, one by one; the errors are those of the system."""
 
 import asyncio
 import socket
@@ -6,39 +6,62 @@ import ssl
 import time
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final, cast
 
 import aiohttp
+from yarl import URL
 
 _DATE_TIMEOUT: Final = 4.0
 
 
 async def resolved(host: str, port: int) -> str:
-    """Say which addresses DNS, or the hosts file, has for a name."""
+    """Describe the addresses that DNS, or the hosts file, has for a name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     return f"{host} is {'an address' if addresses == [host] else ', '.join(addresses)}"
 
 
-async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, float]:
-    """Connect and hang up; return TLS's version and the seconds its certificate is valid yet."""
-    _, writer = await asyncio.open_connection(host, port, ssl=tls)
+async def connect(
+    host: str, port: int, tls: ssl.SSLContext | None = None, proxy: URL | None = None
+) -> tuple[str, float]:
+    """Connect and hang up; describe TLS, and return the days that its certificate is valid."""
+    first = (proxy.host, proxy.port) if proxy else (host, port)
+    reader, writer = await asyncio.open_connection(*first, ssl=None if proxy else tls)
     try:
-        certificate = writer.get_extra_info("peercert") or {}
-        version = writer.get_extra_info("ssl_object").version() if tls else ""
+        if proxy:
+            await _open_tunnel(reader, writer, proxy, f"{host}:{port}")
+            if tls:
+                await writer.start_tls(tls, server_hostname=host)
+        if not tls:
+            return "", 0.0
+        end = writer.get_extra_info("peercert")["notAfter"]
+        days = (ssl.cert_time_to_seconds(end) - time.time()) / 86_400
+        version = writer.get_extra_info("ssl_object").version()
+        return f"{version}, certificate valid for {days:.0f} days", days
     finally:
         writer.transport.abort()
-    end = certificate.get("notAfter")
-    return version, ssl.cert_time_to_seconds(end) - time.time() if end else 0.0
 
 
-async def clock_ahead(url: str, tls: ssl.SSLContext) -> float | None:
-    """Return the seconds that this clock is ahead of a server's; None if it does not tell."""
+async def _open_tunnel(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, proxy: URL, to: str
+) -> None:
+    login = ""
+    if proxy.user:
+        basic = aiohttp.BasicAuth(proxy.user, proxy.password or "").encode()
+        login = f"Proxy-Authorization: {basic}\r\n"
+    writer.write(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{login}\r\n".encode())
+    status = int((await reader.readuntil(b"\r\n\r\n")).split()[1])
+    if status not in range(200, 300):
+        raise aiohttp.ClientHttpProxyError(cast("Any", None), (), status=status)
+
+
+async def clock_ahead(url: str, tls: ssl.SSLContext, proxy: URL | None) -> float | None:
+    """Return the seconds that this clock is ahead of that of a server; None if it sends none."""
     with suppress(aiohttp.ClientError, OSError, ValueError, TypeError):
         timeout = aiohttp.ClientTimeout(total=_DATE_TIMEOUT)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(url, ssl=tls, allow_redirects=False) as response,
+            session.get(url, ssl=tls, proxy=proxy, allow_redirects=False) as response,
         ):
             return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
     return None

@@ -1,4 +1,4 @@
-"""The sink's part of the check: the way to it, and what it answers to an empty list."""
+"""The sink: the way to it, and what it answers to an empty list."""
 
 import ssl
 from typing import Final
@@ -14,7 +14,7 @@ from forwarder.metrics import Metrics
 from forwarder.sink.tls import tls
 from forwarder.sink.webhook import Sink, shown_url
 
-_SOON: Final = 14.0  # days that a certificate is valid yet
+_SOON: Final = 14.0  # days
 
 
 class SinkCheck:
@@ -50,10 +50,8 @@ class SinkCheck:
         if self._url.scheme == "http":
             return Skip("WebSinkURL is http")
         context = tls(self._settings) or ssl.create_default_context()
-        version, left = await reach.connect(*self._address, context)
-        days = left / 86_400
-        text = f"{version}, certificate valid for {days:.0f} days"
-        return text if days > _SOON else Doubt(text, "renew the sink's certificate")
+        found, days = await reach.connect(*self._address, context)
+        return found if days > _SOON else Doubt(found, "renew the certificate of the sink")
 
     async def _request(self) -> str | Skip:
         if not self._post:
@@ -62,15 +60,14 @@ class SinkCheck:
             try:
                 await sink.probe()
             except Rejected as error:
-                do = (
-                    "an audit webhook takes an empty EventList: see WebSinkURL (webhook.url); if "
-                    "this one is known to take none, check --no-post"
+                remedy = (
+                    "an audit webhook accepts an empty EventList: see WebSinkURL (webhook.url); if "
+                    "this one is known not to, use check --no-post"
                 )
-                raise BrokenError(
-                    Diagnosis("rejected", f"refuses an empty list: {error}", do)
-                ) from None
+                what = f"refuses an empty list: {error}"
+                raise BrokenError("rejected", what, remedy) from None
             except RetryableError as error:
-                do = error.do or "the sink is there, and in trouble: see its own log"
+                remedy = error.do or "the sink is there but fails: see its own log"
                 what = f"answers {error.what}" if error.reason.isdecimal() else error.what
-                raise BrokenError(Diagnosis("sink", what, do)) from None
+                raise BrokenError("sink", what, remedy) from None
         return f"{shown_url(self._url)} takes an empty list"

@@ -1,10 +1,10 @@
-"""The store's part of the check: is it there, may it be used, whose checkpoints are in it."""
+"""The store: is it there, may it be used, which checkpoints does it have of this hub."""
 
 import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,26 +17,28 @@ from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import StateError
 from forwarder.storage import open_container
 
-_MOST_BLOBS: Final = 1000  # are looked at
+_ELSEWHERE: Final = (
+    "'{}' is not in this pod, ask the forwarder: "
+    "kubectl exec deployment/aks-audit -- python -m forwarder check"
+)
 
 
 class StoreCheck:
-    """Steps to the store; `found` holds the checkpoints by partition when they are through."""
+    """Steps to the store; `found` has the checkpoints by partition, None if none can be seen."""
 
     def __init__(self, settings: Settings, credential: Any) -> None:
         self._settings = settings
         self._credential = credential
-        self._blobs = bool(settings.blob_connection or settings.blob_account_url)
         self._container: Any = None
         self._there = False
         host = settings.hub_connection.host if settings.hub_connection else ""
         names = (host or settings.event_hub_namespace or "", settings.event_hub_name)
         self._prefix = "/".join((*names, settings.consumer_group, "")).lower()
-        self.found: dict[str, int] = {}
+        self.found: dict[str, int] | None = None
 
     def steps(self) -> list[Step]:
         """Return the steps in order."""
-        if self._blobs:
+        if self._settings.blob_connection or self._settings.blob_account_url:
             return [
                 Step("store login", self._login, 15),
                 Step("container", self._exists),
@@ -67,111 +69,56 @@ class StoreCheck:
         return f"{host}:{port} lets this login in"
 
     async def _exists(self) -> str | Doubt:
-        name = self._settings.blob_container_name
+        name, connection = self._settings.blob_container_name, self._settings.blob_connection
         if self._there:
             return f"'{name}' is there"
-        text = f"'{name}' is not there yet, the forwarder makes it"
-        if (connection := self._settings.blob_connection) is None:
-            do = "nothing if the identity has the role Storage Blob Data Contributor"
-            return Doubt(text, do)
-        if (rights := _rights(connection.text)) is not None and not {"c", "w"} <= rights:
-            why = self.explain(ContainerMissingError("ContainerNotFound"))
-            raise BrokenError(why)
+        text = f"'{name}' is not there yet, the forwarder creates it"
+        if connection is None:
+            remedy = "none if the identity has the role Storage Blob Data Contributor"
+            return Doubt(text, remedy)
+        permissions = parse_qs(connection.signature.lstrip("?")).get("sp", ["cw"])[0]
+        if not {"c", "w"} <= set(permissions):
+            why = self.explain(StateError("ContainerNotFound"))
+            raise BrokenError(why.kind, why.what, why.remedy)
         return text
 
     async def _list(self) -> str:
-        if not self._there:
-            return "none yet"
-        owners: set[str] = set()
-        others: set[str] = set()
+        self.found = {}
         newest = datetime.min.replace(tzinfo=UTC)
-        async for blob in self._container.list_blobs(self._prefix, include=["metadata"]):
-            kind, _, partition = blob.name.removeprefix(self._prefix).partition("/")
-            metadata = blob.metadata or {}
-            if kind == "checkpoint":
+        if self._there:
+            prefix = f"{self._prefix}checkpoint/"
+            async for blob in self._container.list_blobs(prefix, include=["metadata"]):
                 newest = max(newest, blob.last_modified)
-                if number := metadata.get("sequencenumber"):
-                    self.found[partition] = int(number)
-            elif kind == "ownership" and (owner := metadata.get("ownerid")):
-                owners.add(owner)
-        count = 0
-        async for blob in self._container.list_blobs():  # dead letters among them
-            where, is_checkpoint, _ = blob.name.partition("/checkpoint/")
-            if is_checkpoint and not blob.name.startswith(self._prefix):
-                others.add(where)
-            if (count := count + 1) >= _MOST_BLOBS:
-                break
-        return ", ".join(filter(None, (_told(self.found, newest), _owned(owners), _also(others))))
+                if number := (blob.metadata or {}).get("sequencenumber"):
+                    self.found[blob.name.removeprefix(prefix)] = int(number)
+        return _described(self.found, newest)
 
     async def _directory(self) -> str | Skip:
         path = self._settings.state_directory
         if not path.is_dir():
-            return Skip(f"'{path}' is not here: this is not the forwarder's pod")
+            return Skip(_ELSEWHERE.format(path))
         if not os.access(path, os.W_OK | os.X_OK):
             raise StateError(f"'{path}' cannot be written by user {os.getuid()}")
-        return (
-            f"'{path}' is written by a running forwarder"
-            if _held(path)
-            else f"'{path}' may be written"
-        )
+        return f"'{path}' may be written"
 
     async def _read(self) -> str | Skip:
         path = self._settings.state_directory / "checkpoints.db"
         if not path.exists():
             return Skip("none here")
-        found = await asyncio.to_thread(_rows, path)
-        others = set()
-        for key, value in found:
-            if key.startswith(self._prefix):
-                self.found[value["partition_id"]] = value["sequence_number"]
-            else:
-                others.add(key.rstrip("/").rpartition("/")[0])
-        newest = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return ", ".join(filter(None, (_told(self.found, newest), _also(others))))
+        rows = [json.loads(value) for value in await asyncio.to_thread(_rows, path, self._prefix)]
+        self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
+        return _described(self.found, datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
 
-class ContainerMissingError(Exception):
-    """No container, and no right to make it."""
+def _rows(path: Path, prefix: str) -> list[str]:
+    """Read a store that another process may be writing, without a lock."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
+        found = database.execute("SELECT key, value FROM checkpoint").fetchall()
+    return [value for key, value in found if key.startswith(prefix)]
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Read a store that another process may be writing; no lock is taken, nothing is written."""
-    database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
-    try:
-        rows = database.execute("SELECT key, value FROM checkpoint").fetchall()
-    finally:
-        database.close()
-    return [(key, json.loads(value)) for key, value in rows]
-
-
-def _held(path: Path) -> bool:
-    """Tell whether a process holds the state directory's lock, without trying to take it."""
-    try:
-        inode = (path / "lock").stat().st_ino
-        locks = Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        return False
-    return any(
-        line.split()[5].endswith(f":{inode}") for line in locks.splitlines() if "FLOCK" in line
-    )
-
-
-def _rights(text: str) -> set[str] | None:
-    """Return the rights of a connection string's signature; None if it has an account key."""
-    _, found, signature = text.partition("SharedAccessSignature=")
-    return set(parse_qs(signature.split(";")[0].lstrip("?")).get("sp", [""])[0]) if found else None
-
-
-def _told(found: Mapping[str, int], newest: datetime) -> str:
+def _described(found: dict[str, int], newest: datetime) -> str:
     if not found:
         return "none of this hub and consumer group"
     age = (datetime.now(UTC) - newest).total_seconds()
     return f"{len(found)} of this hub and consumer group, the newest {max(0, age):,.0f} s old"
-
-
-def _owned(owners: set[str]) -> str:
-    return f"partitions claimed by {len(owners)} forwarders" if len(owners - {""}) > 1 else ""
-
-
-def _also(others: set[str]) -> str:
-    return f"others of {', '.join(sorted(others)[:3])}" if others else ""

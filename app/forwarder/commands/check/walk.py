@@ -1,4 +1,4 @@
-"""Walks: steps one after another, each for a bounded time; what follows a failed one is skipped."""
+"""Walks: steps in order, each for a bounded time; what follows a failed one is skipped."""
 
 import asyncio
 import time
@@ -11,37 +11,37 @@ from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import ForwarderError
 
 State = Literal["ok", "warn", "FAIL", "skipped"]
-_SECONDS: Final = 10.0  # for a step that says nothing else
+_SECONDS: Final = 10.0  # for a step by default
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a step found: `step` is its name, `do` the remedy, "" if none is needed."""
+    """What a step found, and the remedy, "" if none is needed."""
 
     step: str
     state: State
     found: str
-    do: str = ""
+    remedy: str = msgspec.field(default="", name="do")
 
 
 class Doubt(NamedTuple):
-    """Works, but the user should know; a step returns it instead of a text."""
+    """A step returns it instead of a text: it works, but somebody should look at it."""
 
     found: str
-    do: str
+    remedy: str
 
 
 class Skip(NamedTuple):
-    """Was not done, and nothing depends on it; a step returns it instead of a text."""
+    """A step returns it instead of a text: it was not done, and nothing depends on it."""
 
     found: str
 
 
 class BrokenError(ForwarderError):
-    """A step failed by a cause that it knows."""
+    """A step failed for a reason that it knows."""
 
-    def __init__(self, cause: Diagnosis) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+    def __init__(self, kind: str, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.diagnosis = Diagnosis(kind, what, remedy)
 
 
 class Step(NamedTuple):
@@ -64,14 +64,14 @@ async def walk(
         try:
             async with asyncio.timeout(min(step.seconds, deadline - time.monotonic())):
                 found = await step.work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the report goes on
-            cause = error.cause if isinstance(error, BrokenError) else explain(error)
-            yield Result(step.name, "FAIL", cause.what, cause.do)
+        except Exception as error:  # noqa: BLE001 - the report goes on after any error
+            why = error.diagnosis if isinstance(error, BrokenError) else explain(error)
+            yield Result(step.name, "FAIL", why.what, why.remedy)
             failed = step.name
         else:
             match found:
                 case Doubt():
-                    yield Result(step.name, "warn", found.found, found.do)
+                    yield Result(step.name, "warn", *found)
                 case Skip():
                     yield Result(step.name, "skipped", found.found)
                 case _:

@@ -1,0 +1,184 @@
+"""The login by Microsoft Entra ID, with every failure named.
+
+Only what can apply in a pod is tried: workload identity if the webhook of AKS has set its
+variables, else the managed identity of the node. `DefaultAzureCredential` would walk through IMDS
+and developer tools, which takes seconds and hides the cause. The Event Hubs client (5.15.1) asks
+for a token again about 1.5 times a second while it is refused, so a failure is repeated from memory
+until a delay that doubles to a minute has passed.
+"""
+
+import asyncio
+import base64
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from azure.core.exceptions import ClientAuthenticationError
+from yarl import URL
+
+from forwarder import log
+from forwarder.config.network import trusted
+from forwarder.config.settings import Settings
+from forwarder.diagnosis.causes import (
+    TEXTS,
+    Diagnosis,
+    chain,
+    first_match,
+    of_http,
+    of_network,
+    signature,
+)
+from forwarder.errors import ForwarderError
+
+_FIRST_DELAY: Final = 1.0
+_MOST_DELAY: Final = 60.0
+_IMDS: Final = "http://169.254.169.254"
+_PUBLIC: Final = "https://login.microsoftonline.com"
+# One attempt: the next one is ours.
+_OPTIONS: Final = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
+
+
+class LoginError(ForwarderError, ClientAuthenticationError):
+    """No token; `diagnosis` tells why."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(str(diagnosis))
+        self.diagnosis = diagnosis
+
+
+async def login(settings: Settings, stack: AsyncExitStack) -> "Identity | None":
+    """Return the login by Microsoft Entra ID; None if connection strings are given instead."""
+    if not settings.event_hub_namespace and not settings.blob_account_url:
+        return None
+    return await stack.enter_async_context(Identity(settings, os.environ))
+
+
+class Identity:
+    """A credential for the Azure clients; `get_token` raises LoginError."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._file = environ.get("AZURE_FEDERATED_TOKEN_FILE", "")
+        self._ids = {name: environ.get(name, "") for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID")}
+        client = self._ids["AZURE_CLIENT_ID"]
+        tried = "workload identity" if self._file else "the managed identity of the node"
+        host = environ.get("AZURE_AUTHORITY_HOST") or _PUBLIC
+        if not self._file:
+            host = environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or _IMDS
+        self._url = URL(host if "://" in host else f"https://{host}")
+        self._names = {
+            "tried": f"{tried} {client}".rstrip(),
+            "client": client,
+            "tenant": self._ids["AZURE_TENANT_ID"],
+            "file": self._file,
+            "host": self._url.host or host,
+            "federate": TEXTS["texts"]["federate"],
+        }
+        self._credential: Any = None
+        self._turn = asyncio.Lock()
+        self._failed: dict[tuple[str, ...], tuple[Diagnosis, float, float]] = {}
+
+    async def __aenter__(self) -> "Identity":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._credential:
+            await self._credential.close()
+
+    async def get_token(self, *scopes: str, **options: Any) -> Any:
+        """Return a token for these scopes; after a failure not before its delay is over."""
+        async with self._turn:
+            failure, delay, until = self._failed.get(scopes, (None, _FIRST_DELAY / 2, 0.0))
+            if failure and time.monotonic() < until:
+                raise LoginError(failure)
+            try:
+                token = await self._ask(*scopes, **options)
+            except Exception as error:
+                delay = min(2 * delay, _MOST_DELAY)
+                failure = self._diagnose(error)
+                self._failed[scopes] = failure, delay, time.monotonic() + delay
+                raise LoginError(failure) from error
+            self._failed.pop(scopes, None)
+            return token
+
+    async def _ask(self, *scopes: str, **options: Any) -> Any:
+        if self._file:
+            if missing := [name for name, value in self._ids.items() if not value]:
+                what = TEXTS["token"]["incomplete"].format(error=" and ".join(missing))
+                raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"]))
+            try:
+                Path(self._file).read_text(encoding="ascii")
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                what = TEXTS["token"]["missing"].format(file=self._file, error=reason)
+                raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"])) from error
+        self._credential = self._credential or self._open()
+        return await self._credential.get_token(*scopes, **options)
+
+    def _open(self) -> Any:
+        import aiohttp  # noqa: PLC0415 - with the next ones, half a second and 20 MB
+        from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415
+        from azure.identity.aio import (  # noqa: PLC0415
+            ManagedIdentityCredential,
+            WorkloadIdentityCredential,
+        )
+
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trusted(self._settings.trusted_ca_file)),
+            trust_env=bool(self._file),  # the endpoint of managed identities is never proxied
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        options: dict[str, Any] = {"transport": AioHttpTransport(session=session), **_OPTIONS}
+        if self._file:
+            return WorkloadIdentityCredential(
+                authority=str(self._url).rstrip("/"), disable_instance_discovery=True, **options
+            )
+        client = self._ids["AZURE_CLIENT_ID"] or None
+        return ManagedIdentityCredential(client_id=client, **options)
+
+    def _diagnose(self, error: Exception) -> Diagnosis:
+        if isinstance(error, LoginError):
+            return error.diagnosis
+        url, proxy = self._url, self._settings.https_proxy
+        at = url.host or "", url.port or 443
+        shown = f"{proxy.host}:{proxy.port}" if proxy else ""
+        if self._file and (
+            found := of_http(error, "login", *at, shown) or of_network(error, "login", *at)
+        ):
+            return found
+        errors = list(chain(error))
+        text = "\n".join(map(signature, errors))
+        code = re.search(r"AADSTS(\d+)", text)
+        names = self._names | _presented(self._file, text)
+        names["code"] = code[1] if code else "no code"
+        names["status"] = next((str(s) for e in errors if (s := getattr(e, "status_code", 0))), "")
+        names["text"] = re.split(r" Trace ID|https?://", log.describe(errors[0]))[0].strip()
+        found = first_match(TEXTS["login"], text, names)
+        return found or Diagnosis("other", log.describe(error))
+
+
+def _presented(file: str, text: str) -> dict[str, str]:
+    """Return issuer, subject and audience of the token in a file, or as an error repeats them."""
+    found = dict.fromkeys(("issuer", "subject", "audience"), "")
+    for name, value in re.findall(r"(?i)(issuer|subject|audience):? '([^']+)'", text):
+        found[name.lower()] = value
+    try:
+        body = Path(file).read_text(encoding="ascii").split(".")[1]
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="))
+        audience = claims.get("aud", "")
+        one = audience[0] if isinstance(audience, list) and audience else audience
+        presented = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": one}
+        found |= {name: str(value) for name, value in presented.items() if value}
+    except (OSError, ValueError, IndexError, AttributeError, msgspec.DecodeError):
+        pass
+    return {**found, "audience": found["audience"] or "api://AzureADTokenExchange"}
