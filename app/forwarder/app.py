@@ -22,6 +22,7 @@ from forwarder.deadletters.writer import DeadLetterWriter
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
 from forwarder.hub.consumer import Consumer
+from forwarder.hub.login import login
 from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.watchdog import Watchdog
 from forwarder.metrics import Metrics
@@ -112,15 +113,6 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)
-
-
-async def login(settings: Settings, stack: AsyncExitStack) -> Any:
-    """Return a credential of Microsoft Entra ID, unless connection strings are given for all."""
-    if not settings.event_hub_namespace and not settings.blob_account_url:
-        return None
-    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 - costs half a second
-
-    return await stack.enter_async_context(DefaultAzureCredential())
 
 
 async def _open_store(

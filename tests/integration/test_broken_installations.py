@@ -73,7 +73,7 @@ async def hub_misspelt(_: Place) -> Broken:
         {"EventHubName": "insight-logs-kube-audit"},
         "hub",
         "has no hub",
-        f"set EventHubName={HUB} (eventHub.name)",
+        "az eventhubs eventhub list",
         "hub does not answer",
         _nothing_owned,
     )

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from azure.core.exceptions import ClientAuthenticationError
 from azure.eventhub.exceptions import AuthenticationError, ConnectError
-from azure.identity import CredentialUnavailableError
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
 from forwarder.config.settings import Settings
@@ -31,7 +29,8 @@ from support.webhook import Answer, Webhook
 
 HUB = "insights-logs-kube-audit"
 TEXT = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=a2V5"
-OWN_POLICY = f"--namespace-name ns --eventhub-name {HUB} --name reader"
+OWN_HUB = f"--namespace-name ns --eventhub-name {HUB} --name "
+OWN_POLICY = f"{OWN_HUB}reader"
 Report = dict[str, dict[str, str]]
 
 
@@ -81,9 +80,9 @@ async def test_all_parts_answer_and_nothing_changes(
         )
         status, report = await check(environment)
         assert (status, failed(report)) == (0, {})
-        assert report["messages"]["found"].startswith("4 in the hub, no checkpoint yet; ")
+        assert report["messages"]["found"].startswith("4 in the hub, no checkpoint; ")
         assert report["categories"]["found"] == "kube-audit 40 in 4 messages"
-        assert report["container"]["found"].endswith("is not there yet, the forwarder makes it")
+        assert report["container"]["found"].endswith("is not there yet, the forwarder creates it")
         async with stores.container(store) as container:
             assert not await container.exists()
     assert not (tmp_path / "state").exists()
@@ -123,11 +122,9 @@ async def test_a_running_forwarder_is_seen_and_not_disturbed(
             assert report["messages"]["found"].startswith("4 in the hub, 0 behind the checkpoints;")
             assert report["categories"]["state"] == "skipped"
             assert report["checkpoints"]["found"].startswith("2 of this hub and consumer group, ")
-            if where == "file":
-                assert report["state directory"]["found"].endswith("written by a running forwarder")
 
 
-async def test_messages_behind_the_checkpoints_are_counted_and_old_stores_named(
+async def test_messages_behind_the_checkpoints_are_counted(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     """The store is read although a forwarder has it locked, and not a byte of it is changed."""
@@ -145,7 +142,7 @@ async def test_messages_behind_the_checkpoints_are_counted_and_old_stores_named(
         _, report = await check(settings(server, webhook.url, tmp_path))
         assert held(tmp_path) == before
     assert report["messages"]["found"].startswith("10 in the hub, 7 behind the checkpoints;")
-    assert report["checkpoints"]["found"].endswith(" s old, others of old/hub/g")
+    assert report["checkpoints"]["found"].endswith(" s old")
 
 
 def held(directory: Path) -> dict[Path, bytes]:
@@ -182,7 +179,7 @@ async def test_a_clock_that_is_wrong_is_named_by_its_minutes(
     _, report = await check(settings(server, webhook.url, tmp_path))
     assert report["hub login"]["state"] == state
     way = "behind" if minutes > 0 else "ahead of"
-    said = f"this node's clock is {abs(minutes)} minutes {way} that of 127.0.0.1"
+    said = f"the clock of this node is {abs(minutes)} minutes {way} that of 127.0.0.1"
     assert (said == report["hub login"]["found"]) == (state != "ok")
 
 
@@ -250,7 +247,7 @@ async def test_a_container_that_may_not_be_made_is_named(
         status, report = await check(environment)
         assert status == 1
         assert set(failed(report)) == {"container"}
-        assert "may not make it" in report["container"]["found"]
+        assert "may not create it" in report["container"]["found"]
         async with stores.container(store) as container:
             await container.create_container()
         assert (await check(environment))[0] == 0
@@ -346,11 +343,10 @@ def _status(text: str) -> AuthenticationError:
         (_status("404\nDescription: The messaging entity"), "key", "hub", "eventhub list"),
         (_status("401\nDescription: Unauthorized"), "entra", "rights", "Data Receiver"),
         (ConnectError("'Listen' claim(s) are required"), "entra", "rights", "Data Receiver"),
-        (ConnectError("'Listen' claim(s) are required"), "key", "rights", "--rights Listen"),
-        (ConnectError("'Listen' claim(s) are required"), "hub's key", "rights", OWN_POLICY),
+        (ConnectError("'Listen' claim(s) are required"), "key", "rights", "rule create"),
+        (_status("401\nDescription: Unauthorized"), "key", "refused", "network rules"),
+        (ConnectError("'Listen' claim(s) are required"), "hub's key", "rights", OWN_HUB),
         (_status("401\nDescription: InvalidSignature: x"), "hub's key", "key", OWN_POLICY),
-        (CredentialUnavailableError("none"), "entra", "identity", "workloadIdentity.enabled"),
-        (ClientAuthenticationError("AADSTS700016"), "entra", "identity", "federated-credential"),
         (TimeoutError(), "key", "silent", "websockets"),
         (ExceptionGroup("", [ConnectionResetError(104, "reset")]), "key", "cut", "firewall"),
         (ValueError("what is this"), "key", "other", ""),
@@ -367,7 +363,7 @@ def test_an_error_of_the_client_has_a_cause(
     }
     found = causes.of_hub(error, Settings.from_env(ways[login]))
     assert found.kind == kind
-    assert do in found.do
+    assert do in found.remedy
     assert "\n" not in str(found)
 
 

@@ -43,9 +43,9 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the Event Hubs client."""
     (host, port), connection = hub_address(settings), settings.hub_connection
     if found := _of_way(error, "hub", host, port, settings):
-        if settings.hub_transport == "amqp" and found.kind in _ON_THE_WAY:
-            if hub_proxy(settings, host, port):
-                return Diagnosis(found.kind, found.what, TEXTS["http"]["amqp"]["remedy"])
+        amqp = settings.hub_transport == "amqp" and found.kind in _ON_THE_WAY
+        if amqp and hub_proxy(settings, host, port):
+            return Diagnosis(found.kind, found.what, TEXTS["http"]["amqp"]["remedy"])
         return found
     own = connection and connection.entity_path
     names = {
@@ -120,7 +120,7 @@ def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnos
     return Diagnosis(kind, what, text[part])
 
 
-def of_http(error: BaseException, part: str, host: str, port: int, proxy: str) -> Diagnosis | None:
+def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
     """Return the cause if a proxy, or a gateway for WebSockets, refuses or cannot be reached."""
     for one in chain(error):
         status, kind = getattr(one, "status", 0), type(one).__name__
@@ -195,7 +195,7 @@ def _of_way(
             return found
     proxy = settings.https_proxy
     shown = f"{proxy.host}:{proxy.port}" if proxy else "of HTTP_PROXY"
-    return of_http(error, part, host, port, shown) or of_network(error, part, host, port)
+    return of_http(error, host, port, shown) or of_network(error, part, host, port)
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:

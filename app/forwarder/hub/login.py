@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 from azure.core.exceptions import ClientAuthenticationError
@@ -83,7 +83,7 @@ class Identity:
         self._turn = asyncio.Lock()
         self._failed: dict[tuple[str, ...], tuple[Diagnosis, float, float]] = {}
 
-    async def __aenter__(self) -> "Identity":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -115,12 +115,9 @@ class Identity:
             if missing := [name for name, value in self._ids.items() if not value]:
                 what = TEXTS["token"]["incomplete"].format(error=" and ".join(missing))
                 raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"]))
-            try:
-                Path(self._file).read_text(encoding="ascii")
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                what = TEXTS["token"]["missing"].format(file=self._file, error=reason)
-                raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"])) from error
+            if unreadable := _unreadable(Path(self._file)):
+                what = TEXTS["token"]["missing"].format(file=self._file, error=unreadable)
+                raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"]))
         self._credential = self._credential or self._open()
         return await self._credential.get_token(*scopes, **options)
 
@@ -152,9 +149,7 @@ class Identity:
         url, proxy = self._url, self._settings.https_proxy
         at = url.host or "", url.port or 443
         shown = f"{proxy.host}:{proxy.port}" if proxy else ""
-        if self._file and (
-            found := of_http(error, "login", *at, shown) or of_network(error, "login", *at)
-        ):
+        if self._file and (found := of_http(error, *at, shown) or of_network(error, "login", *at)):
             return found
         errors = list(chain(error))
         text = "\n".join(map(signature, errors))
@@ -165,6 +160,13 @@ class Identity:
         names["text"] = re.split(r" Trace ID|https?://", log.describe(errors[0]))[0].strip()
         found = first_match(TEXTS["login"], text, names)
         return found or Diagnosis("other", log.describe(error))
+
+
+def _unreadable(file: Path) -> str:
+    try:
+        return "" if file.read_text(encoding="ascii").strip() else "it is empty"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
 
 
 def _presented(file: str, text: str) -> dict[str, str]:

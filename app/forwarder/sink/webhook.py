@@ -136,7 +136,7 @@ class Sink:
             self._metrics.posts.labels("error").inc()
             why = causes.of_sink(error, self._settings)
             # guard: no-response-is-retried
-            raise RetryableError(why.what, reason="connection", do=why.do) from None
+            raise RetryableError(why.what, reason="connection", do=why.remedy) from None
         taken = time.perf_counter() - started
         status = response.status
         self._metrics.posts.labels(str(status)).inc()

@@ -27,10 +27,10 @@ _PEEK_SECONDS: Final = 5.0
 
 
 class HubCheck:
-    """Steps to the hub. `checkpoints`: sequence numbers by partition, as the store has them."""
+    """Steps to the hub. `checkpoints`: sequence numbers by partition; None if not visible."""
 
     def __init__(
-        self, settings: Settings, credential: Any, checkpoints: Awaitable[Mapping[str, int]]
+        self, settings: Settings, credential: Any, checkpoints: Awaitable[Mapping[str, int] | None]
     ) -> None:
         self._settings = settings
         self._checkpoints = checkpoints
@@ -150,13 +150,14 @@ class HubCheck:
             first, last = found["beginning_sequence_number"], found["last_enqueued_sequence_number"]
             held = 0 if found["is_empty"] else last - first + 1
             total += held
-            waiting += min(held, max(0, last - stored.get(found["id"], first - 1)))
+            waiting += min(held, max(0, last - (stored or {}).get(found["id"], first - 1)))
         newest = max(found["last_enqueued_time_utc"] for found in self._partitions)
         age = (datetime.now(UTC) - newest).total_seconds()
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self._settings.event_hub_name)
             return Doubt(silent.what, silent.remedy)
-        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint seen"
+        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint"
+        behind = "checkpoints are not visible here" if stored is None else behind
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> str | Doubt | Skip:

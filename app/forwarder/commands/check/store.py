@@ -104,6 +104,8 @@ class StoreCheck:
     async def _read(self) -> str | Skip:
         path = self._settings.state_directory / "checkpoints.db"
         if not path.exists():
+            if path.parent.is_dir():
+                self.found = {}
             return Skip("none here")
         rows = [json.loads(value) for value in await asyncio.to_thread(_rows, path, self._prefix)]
         self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
