@@ -11,6 +11,7 @@ from azure.eventhub import EventData, TransportType
 from azure.eventhub._pyamqp.error import AMQPLinkError, ErrorCondition
 from azure.eventhub.aio import EventHubConsumerClient, EventHubSharedKeyCredential
 from azure.eventhub.aio._consumer_async import EventHubConsumer
+from azure.eventhub.exceptions import EventHubError
 
 from forwarder.config.network import hub_proxy, trusted
 from forwarder.config.settings import Settings
@@ -130,6 +131,6 @@ async def peek(
     await asyncio.wait({reading, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
+    (end,) = await asyncio.gather(reading, return_exceptions=True)
     await receiver.close()
-    return bodies
+    return None if isinstance(end, EventHubError) and not bodies else bodies  # was taken over
