@@ -1,13 +1,16 @@
-"""What every test gets: a net under the whole suite that no output shows a key."""
+"""Fixtures that several modules use, and a check that no output of any test shows a key."""
 
 import re
 import signal
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from support.azurite import Azurite
-from support.eventhubs import Server
+from support.environment import Environment, environment
+from support.eventhubs import Hub, Server
+from support.harness import HUB
 from support.process import Forwarder
 from support.webhook import Webhook
 
@@ -31,13 +34,32 @@ async def webhook() -> AsyncIterator[Webhook]:
         yield webhook
 
 
+@pytest.fixture
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    """Run a local hub, with two partitions or as many as the module's `PARTITIONS` says."""
+    async with Server({HUB: getattr(request.module, "PARTITIONS", 2)}) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: Server) -> Hub:
+    return server.hubs[HUB]
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Environment]:
+    """Run a hub of one partition and a sink, for forwarders that are children of this process."""
+    async with environment(tmp_path / "state", partitions=1) as stage:
+        yield stage
+
+
 @pytest.fixture(autouse=True)
 def no_forwarder_shows_a_key() -> Iterator[None]:
     """Fail a test when a forwarder that it ran has printed one of the keys it was given."""
     yield
     while Forwarder.started:
         forwarder = Forwarder.started.pop()
-        output = "\n".join([*forwarder.lines, forwarder.stderr])
+        output = f"{forwarder.output}\n{forwarder.stderr}"
         assert not [
             key for key in _keys("\n".join(forwarder.environment.values())) if key in output
         ]

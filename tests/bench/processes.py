@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.works import Carrier, Load
 from support.azurite import Azurite, azurite
-from support.process import APP, free_port
+from support.harness import free_port
+from support.process import APP
 
 _PATIENCE = 60  # seconds for what comes at once
 

@@ -16,7 +16,7 @@ from bench.works import DRAIN, WORKS, Load, Point
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from support import events
 from support.eventhubs import Server
-from support.running import HUB
+from support.harness import HUB
 from support.webhook import Webhook
 
 MESSAGES = 4

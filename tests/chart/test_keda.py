@@ -4,7 +4,7 @@ from pathlib import Path
 
 from support import chart
 from support.azurite import azurite
-from support.scene import scene
+from support.environment import environment
 from support.stores import container
 
 
@@ -24,7 +24,7 @@ async def test_keda_is_told_where_the_checkpoints_are_whatever_the_hub_is_called
     (trigger,) = scaled["spec"]["triggers"]
     told = trigger["metadata"]
     assert told["checkpointStrategy"] == "blobMetadata"
-    async with azurite() as store, scene(tmp_path, partitions=1) as stage:
+    async with azurite() as store, environment(tmp_path, partitions=1) as stage:
         stage.ledger.publish(30)
         async with stage.replica("a", store, EventHubName=hub) as forwarder:
             await forwarder.until(lambda: stage.webhook.total == 30)

@@ -13,9 +13,9 @@ import yaml
 
 from support import chart
 from support.documents import page
-from support.process import Samples
+from support.environment import Environment, environment
+from support.harness import Samples
 from support.prometheus import prometheus, tool
-from support.scene import Scene, scene
 
 SCRAPED = {"namespace", "pod", "instance", "job"}
 """Labels that Prometheus adds."""
@@ -321,7 +321,7 @@ def unknown(expression: str, exported: Samples) -> Iterator[str]:
         yield from (f"by ({one})" for one in grouped.split(", ") if one not in everywhere)
 
 
-async def busy(stage: Scene) -> None:
+async def busy(stage: Environment) -> None:
     """Let everything happen that is counted under a label of its own."""
     stage.webhook.answers.append(503)
     stage.hub.publish(0, b"no JSON")
@@ -330,7 +330,7 @@ async def busy(stage: Scene) -> None:
 async def test_rules_cases_and_dashboard_speak_of_what_a_forwarder_exports(tmp_path: Path) -> None:
     policy = all_of_it(tmp_path)
     async with (
-        scene(tmp_path, partitions=2) as stage,
+        environment(tmp_path, partitions=2) as stage,
         stage.forwarder(AuditPolicyFile=policy) as forwarder,
     ):
         await busy(stage)
@@ -351,7 +351,7 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
     written = write(tmp_path / "rules.yaml", rules())
     policy = all_of_it(tmp_path)
     async with (
-        scene(tmp_path, partitions=2) as stage,
+        environment(tmp_path, partitions=2) as stage,
         stage.forwarder(AuditPolicyFile=policy) as forwarder,
     ):
         await forwarder.listening()

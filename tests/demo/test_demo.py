@@ -21,7 +21,7 @@ from demo.live import line
 from forwarder.audit.envelope import Event
 from support import events
 from support.eventhubs import Server
-from support.process import free_port
+from support.harness import free_port
 from support.webhook import Answer, Post
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import time
 from azure.eventhub.aio import EventHubConsumerClient
 
 from faults.play import Play
-from support.scene import HUB
+from support.harness import HUB
 
 _HIGHER = 9  # than a forwarder's owner level
 

@@ -14,10 +14,11 @@ import trustme
 
 from faults.store import Store, store
 from support import stores
+from support.environment import APP, Environment
 from support.eventhubs import Server
+from support.harness import HUB
 from support.ledger import judge_sums
 from support.process import Forwarder
-from support.scene import APP, HUB, Scene
 from support.stores import Stored
 from support.webhook import Answer, Post, Rule, Webhook
 
@@ -25,7 +26,7 @@ CHILD = Path(__file__).with_name("child")
 MIB = 2**20
 
 
-class Play(Scene):
+class Play(Environment):
     """A scene with a store, the forwarders on it by name, and what is ordered of the sink."""
 
     def __init__(

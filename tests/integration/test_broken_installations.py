@@ -14,7 +14,8 @@ from support import events
 from support.azurite import azurite
 from support.documents import page, section
 from support.eventhubs import Server
-from support.process import Forwarder, Samples, free_port
+from support.harness import Samples, free_port
+from support.process import Forwarder
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"

@@ -9,7 +9,7 @@ import pty
 import sqlite3
 import ssl
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,8 @@ from forwarder.diagnosis import causes
 from support import events, stores
 from support.azurite import azurite
 from support.eventhubs import Server
-from support.process import Forwarder, free_port
+from support.harness import free_port
+from support.process import Forwarder
 from support.webhook import Answer, Webhook
 
 HUB = "insights-logs-kube-audit"
@@ -32,12 +33,6 @@ TEXT = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;Shar
 OWN_HUB = f"--namespace-name ns --eventhub-name {HUB} --name "
 OWN_POLICY = f"{OWN_HUB}reader"
 Report = dict[str, dict[str, str]]
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with Server({HUB: 2}) as server:
-        yield server
 
 
 def fill(server: Server, count: int = 40) -> None:

@@ -13,9 +13,9 @@ from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from faults.store import store
 from support import stores
 from support.azurite import Azurite, azurite
+from support.environment import Environment, environment
+from support.harness import HUB, free_port
 from support.ledger import judge_sums
-from support.process import free_port
-from support.scene import HUB, Scene, scene
 
 # Checkpoints as versions of Azure.Messaging.EventHubs.Processor write them, from the name of the
 # version to the metadata; @offset and @number stand for the last message that was processed.
@@ -35,7 +35,7 @@ DOTNET: Mapping[str, dict[str, str]] = {
 
 async def test_goes_on_where_a_forwarder_in_dotnet_stopped(tmp_path: Path) -> None:
     """Each partition goes on behind its checkpoint, one without starts at StartPosition."""
-    async with azurite() as store, scene(tmp_path, partitions=len(DOTNET) + 1) as stage:
+    async with azurite() as store, environment(tmp_path, partitions=len(DOTNET) + 1) as stage:
         stage.ledger.publish(600)
         done = {str(partition): partition + 1 for partition in range(len(DOTNET))}
         for partition, metadata in zip(done, DOTNET.values(), strict=True):
@@ -56,7 +56,7 @@ async def test_goes_on_where_a_forwarder_in_dotnet_stopped(tmp_path: Path) -> No
 
 async def test_a_checkpoint_at_the_first_message_is_one(tmp_path: Path) -> None:
     """Number 0 without an offset is a place to go on from, not the lack of one."""
-    async with azurite() as store, scene(tmp_path, partitions=1) as stage:
+    async with azurite() as store, environment(tmp_path, partitions=1) as stage:
         stage.ledger.publish(100)
         await lay(stage, store, DOTNET["5.11.3"], "0", 0)
         async with stage.replica("new", store, StartPosition="latest"):
@@ -64,7 +64,7 @@ async def test_a_checkpoint_at_the_first_message_is_one(tmp_path: Path) -> None:
 
 
 async def lay(
-    stage: Scene, store: Azurite, metadata: Mapping[str, str], partition: str, number: int
+    stage: Environment, store: Azurite, metadata: Mapping[str, str], partition: str, number: int
 ) -> None:
     """Leave the blobs of a forwarder that stopped after it had processed this message."""
     namespace = urlsplit(stage.server.connection_string().split("=", 1)[1].split(";")[0]).netloc
@@ -84,7 +84,7 @@ async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
     tmp_path: Path, offset: str
 ) -> None:
     """Its number is one that this hub has not come to; that is said, and no message is lost."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         stage.ledger.publish(100)
         await lay(stage, store, {"offset": offset, "sequencenumber": "5000"}, "1", 0)
         async with stage.replica("new", store, StallTimeout="3") as forwarder:
@@ -99,7 +99,7 @@ async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
 
 async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -> None:
     """Whoever wrote it, and although this hub has come as far as its number by now."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         stage.ledger.publish(200)
         await lay(stage, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
         stage.hub.created = datetime.now(UTC) + timedelta(seconds=5)
@@ -111,7 +111,7 @@ async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -
 
 async def test_makes_the_container(tmp_path: Path) -> None:
     """A container that is missing is made, once, and serves."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         stage.ledger.publish(40)
         async with stage.replica("one", store):
             await until_stored(stage, store)
@@ -119,7 +119,7 @@ async def test_makes_the_container(tmp_path: Path) -> None:
 
 async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_path: Path) -> None:
     """A SAS with the least rights is enough; without the container it says what is wrong."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         stage.ledger.publish(40)
         sas = generate_container_sas(
             "devstoreaccount1",
@@ -140,7 +140,7 @@ async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_
 async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> None:
     """It stays alive, reads nothing before it knows where to start, and starts by itself."""
     port = free_port()
-    async with scene(tmp_path) as stage:
+    async with environment(tmp_path) as stage:
         stage.ledger.publish(40)
         async with stage.replica("one", Azurite(port, 0)) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
@@ -155,7 +155,7 @@ async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
     tmp_path: Path,
 ) -> None:
     """A partition that is claimed is not read before its checkpoint is known."""
-    async with store() as account, scene(tmp_path) as stage:
+    async with store() as account, environment(tmp_path) as stage:
         stage.ledger.publish(40)
         async with stage.replica("one", account.front) as forwarder:
             await until_stored(stage, account.back)
@@ -172,7 +172,7 @@ async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
 
 async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> None:
     """A store that stops answering holds up checkpoints, not events."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         stage.ledger.publish(200)
         async with stage.replica("one", store, OwnershipExpiry="60") as forwarder:
             await until_stored(stage, store)
@@ -188,7 +188,7 @@ async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> 
         assert stage.webhook.duplicates == 0
 
 
-async def until_stored(stage: Scene, store: Azurite) -> None:
+async def until_stored(stage: Environment, store: Azurite) -> None:
     """Wait until the checkpoints have come to the hub's end."""
     for _ in range(300):
         stored = await stores.shared(store)

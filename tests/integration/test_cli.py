@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 from typing import Self
@@ -12,18 +11,13 @@ import yaml
 
 from forwarder import __version__
 from support import events
-from support.process import Forwarder, free_port
-from support.scene import HUB, Scene, scene
+from support.environment import Environment
+from support.harness import HUB, free_port
+from support.process import Forwarder
 from support.webhook import Answer
 
 CHART = Path(__file__).parents[2] / "chart" / "Chart.yaml"
 KEY = "c2VjcmV0IG9mIHRoZSBodWI="
-
-
-@pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
-    async with scene(tmp_path / "state", partitions=1) as stage:
-        yield stage
 
 
 class Listener:
@@ -119,7 +113,7 @@ async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
 
 
 async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_is_gone(
-    stage: Scene,
+    stage: Environment,
 ) -> None:
     async with stage.forwarder() as first:
         await first.wait_for("partition claimed")
@@ -135,7 +129,7 @@ async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_
         await third.wait_for("partition claimed")
 
 
-async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(stage: Scene) -> None:
+async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(stage: Environment) -> None:
     async with Listener() as listener:
         async with stage.forwarder(HttpPort=str(listener.port)) as forwarder:
             assert await forwarder.wait() == 1
@@ -164,7 +158,7 @@ def loaded(forwarder: Forwarder, library: str) -> bool:
 @pytest.mark.parametrize("delay", [0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
-    stage: Scene, delay: float, number: Signals
+    stage: Environment, delay: float, number: Signals
 ) -> None:
     async with stage.forwarder() as forwarder:
         await catching(forwarder)
@@ -175,7 +169,7 @@ async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
     assert [entry for entry in forwarder.log if entry["level"] == "error"] == []
 
 
-async def test_signals_are_caught_before_anything_large_is_imported(stage: Scene) -> None:
+async def test_signals_are_caught_before_anything_large_is_imported(stage: Environment) -> None:
     async with stage.forwarder() as forwarder:
         await catching(forwarder)
         forwarder.process.send_signal(signal.SIGSTOP)
@@ -188,7 +182,9 @@ async def test_signals_are_caught_before_anything_large_is_imported(stage: Scene
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
-async def test_a_signal_stops_a_running_forwarder_gracefully(stage: Scene, number: Signals) -> None:
+async def test_a_signal_stops_a_running_forwarder_gracefully(
+    stage: Environment, number: Signals
+) -> None:
     async with stage.forwarder() as forwarder:
         await forwarder.wait_for("partition claimed")
         forwarder.process.send_signal(number)
@@ -209,7 +205,7 @@ UNREACHABLE: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("away", UNREACHABLE, ids=["hub", "store"])
 async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
-    stage: Scene, away: dict[str, str]
+    stage: Environment, away: dict[str, str]
 ) -> None:
     async with Forwarder({**stage.settings(), **away}) as forwarder:
         await forwarder.until(
@@ -220,7 +216,7 @@ async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
     assert forwarder.log[-1]["message"] == "stopped"
 
 
-async def test_a_hub_that_is_not_there_ends_nothing(stage: Scene) -> None:
+async def test_a_hub_that_is_not_there_ends_nothing(stage: Environment) -> None:
     """Event Hubs may come back, or the hub be made; a crash loop would help nobody."""
     async with stage.forwarder(EventHubName="nowhere") as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
@@ -229,7 +225,7 @@ async def test_a_hub_that_is_not_there_ends_nothing(stage: Scene) -> None:
         assert await forwarder.wait() == 0
 
 
-async def test_a_second_signal_ends_a_drain_at_once(stage: Scene) -> None:
+async def test_a_second_signal_ends_a_drain_at_once(stage: Environment) -> None:
     """The sink never answers, so that a graceful stop would take all of ShutdownGrace."""
     stage.webhook.rule = lambda _: Answer(delay=1000)
     stage.hub.publish(0, events.envelope(events.real_events()[:1]))
@@ -242,7 +238,7 @@ async def test_a_second_signal_ends_a_drain_at_once(stage: Scene) -> None:
     assert not forwarder.entries("stopped")
 
 
-async def test_a_second_signal_ends_the_start_at_once(stage: Scene) -> None:
+async def test_a_second_signal_ends_the_start_at_once(stage: Environment) -> None:
     async with stage.forwarder() as forwarder:
         await catching(forwarder)
         forwarder.process.send_signal(signal.SIGSTOP)  # so that both come while it imports
@@ -252,7 +248,7 @@ async def test_a_second_signal_ends_the_start_at_once(stage: Scene) -> None:
     assert forwarder.lines == []
 
 
-async def test_two_ways_of_naming_the_hub_read_the_same_one(stage: Scene) -> None:
+async def test_two_ways_of_naming_the_hub_read_the_same_one(stage: Environment) -> None:
     connection = stage.server.connection_string(HUB.upper())
     async with stage.forwarder(EhubNamespaceConnectionString=connection) as forwarder:
         await forwarder.wait_for("partition claimed")

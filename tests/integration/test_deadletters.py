@@ -28,9 +28,9 @@ from forwarder.deadletters.record import Record, batches, parse
 from forwarder.deadletters.writer import DeadLetterWriter
 from forwarder.errors import EvictedError, ForwarderError
 from support.azurite import Azurite, azurite
+from support.environment import environment
 from support.events import key, real_events
 from support.ledger import judge_sums
-from support.scene import scene
 from support.stores import CONTAINER, container
 
 BODIES = [
@@ -420,7 +420,7 @@ async def test_while_the_account_is_away_no_checkpoint_passes_a_dead_letter(
     store: Azurite, tmp_path: Path
 ) -> None:
     """There is no second place: after a restart the message is read, and refused, again."""
-    async with scene(tmp_path) as stage:
+    async with environment(tmp_path) as stage:
         async with stage.replica("one", store, OwnershipExpiry="60") as forwarder:
             stage.ledger.publish(40)
             await stage.ledger.settled()
@@ -440,7 +440,7 @@ async def test_while_the_account_is_away_no_checkpoint_passes_a_dead_letter(
 
 
 async def test_a_replica_keeps_its_dead_letters_in_the_account(tmp_path: Path) -> None:
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         async with stage.replica("one", store) as forwarder:
             stage.ledger.publish(200, refuse=10)
             await stage.webhook.until(lambda: len(stage.webhook.taken) == 180)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from forwarder.delivery.buffer import ReceiveBuffer
 from support import events
 from support.eventhubs import Hub, Server
 from support.events.odd import ODD
-from support.process import free_port
-from support.running import HUB, delivering, forwarding
+from support.harness import HUB, free_port
+from support.inprocess import delivering, forwarding
 from support.webhook import Answer, Post, Webhook, unpack
+
+PARTITIONS = 1  # of the hub of the fixture `server`
 
 EVENT_LIST = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[%b]}'
 
@@ -39,17 +40,6 @@ def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -
     for message in messages:
         hub.publish(0, message.body, enqueued=datetime.now(UTC) - age)
     return [one for message in messages for one in message.events]
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with Server({HUB: 1}) as server:
-        yield server
-
-
-@pytest.fixture
-def hub(server: Server) -> Hub:
-    return server.hubs[HUB]
 
 
 # Lists
@@ -169,7 +159,7 @@ async def test_every_odd_message_ends_in_the_counts_it_should(
         assert await delivery.total("events_salvaged_total") == sum(odd.salvaged for odd in ODD)
         assert await delivery.total("hub_messages_total") == len(ODD)
         assert await delivery.total("hub_bytes_total") == sum(len(odd.body) for odd in ODD)
-        assert len(delivery.letters()) == sum(odd.dead_lettered for odd in ODD)
+        assert len(delivery.dead_letters()) == sum(odd.dead_lettered for odd in ODD)
         window = delivery.partitions["0"].watermark
         assert window.position is delivery.partitions["0"].last_received
         assert delivery.buffer.used == 0
@@ -190,7 +180,7 @@ async def test_dead_letters_stay_within_their_bytes_and_the_oldest_are_dropped(
         await delivery.take(message.body)
         await delivery.drain()
         outcomes = await delivery.outcomes()
-        kept = [letter["body"].encode() for letter in delivery.letters()]
+        kept = [letter["body"].encode() for letter in delivery.dead_letters()]
         said = delivery.entries("dead letters dropped")
     assert kept == message.events[-len(kept) :]
     assert sum(entry["records"] for entry in said) == 60 - len(kept) > 30

@@ -14,9 +14,10 @@ import pytest
 
 from faults.play import CHILD
 from support import stores
+from support.environment import APP, Environment, environment
+from support.harness import Samples
 from support.ledger import judge_sums
-from support.process import Forwarder, Samples
-from support.scene import APP, Scene, scene
+from support.process import Forwarder
 
 Trouble = Callable[[Forwarder, Path], AbstractContextManager[None]]
 MOUNTABLE = (
@@ -113,7 +114,7 @@ def outcomes(samples: Samples) -> dict[str, int]:
     return {n: int(samples.total("aks_audit_events_total", outcome=n)) for n in names}
 
 
-async def delivered(stage: Scene, count: int) -> None:
+async def delivered(stage: Environment, count: int) -> None:
     """Publish so many events, each tenth of them refused, and wait until the others are taken."""
     stage.ledger.publish(count, refuse=10)
     ledger, taken = stage.ledger, stage.webhook.taken
@@ -124,7 +125,10 @@ async def delivered(stage: Scene, count: int) -> None:
 async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_after(
     state: Path, trouble: Trouble
 ) -> None:
-    async with scene(state) as stage, stage.forwarder(ReceiveBufferBytes="8000000") as forwarder:
+    async with (
+        environment(state) as stage,
+        stage.forwarder(ReceiveBufferBytes="8000000") as forwarder,
+    ):
         await delivered(stage, 100)
         await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
         with trouble(forwarder, state):
@@ -154,7 +158,7 @@ async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart
     state: Path,
 ) -> None:
     """The hub has it still: no checkpoint passes it, and liveness asks for the restart."""
-    async with scene(state, partitions=2) as stage:
+    async with environment(state, partitions=2) as stage:
         ledger = stage.ledger
         async with stage.forwarder(ReceiveBufferBytes="100000") as forwarder:
             await delivered(stage, 100)
@@ -193,7 +197,7 @@ async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
     gate = tmp_path / "gate"
     gate.touch()
     hanging = {"SYNC_WAITS_FOR": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
-    async with scene(state) as stage, stage.forwarder(None, **hanging) as forwarder:
+    async with environment(state) as stage, stage.forwarder(None, **hanging) as forwarder:
         await delivered(stage, 100)
         await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
         with gate.open() as lock:
@@ -211,7 +215,7 @@ async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
 async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_later(
     state: Path,
 ) -> None:
-    async with scene(state) as stage, stage.forwarder() as forwarder:
+    async with environment(state) as stage, stage.forwarder() as forwarder:
         await delivered(stage, 100)
         with closing(sqlite3.connect(state / "checkpoints.db")) as database:
             await forwarder.until(lambda: stores.embedded(state))
@@ -232,7 +236,7 @@ async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_l
 
 
 async def test_it_starts_on_a_full_disk_and_writes_checkpoints_there(state: Path) -> None:
-    async with scene(state, partitions=1) as stage:
+    async with environment(state, partitions=1) as stage:
         ledger = stage.ledger
         async with stage.forwarder() as forwarder:
             await delivered(stage, 100)

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from forwarder import __version__
 from forwarder.hub.monitor import HubMonitor
 from support import events
 from support.eventhubs import Hub, Server
-from support.running import HUB, forwarding
+from support.harness import HUB
+from support.inprocess import forwarding
 from support.webhook import Answer, Webhook
 
 
@@ -21,17 +21,6 @@ def publish(hub: Hub, number: int = 1, partition: int = 0, *, age: float = 0) ->
     message = next(events.messages(number, per_message=number, events=events.typical_events()))
     enqueued = datetime.now(UTC) - timedelta(seconds=age)
     return hub.publish(partition, message.body, enqueued=enqueued)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with Server({HUB: 2}) as server:
-        yield server
-
-
-@pytest.fixture
-def hub(server: Server) -> Hub:
-    return server.hubs[HUB]
 
 
 async def test_a_hub_that_is_quiet_or_all_read_is_live_and_ready(

@@ -12,20 +12,23 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from support.environment import Environment, environment
 from support.process import Forwarder
-from support.scene import Scene, scene
 
 MIB = 2**20
 
 
 @pytest.fixture
 async def forwarder(tmp_path: Path) -> AsyncIterator[Forwarder]:
-    async with scene(tmp_path / "state", partitions=4) as stage, stage.forwarder() as forwarder:
+    async with (
+        environment(tmp_path / "state", partitions=4) as stage,
+        stage.forwarder() as forwarder,
+    ):
         await started(stage, forwarder)
         yield forwarder
 
 
-async def started(stage: Scene, forwarder: Forwarder) -> None:
+async def started(stage: Environment, forwarder: Forwarder) -> None:
     """Wait until events have been delivered and every page was shown once."""
     stage.ledger.publish(200)
     await stage.webhook.until(lambda: stage.webhook.total == 200)

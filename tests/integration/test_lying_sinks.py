@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from support import events
-from support.running import delivering
-from support.scene import scene
+from support.environment import environment
+from support.inprocess import delivering
 from support.webhook import Answer, Webhook, unpack
 
 MIB = 2**20
@@ -126,7 +126,7 @@ async def liar() -> AsyncIterator[Liar]:
 
 async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
     """Each lie is told some times, then the truth: all is delivered, and memory stays."""
-    async with scene(tmp_path) as stage, liar() as sink:
+    async with environment(tmp_path) as stage, liar() as sink:
         settings = {"WebSinkURL": sink.url, "WebSinkTimeout": "0.7", "WebSinkMaxEvents": "100"}
         async with stage.forwarder(None, **settings) as forwarder:
             stage.ledger.publish(400)

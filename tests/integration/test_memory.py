@@ -7,9 +7,10 @@ from pathlib import Path
 from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
 
 from support import events
+from support.environment import environment
 from support.eventhubs import Server
-from support.running import HUB, forwarding
-from support.scene import scene
+from support.harness import HUB
+from support.inprocess import forwarding
 from support.webhook import Webhook
 
 MESSAGES = 340
@@ -20,7 +21,7 @@ MOST = 200 * 1024 * 1024
 async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
     """300 MB in messages of 900 KB, the sink down for a while: the process stays small."""
     body = next(events.messages(PER_MESSAGE, per_message=PER_MESSAGE)).body
-    async with scene(tmp_path) as stage:
+    async with environment(tmp_path) as stage:
         stage.webhook.fast = True
         stage.webhook.rule = None
         for number in range(MESSAGES):

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,19 +24,13 @@ from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import Record, batches, parse
 from support import events
 from support.azurite import azurite
+from support.environment import environment
 from support.ledger import judge_sums
 from support.process import Forwarder
-from support.scene import scene
 from support.stores import container
 from support.webhook import Answer, Post, Webhook
 
 HUB = "Endpoint=sb://127.0.0.1:1;SharedAccessKeyName=Root;SharedAccessKey=c2VjcmV0IG9mIHRoZSBodWI="
-
-
-@pytest.fixture
-async def webhook() -> AsyncIterator[Webhook]:
-    async with Webhook() as webhook:
-        yield webhook
 
 
 def settings(webhook: Webhook, state: Path, **variables: str) -> dict[str, str]:
@@ -49,9 +43,9 @@ def settings(webhook: Webhook, state: Path, **variables: str) -> dict[str, str]:
     }
 
 
-async def replay(environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+async def replay(variables: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     """Run the command to its end; its exit status and all it said."""
-    async with Forwarder(environment, "replay", *arguments) as command:
+    async with Forwarder(variables, "replay", *arguments) as command:
         status = await command.wait()
         return status, "\n".join([*command.lines, command.stderr])
 
@@ -270,10 +264,10 @@ async def test_two_at_once_lose_nothing_and_one_reports_the_other(
     originals = fresh(300)
     await dead_letters(tmp_path, originals)
     webhook.rule = lambda _: Answer(delay=0.02)
-    environment = settings(webhook, tmp_path)
-    results = await asyncio.gather(*(replay(environment) for _ in range(2)))
+    variables = settings(webhook, tmp_path)
+    results = await asyncio.gather(*(replay(variables) for _ in range(2)))
     assert set(webhook.bytes.values()) == set(originals)
-    assert (await replay(environment))[0] == 0
+    assert (await replay(variables))[0] == 0
     assert not kept(tmp_path)
     for status, said in results:
         assert status == 0 or "changed by another replay" in said
@@ -285,15 +279,15 @@ async def test_discard_removes_what_can_never_be_accepted(webhook: Webhook, tmp_
     found.append(Record.of("3", 3, Unusable(b"other", "refused by the sink: 400")))
     for name, lines in batches(found, 10**6):
         await store.put(name, lines)
-    environment = settings(webhook, tmp_path)
+    variables = settings(webhook, tmp_path)
     before = kept(tmp_path)
-    status, said = await replay(environment, "--show", "--reason", "cut off")
+    status, said = await replay(variables, "--show", "--reason", "cut off")
     assert (status, kept(tmp_path)) == (0, before)
     shown = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [one["sequenceNumber"] for one in shown] == [0, 1, 2]
-    status, said = await replay(environment, "--discard")
+    status, said = await replay(variables, "--discard")
     assert (status, kept(tmp_path)) == (2, before), said
-    status, said = await replay(environment, "--discard", "--reason", "cut off")
+    status, said = await replay(variables, "--discard", "--reason", "cut off")
     assert status == 0, said
     assert "3 dead letters selected, 3 discarded, 0 stay" in said
     assert bodies(kept(tmp_path)) == [b"other"]
@@ -318,21 +312,21 @@ async def test_what_the_disk_holds_is_replayed_also_with_a_storage_account(
 
 async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_path: Path) -> None:
     """Files are added, dropped and removed at once; the sink takes again what is replayed."""
-    async with scene(tmp_path, partitions=2) as stage:
+    async with environment(tmp_path, partitions=2) as stage:
         ledger, webhook = stage.ledger, stage.webhook
 
         def rule(post: Post) -> int:
             return 200 if "X-Replay" in post.headers else ledger.answer(post)
 
         webhook.rule = rule
-        environment = stage.settings(
+        variables = stage.settings(
             DeadLetterMaxBytes="3000000", WebSinkHeaders='{"X-Replay": "yes"}', WebSinkMaxEvents="5"
         )
         async with stage.forwarder(DeadLetterMaxBytes="3000000") as forwarder:
             async with stage.traffic(per_second=800, refuse=3):
                 await forwarder.until(lambda: len(ledger.dead()) > 100)
                 for _ in range(4):
-                    status, said = await replay(environment)
+                    status, said = await replay(variables)
                     assert status == 0, said
                     assert " 0 stay" in said
             await webhook.until(
@@ -341,7 +335,7 @@ async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_pat
             dead = ledger.dead()
             assert max(dead.values(), default=1) == 1
             assert not dead.keys() & webhook.taken.keys()
-            assert (await replay(environment))[0] == 0
+            assert (await replay(variables))[0] == 0
             samples = await forwarder.metrics()
             judge_sums(samples)
         outcome = samples.total("aks_audit_events_total", outcome="dead_lettered")
@@ -358,10 +352,8 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
     records = [Record.of("0", n, Unusable(one, "because")) for n, one in enumerate(originals)]
     webhook.rule = refusing(originals[10:12])
     async with azurite() as store, container(store) as client:
-        environment = settings(
-            webhook, tmp_path, BlobStorageConnectionString=store.connection_string
-        )
-        status, said = await replay(environment)
+        variables = settings(webhook, tmp_path, BlobStorageConnectionString=store.connection_string)
+        status, said = await replay(variables)
         assert (status, "0 dead letters selected" in said) == (0, True), said
         await client.create_container()
         blobs = DeadLetterBlobs(client)
@@ -369,21 +361,21 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
             for name, lines in batches(records[start : start + 5], 10**6):
                 await blobs.put(name, lines)
         await client.upload_blob("other/deadletters/checkpoint/0", b"")
-        status, said = await replay(environment, "--dry-run")
+        status, said = await replay(variables, "--dry-run")
         assert (status, webhook.total, len(await blobs.sizes())) == (0, 0, 12), said
-        status, said = await replay(environment)
+        status, said = await replay(variables)
         assert status == 1, said
         (name,) = await blobs.sizes()
         rest = [one for _, one in parse(await blobs.read(name)) if one]
         assert [one.original for one in rest] == originals[10:12]
         assert set(webhook.bytes.values()) == set(originals) - set(originals[10:12])
         webhook.rule = None
-        assert (await replay(environment))[0] == 0
+        assert (await replay(variables))[0] == 0
         assert [name async for name in client.list_blob_names()] == [
             "other/deadletters/checkpoint/0"
         ]
     assert webhook.duplicates == 0
-    status, said = await replay(environment)
+    status, said = await replay(variables)
     assert status == 1
     assert "127.0.0.1" in said
 
@@ -448,8 +440,8 @@ async def test_the_audit_policy_is_for_messages_and_not_again_for_events(
     policy.write_text(json.dumps({**head, "rules": [{"level": "None"}]}))
     alone, *inside = fresh(5)
     await dead_letters(tmp_path, [alone, events.envelope(inside)])
-    environment = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
-    status, said = await replay(environment)
+    variables = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
+    status, said = await replay(variables)
     assert status == 0, said
     assert "2 accepted and removed" in said
     assert list(webhook.bytes.values()) == [alone]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from forwarder import app
 from support import stores
 from support.azurite import azurite
+from support.environment import Environment, environment
 from support.process import Forwarder
-from support.scene import Scene, scene
 from support.webhook import Answer
 
 GRACE = 2.5
@@ -21,30 +21,30 @@ CLOSING = 10.0  # seconds at most for a last checkpoint, ownership and connectio
 class Moment(NamedTuple):
     """When SIGTERM comes: what is prepared before the start, and what is waited for after it."""
 
-    prepare: Callable[[Scene], Awaitable[object] | object]
-    come: Callable[[Scene, Forwarder], Awaitable[object]]
+    prepare: Callable[[Environment], Awaitable[object] | object]
+    come: Callable[[Environment, Forwarder], Awaitable[object]]
     drains: bool = True
     """Whether all that was received can be delivered."""
 
 
-def nothing(_: Scene) -> None:
+def nothing(_: Environment) -> None:
     """Leave all as it is."""
 
 
-async def until_connected(stage: Scene, _: Forwarder) -> None:
+async def until_connected(stage: Environment, _: Forwarder) -> None:
     while not stage.server.connections:  # noqa: ASYNC110 - the server tells nobody
         await asyncio.sleep(0.05)
 
 
-async def under_load(_: Scene, forwarder: Forwarder) -> None:
+async def under_load(_: Environment, forwarder: Forwarder) -> None:
     await forwarder.wait_for("hub message")
     await asyncio.sleep(1)
 
 
-def sink_answers_after(seconds: float) -> Callable[[Scene], None]:
+def sink_answers_after(seconds: float) -> Callable[[Environment], None]:
     """Return how to make the sink slow; what it was sent it takes, whoever waits for it."""
 
-    def prepare(stage: Scene) -> None:
+    def prepare(stage: Environment) -> None:
         stage.webhook.rule = lambda _: Answer(delay=seconds)
 
     return prepare
@@ -72,7 +72,7 @@ MOMENTS = {
 }
 
 
-async def heal(stage: Scene) -> None:
+async def heal(stage: Environment) -> None:
     """Lift every fault of the table."""
     await stage.server.faults.accept_connections()
     stage.server.faults.wake()
@@ -94,7 +94,7 @@ async def test_stops_at_any_moment(tmp_path: Path) -> None:
     """It drains if it can, within ShutdownGrace if not; the next start doubles nothing."""
     # Only a stop writes checkpoints here.
     settings = {"ShutdownGrace": str(GRACE), "CheckpointInterval": "60"}
-    async with scene(tmp_path) as stage:
+    async with environment(tmp_path) as stage:
         ledger = stage.ledger
         for name, (prepare, come, drains) in MOMENTS.items():
             if waiting := prepare(stage):
@@ -123,7 +123,7 @@ async def test_stops_when_it_has_just_begun(tmp_path: Path) -> None:
     """SIGTERM is caught before the settings are read, and stops it once there is what to stop."""
     pipe = tmp_path / "secret"
     os.mkfifo(pipe)
-    async with scene(tmp_path / "state") as stage:
+    async with environment(tmp_path / "state") as stage:
         settings = dict(stage.settings(EhubNamespaceConnectionString_FILE=str(pipe)))
         secret = settings.pop("EhubNamespaceConnectionString")
         async with Forwarder(settings) as forwarder:
@@ -148,7 +148,7 @@ async def opened(pipe: Path) -> int:
 
 async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
     """Neither a claim nor a last checkpoint that gets no answer holds up the end."""
-    async with azurite() as store, scene(tmp_path) as stage:
+    async with azurite() as store, environment(tmp_path) as stage:
         ledger = stage.ledger
         ledger.publish(400)
         store.pause()

@@ -16,7 +16,7 @@ import trustme
 from forwarder.errors import MisconfiguredError, Rejected, RetryableError
 from forwarder.sink.response import classify
 from support import events
-from support.running import delivering
+from support.inprocess import delivering
 from support.webhook import Answer, Webhook
 
 EACH = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "100"}
@@ -103,7 +103,7 @@ async def test_what_a_busy_or_broken_sink_did_not_take_is_posted_again(
         await delivery.drain()
         samples = await delivery.metrics()
         assert await delivery.outcomes() == {"delivered": len(orders)}
-        assert delivery.letters() == []
+        assert delivery.dead_letters() == []
     assert webhook.taken == {events.key(event): 1 for event in message.events}
     expected = Counter(map(str, [*busy, 429, 429, 503])) + Counter(timeout=1, connection=1)
     assert {
@@ -234,7 +234,7 @@ async def test_a_refused_list_is_halved_until_the_bad_events_stand_alone(
         assert await delivery.outcomes() == {"delivered": 62, "dead_lettered": 2}
         assert await delivery.total("post_retries_total") == 0
         assert await delivery.total("sink_up") == 1
-        letters = delivery.letters()
+        letters = delivery.dead_letters()
     assert webhook.taken == {events.key(event): 1 for event in message.events if event not in bad}
     assert [letter["body"].encode() for letter in letters] == bad
     for letter in letters:
@@ -275,7 +275,7 @@ async def test_a_misconfigured_sink_is_held_and_said_with_its_remedy_until_mende
         await delivery.drain()
         assert await delivery.total("sink_up") == 1
         assert await delivery.outcomes() == {"delivered": 20}
-        assert delivery.letters() == []
+        assert delivery.dead_letters() == []
     assert webhook.taken == {events.key(event): 1 for event in message.events}
     assert {(post.method, post.path) for post in webhook.posts} == {("POST", "/k8s_audit")}
 
@@ -294,13 +294,13 @@ async def test_a_sink_that_refuses_everything_costs_so_many_dead_letters_and_no_
         assert await delivery.total("sink_up") == 0
         held = len(webhook.posts)
         await webhook.until(lambda: len(webhook.posts) > held + 1)
-        await delivery.until(lambda: len(delivery.letters()) >= 6)
-        assert len(delivery.letters()) == 6
+        await delivery.until(lambda: len(delivery.dead_letters()) >= 6)
+        assert len(delivery.dead_letters()) == 6
         assert await delivery.total("post_retries_total", reason="rejects") > 0
         webhook.rule = None
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 34, "dead_lettered": 6}
-        letters = [letter["body"].encode() for letter in delivery.letters()]
+        letters = [letter["body"].encode() for letter in delivery.dead_letters()]
     assert sorted([*webhook.bytes.values(), *letters]) == sorted(message.events)
     assert webhook.duplicates == 0
 
@@ -362,7 +362,7 @@ async def test_https_to_a_stranger_is_refused_and_said(
         assert said in delivery.entries("sink down")[0]["reason"]
         assert await delivery.total("sink_up") == 0
         assert not webhook.posts
-        assert not delivery.letters()
+        assert not delivery.dead_letters()
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -463,8 +463,8 @@ async def test_a_sink_that_repeats_the_credentials_does_not_get_them_into_log_or
     )
     async with delivering(url, tmp_path, **variables, **EACH) as delivery:
         await delivery.take(message.body)
-        await delivery.until(lambda: delivery.entries("sink down") and delivery.letters())
-        shown = delivery.output + str(delivery.letters())
+        await delivery.until(lambda: delivery.entries("sink down") and delivery.dead_letters())
+        shown = delivery.output + str(delivery.dead_letters())
     assert "not for" in shown
     for authorization in authorizations(webhook):
         assert str(authorization).split()[1] not in shown

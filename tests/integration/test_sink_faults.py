@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from support import stores
+from support.environment import environment
 from support.ledger import judge_sums
 from support.process import Forwarder
-from support.scene import scene
 
 # A name service of its own for a child: /etc/hosts and no server behind it.
 _NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
@@ -23,7 +23,7 @@ exec "$@"
 
 async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
     """Some seconds of refused connections: unready, not dead; ever fewer posts; then all arrive."""
-    async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
+    async with environment(tmp_path) as stage, stage.forwarder() as forwarder:
         ledger = stage.ledger
         ledger.publish(100, refuse=10)
         await ledger.settled()
@@ -62,7 +62,7 @@ async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path:
     hosts.touch()
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     within = (*_NAMESPACE, _OWN_NAMES, "sh", str(tmp_path))
-    async with scene(state) as stage:
+    async with environment(state) as stage:
         url = f"http://sink.test:{stage.webhook.port}/k8s_audit"
         settings = stage.settings(WebSinkURL=url)
         async with Forwarder(settings, within=within) as forwarder:

@@ -14,7 +14,8 @@ from forwarder.server.history import History, State
 from forwarder.server.page import page
 from support import events
 from support.eventhubs import Server
-from support.running import HUB, Running, forwarding
+from support.harness import HUB
+from support.inprocess import InProcess, forwarding
 from support.webhook import Answer, Webhook
 
 
@@ -22,7 +23,7 @@ def state(delivered: int, lag: int = 0) -> State:
     return State("0", lag=lag, oldest=0.0, checkpoint=None, delivered=delivered)
 
 
-async def browse(running: Running) -> tuple[str, str]:
+async def browse(running: InProcess) -> tuple[str, str]:
     """Return the page as a browser gets it, and its address."""
     url = f"http://127.0.0.1:{running.settings.http_port}/status"
     accept = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -15,7 +15,7 @@ from forwarder.config.settings import Settings
 from forwarder.hub.client import attach, connect
 from forwarder.hub.transport import Link, Management, Transport
 from support.eventhubs import Hub, Server
-from support.running import HUB
+from support.harness import HUB
 
 MESSAGES = 20
 Receive = Callable[[Server, Sequence[float]], Awaitable[list[float]]]

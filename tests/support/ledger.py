@@ -10,7 +10,7 @@ from typing import NamedTuple
 from support import events
 from support.eventhubs import Hub
 from support.events import Key, key
-from support.process import Samples
+from support.harness import Samples
 from support.stores import Stored
 from support.webhook import Post, Webhook
 

@@ -4,39 +4,20 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import aiohttp
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
+
+from support.harness import Harness, free_port
 
 APP = Path(__file__).parents[2] / "app"
 
 
-def free_port() -> int:
-    """Return a port on 127.0.0.1 that nothing listens on, nor is given to outgoing connections."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
-    """What /metrics said: (name, labels) to value."""
-
-    def total(self, name: str, **labels: str) -> float:
-        """Sum the samples of this name that carry these labels."""
-        return sum(v for (n, have), v in self.items() if n == name and labels.items() <= have)
-
-
-class Forwarder:
+class Forwarder(Harness):
     """`python -m forwarder` with these settings, killed at the latest when the block ends."""
 
     started: ClassVar[list["Forwarder"]] = []
@@ -49,7 +30,7 @@ class Forwarder:
         app: Path = APP,
         within: Sequence[str] = (),
     ) -> None:
-        """Set it up; `within` is a command that runs it, and replaces itself by it."""
+        """Prepare it; `within` is a command that runs it and replaces itself with it."""
         self.port = int(settings.get("HttpPort", 0)) or free_port()
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -57,11 +38,11 @@ class Forwarder:
             "HttpPort": str(self.port),
             **settings,
         }
+        self.state = Path(settings.get("StateDirectory", "/var/lib/aks-audit"))
         self.command = (*within, sys.executable, "-m", "forwarder", *arguments)
         self.lines: list[str] = []
-        """Standard output, as it was."""
-        self.log: list[dict[str, Any]] = []
-        """The lines of standard output that are JSON."""
+        """Standard output."""
+        self._log: list[dict[str, Any]] = []
         self.stderr = ""
         self._changed = asyncio.Event()
 
@@ -93,53 +74,21 @@ class Forwarder:
         """Where its metrics are."""
         return f"http://127.0.0.1:{self.port}/metrics"
 
-    async def until(self, condition: Callable[[], object], timeout: float = 30) -> None:  # noqa: ASYNC109  tells what it said
-        """Wait until the condition holds; it is looked at after each line, and now and then."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(self._said(f"after {timeout} s"))
-            if self.process.returncode is not None and self._readers.done():
-                if condition():
-                    return
-                raise RuntimeError(self._said(f"ended with {self.process.returncode}"))
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 0.1)
+    @property
+    def output(self) -> str:
+        """Its standard output."""
+        return "\n".join(self.lines)
 
-    async def wait_for(self, message: str, timeout: float = 30) -> dict[str, Any]:  # noqa: ASYNC109  as above
-        """Wait for a log entry whose message begins so, and return the first one."""
-        await self.until(lambda: self.entries(message), timeout)
-        return self.entries(message)[0]
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of standard output that are JSON."""
+        return self._log
 
-    def entries(self, message: str) -> list[dict[str, Any]]:
-        """Return the log entries whose message begins so."""
-        return [entry for entry in self.log if str(entry.get("message")).startswith(message)]
-
-    async def get(self, path: str) -> tuple[int, str]:
-        """Ask its HTTP port; status and body."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
-            return response.status, await response.text()
-
-    async def listening(self, timeout: float = 30) -> None:  # noqa: ASYNC109  as above
-        """Wait until its HTTP port answers."""
-        async with asyncio.timeout(timeout):
-            while self.process.returncode is None:
-                with contextlib.suppress(aiohttp.ClientConnectionError):
-                    await self.get("/livez")
-                    return
-                await asyncio.sleep(0.05)
-        raise RuntimeError(self._said(f"ended with {self.process.returncode}"))
-
-    async def metrics(self) -> Samples:
-        """Scrape it."""
-        _, text = await self.get("/metrics")
-        return Samples(
-            ((sample.name, frozenset(sample.labels.items())), sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        )
+    def ended(self) -> str:
+        """Return its exit status once all output is read, or "" before."""
+        if self.process.returncode is None or not self._readers.done():
+            return ""
+        return f"forwarder ended with {self.process.returncode}"
 
     def rss(self) -> int:
         """Bytes of memory it holds now; 0 when it has ended."""
@@ -180,7 +129,7 @@ class Forwarder:
         async for line in self.process.stdout:
             self.lines.append(line.decode().rstrip("\n"))
             with contextlib.suppress(json.JSONDecodeError):
-                self.log.append(json.loads(line))
+                self._log.append(json.loads(line))
             self._changed.set()
 
     async def _read_errors(self) -> None:
@@ -188,5 +137,10 @@ class Forwarder:
         async for line in self.process.stderr:
             self.stderr += line.decode()
 
-    def _said(self, what: str) -> str:
-        return "\n".join([f"forwarder {what}", *self.lines[-20:], self.stderr])
+    async def _change(self) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), 0.1)
+
+    def _tail(self) -> str:
+        return "\n".join([*self.lines[-20:], self.stderr])

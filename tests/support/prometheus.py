@@ -12,7 +12,7 @@ import aiohttp
 import yaml
 
 from support.chart import ROOT
-from support.process import free_port
+from support.harness import free_port
 
 
 def tool(name: str) -> str:

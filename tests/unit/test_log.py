@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from forwarder import log
 from forwarder.config.settings import Settings
 from support import events
 from support.azurite import azurite
-from support.process import Forwarder, free_port
-from support.scene import HUB, Scene, scene
+from support.environment import Environment
+from support.harness import HUB, free_port
+from support.process import Forwarder
 from support.webhook import Answer
 
 SOME = events.typical_events()[:22]
@@ -51,13 +52,7 @@ ADDED: dict[int, dict[str, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
-    async with scene(tmp_path / "state", partitions=1) as stage:
-        yield stage
-
-
-async def run(stage: Scene, *, hub_answers: bool = True, **settings: str) -> Forwarder:
+async def run(stage: Environment, *, hub_answers: bool = True, **settings: str) -> Forwarder:
     """Run it until it has delivered what is in the hub, and stop it."""
     async with stage.forwarder(None, **settings) as forwarder:
         published = len(stage.hub.partitions[0].messages) * len(SOME)
@@ -74,7 +69,7 @@ async def run(stage: Scene, *, hub_answers: bool = True, **settings: str) -> For
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
 async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
-    stage: Scene, level: int
+    stage: Environment, level: int
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     forwarder = await run(stage, hub_answers=level > 1, VerboseLevel=str(level))
@@ -86,7 +81,9 @@ async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
         assert entry["level"] == ("debug" if entry["message"] in ADDED[4] else "info")
 
 
-async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(stage: Scene) -> None:
+async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
+    stage: Environment,
+) -> None:
     stage.hub.publish(0, MESSAGE)
     before = datetime.now(UTC) - timedelta(milliseconds=1)  # they are cut to milliseconds
     stamps = [entry["timestamp"] for entry in (await run(stage, TZ="Asia/Kolkata")).log]
@@ -97,7 +94,7 @@ async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(stag
     assert datetime.fromisoformat(stamps[-1]) <= datetime.now(UTC)
 
 
-async def test_a_hub_message_is_told_with_its_place_and_size(stage: Scene) -> None:
+async def test_a_hub_message_is_told_with_its_place_and_size(stage: Environment) -> None:
     for _ in range(2):
         stage.hub.publish(0, MESSAGE)
     told = [
@@ -107,7 +104,7 @@ async def test_a_hub_message_is_told_with_its_place_and_size(stage: Scene) -> No
     assert told == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
 
 
-async def test_an_audit_event_is_told_by_who_did_what_to_which_object(stage: Scene) -> None:
+async def test_an_audit_event_is_told_by_who_did_what_to_which_object(stage: Environment) -> None:
     stage.hub.publish(0, MESSAGE)
     told = (await run(stage, VerboseLevel="3")).entries("audit event")
     for entry, text in zip(told, SOME, strict=True):
@@ -131,7 +128,7 @@ def fields(entry: dict[str, object]) -> dict[str, object]:
 
 
 async def test_a_post_its_response_and_the_settings_are_told_without_anything_secret(
-    stage: Scene,
+    stage: Environment,
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     connection = stage.server.connection_string(HUB)
@@ -160,7 +157,7 @@ async def test_a_post_its_response_and_the_settings_are_told_without_anything_se
     }
 
 
-async def test_level_1_tells_errors(stage: Scene) -> None:
+async def test_level_1_tells_errors(stage: Environment) -> None:
     stage.webhook.rule = lambda _: 401
     stage.hub.publish(0, MESSAGE)
     async with stage.forwarder(VerboseLevel="1") as forwarder:
@@ -170,7 +167,7 @@ async def test_level_1_tells_errors(stage: Scene) -> None:
     assert {entry["level"] for entry in forwarder.log} == {"error"}
 
 
-async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Scene) -> None:
+async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Environment) -> None:
     nasty = ["x\ny", "x\ry", "x\x1b[31my", "x\u2028y", 'x "y" z=1', "x=y", "x'y"]
     odd = [json.loads(event) for event in SOME[: len(nasty)]]
     for event, name in zip(odd, nasty, strict=True):
@@ -277,7 +274,7 @@ async def everything(forwarder: Forwarder) -> str:
     return "\n".join([*pages, *forwarder.lines, forwarder.stderr])
 
 
-def secretive(stage: Scene, tmp_path: Path, login: str) -> dict[str, str]:
+def secretive(stage: Environment, tmp_path: Path, login: str) -> dict[str, str]:
     """Return settings with a secret wherever one can be."""
     stage.server.keys = {"Root": KEY}
     settings = {
@@ -300,7 +297,7 @@ LOGINS = ["url", "token"]
 
 @pytest.mark.parametrize("login", LOGINS)
 async def test_no_secret_is_shown_while_all_goes_well(
-    stage: Scene, tmp_path: Path, login: str
+    stage: Environment, tmp_path: Path, login: str
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     settings = secretive(stage, tmp_path, login)
@@ -320,7 +317,7 @@ async def test_no_secret_is_shown_while_all_goes_well(
 
 @pytest.mark.parametrize("login", LOGINS)
 async def test_no_secret_is_shown_when_the_sink_repeats_it(
-    stage: Scene, tmp_path: Path, login: str
+    stage: Environment, tmp_path: Path, login: str
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     stage.webhook.rule = quoting
@@ -334,7 +331,7 @@ async def test_no_secret_is_shown_when_the_sink_repeats_it(
 
 @pytest.mark.parametrize(("login", "trouble"), [("url", "unreachable"), ("token", "no TLS")])
 async def test_no_secret_is_shown_when_the_sink_cannot_be_reached(
-    stage: Scene, tmp_path: Path, login: str, trouble: str
+    stage: Environment, tmp_path: Path, login: str, trouble: str
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     settings = secretive(stage, tmp_path, login)
@@ -357,7 +354,7 @@ async def test_no_secret_is_shown_when_the_sink_cannot_be_reached(
     ids=["two lines", "not ASCII"],
 )
 async def test_no_secret_is_shown_when_the_token_cannot_be_sent(
-    stage: Scene, tmp_path: Path, token: str, said: str
+    stage: Environment, tmp_path: Path, token: str, said: str
 ) -> None:
     stage.hub.publish(0, MESSAGE)
     settings = secretive(stage, tmp_path, "token")
@@ -370,7 +367,7 @@ async def test_no_secret_is_shown_when_the_token_cannot_be_sent(
 
 @pytest.mark.parametrize("trouble", ["unreachable", "refuses the key"])
 async def test_no_secret_is_shown_when_the_hub_cannot_be_read(
-    stage: Scene, tmp_path: Path, trouble: str
+    stage: Environment, tmp_path: Path, trouble: str
 ) -> None:
     settings = secretive(stage, tmp_path, "token")
     if trouble == "unreachable":
@@ -399,7 +396,7 @@ BY_SIGNATURE = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}
     ids=["unreachable", "key", "signature"],
 )
 async def test_no_secret_is_shown_when_the_store_cannot_be_used(
-    stage: Scene, tmp_path: Path, login: str, trouble: str
+    stage: Environment, tmp_path: Path, login: str, trouble: str
 ) -> None:
     settings = secretive(stage, tmp_path, "token")
     async with azurite() as store:

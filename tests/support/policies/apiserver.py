@@ -13,8 +13,8 @@ from pathlib import Path
 
 import trustme
 
+from support.harness import free_port
 from support.policies.requests import USERS, Request, token
-from support.process import free_port
 
 _NEEDED = ("kube-apiserver", "etcd")
 _START = 120.0  # seconds

@@ -6,14 +6,14 @@ import os
 import resource
 from pathlib import Path
 
+from support.environment import environment
 from support.ledger import judge_sums
-from support.scene import scene
 from support.webhook import Answer
 
 
 async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) -> None:
     """The sink hangs, so that nothing is settled, and the process is killed time and again."""
-    async with scene(tmp_path, partitions=2) as stage:
+    async with environment(tmp_path, partitions=2) as stage:
         stage.webhook.rule = lambda _: Answer(503, delay=math.inf)
         stage.ledger.publish(2, per_message=1)
         for _ in range(8):
@@ -32,7 +32,7 @@ async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) ->
 async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path: Path) -> None:
     notes = tmp_path / "poison.json"
     notes.touch()
-    async with scene(tmp_path, partitions=1) as stage:
+    async with environment(tmp_path, partitions=1) as stage:
         for _ in range(5):
             os.utime(notes, (0, 0))  # what is noted from now on is told from what was
             async with stage.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
@@ -43,7 +43,7 @@ async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path:
 
 
 async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
-    async with scene(tmp_path) as stage, stage.forwarder() as forwarder:
+    async with environment(tmp_path) as stage, stage.forwarder() as forwarder:
         await forwarder.wait_for("partition claimed")
         resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, 0))
         stage.ledger.publish(100)

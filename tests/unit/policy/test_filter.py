@@ -12,7 +12,8 @@ from forwarder.policy.filter import Filter
 from support import events
 from support.eventhubs import Server
 from support.events import RESOURCE_ID, envelope, record, wrap
-from support.running import HUB, forwarding
+from support.harness import HUB
+from support.inprocess import forwarding
 from support.webhook import Webhook
 
 CATEGORIES = frozenset({"kube-audit"})

@@ -1,4 +1,4 @@
-"""The stage of a fault test: hub and sink in this process, forwarders as children of it."""
+"""A hub and a sink in this process, and forwarders between them as children of it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -8,12 +8,12 @@ from pathlib import Path
 import forwarder
 from support.azurite import Azurite
 from support.eventhubs import Hub, Server
+from support.harness import HUB
 from support.ledger import Ledger
 from support.process import Forwarder
 from support.webhook import Webhook
 
 APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
-HUB = "insights-logs-kube-audit"
 # Intervals are as short as keeps the behaviour, so that no test waits for a clock.
 _QUICK = {
     "CheckpointInterval": "0.2",
@@ -25,7 +25,7 @@ _QUICK = {
 }
 
 
-class Scene:
+class Environment:
     """A running hub and sink, the ledger between them, and how to start a forwarder there."""
 
     def __init__(self, server: Server, webhook: Webhook, state: Path) -> None:
@@ -79,7 +79,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(state: Path, partitions: int = 4) -> AsyncIterator[Scene]:
-    """Set the stage; `state` is the forwarders' state directory."""
+async def environment(state: Path, partitions: int = 4) -> AsyncIterator[Environment]:
+    """Start hub and sink; `state` is the forwarders' state directory."""
     async with Server({HUB: partitions}) as server, Webhook() as webhook:
-        yield Scene(server, webhook, state)
+        yield Environment(server, webhook, state)
