@@ -16,7 +16,8 @@ from aiohttp import web
 
 from support import events
 from support.eventhubs import Server
-from support.process import Forwarder, free_port
+from support.harness import free_port
+from support.process import Forwarder
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
