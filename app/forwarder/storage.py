@@ -6,6 +6,7 @@ once instead of waiting behind it.
 
 from typing import TYPE_CHECKING, Any, Final
 
+from forwarder.config.network import azure_transport
 from forwarder.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,8 +29,34 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
 
 
 def open_client(client: Any, settings: Settings, credential: Any) -> Any:
-    """Return a client of this class, by connection string or by the account's URL and a login."""
-    name, connection = settings.blob_container_name, settings.blob_connection
-    if connection:
-        return client.from_connection_string(connection.text, name, **_OPTIONS)
-    return client(str(settings.blob_account_url), name, credential=credential, **_OPTIONS)
+    """Return a client of this class, by connection string or by the account's URL and a login.
+
+    A connection string in a file is read again for each request: its key or signature is renewed
+    there. azure-storage-blob 12.31 calls the hook right before it signs a request.
+    """
+    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - not for the embedded
+
+    connection, options = settings.blob_connection, dict(_OPTIONS)
+    if settings.trusted_ca_file:
+        options["transport"] = azure_transport(settings)
+    if not connection:
+        url = str(settings.blob_account_url)
+        return client(url, settings.blob_container_name, credential=credential, **options)
+    signature = AzureSasCredential(connection.signature or "-")
+    key = {"account_name": connection.account, "account_key": connection.key}
+
+    def renew(_: object) -> None:
+        now = settings.current("blob_connection")
+        signature.update(now.signature or "-")
+        if connection.key:
+            # Of a checkpoint store the client inside.
+            getattr(opened, "_container_client", opened).credential.account_key = now.key
+
+    opened = client(
+        str(connection.url),
+        settings.blob_container_name,
+        credential=key if connection.key else signature,
+        raw_request_hook=renew if "blob_connection" in settings.files else None,
+        **options,
+    )
+    return opened

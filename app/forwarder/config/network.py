@@ -10,11 +10,15 @@ import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import certifi
 from yarl import URL
 
 from forwarder.config.settings import Settings
+
+if TYPE_CHECKING:
+    from azure.core.pipeline.transport import AioHttpTransport
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
@@ -34,6 +38,20 @@ def _context(_: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())  # an image may have no CAs of its own
     return context
+
+
+def azure_transport(settings: Settings, *, proxied: bool = True) -> "AioHttpTransport":
+    """Return the transport of an Azure client other than that of Event Hubs."""
+    import aiohttp  # noqa: PLC0415 - not needed with connection strings and the embedded store
+    from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415 - the same
+
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=trusted(settings.trusted_ca_file)),
+        trust_env=proxied,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
+    return AioHttpTransport(session=session)
 
 
 def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:

@@ -4,10 +4,12 @@ A field declares its variable. Its text is converted by msgspec, to the annotate
 its bounds, or by a parser where a type says too little.
 """
 
+import functools
 import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +29,7 @@ from forwarder.config.connection_strings import (
 from forwarder.config.parsers import whole
 from forwarder.errors import PolicyError, SettingsError
 from forwarder.policy.document import Policy, load
+from forwarder.redaction import protect
 
 # https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
 _Hub = Annotated[
@@ -61,6 +64,7 @@ _Truth = Annotated[bool, Meta(description="true or false")]
 _CONNECTION = re.compile(r"\b(\w*(?:key|sig|signature)\s*=\s*)[^;&'\s]{8,}", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z0-9+/]{40,}={1,2}")
 _WORD = re.compile(r"[\w+/=~.-]{16,}")
+_protect = functools.lru_cache(protect)
 _SHORTEST_SECRET = 8  # characters; shorter header values, such as a tenant's number, are words
 
 
@@ -178,9 +182,12 @@ class Settings:
         Without such a file, or while its content is not usable, the value read at the start.
         """
         try:
-            return _parse(name, _text_of(self.files[name]))
+            found = _parse(name, _text_of(self.files[name]))
         except (KeyError, OSError, ValueError):
             return getattr(self, name)
+        for secret in getattr(found, "secrets", ()):
+            _protect(secret)
+        return found
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -195,7 +202,8 @@ class Settings:
         url = self.web_sink_url
         sent = [value for _, value in self.web_sink_headers] + [*url.query.values()]
         if self.web_sink_token_file:
-            sent.append(self.web_sink_token_file.read_text(errors="replace").strip())
+            with suppress(OSError):  # it was there at the start
+                sent.append(self.web_sink_token_file.read_text(errors="replace").strip())
         found += [value for value in sent if len(value) >= _SHORTEST_SECRET]
         passwords = (url.password, self.https_proxy and self.https_proxy.password)
         return tuple(dict.fromkeys(filter(None, (*found, *passwords))))

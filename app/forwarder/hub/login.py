@@ -22,7 +22,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from yarl import URL
 
 from forwarder import log
-from forwarder.config.network import trusted
+from forwarder.config.network import azure_transport
 from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import (
     TEXTS,
@@ -122,20 +122,14 @@ class Identity:
         return await self._credential.get_token(*scopes, **options)
 
     def _open(self) -> Any:
-        import aiohttp  # noqa: PLC0415 - with the next ones, half a second and 20 MB
-        from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415
-        from azure.identity.aio import (  # noqa: PLC0415
+        from azure.identity.aio import (  # noqa: PLC0415 - takes half a second and 20 MB
             ManagedIdentityCredential,
             WorkloadIdentityCredential,
         )
 
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trusted(self._settings.trusted_ca_file)),
-            trust_env=bool(self._file),  # the endpoint of managed identities is never proxied
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
-        options: dict[str, Any] = {"transport": AioHttpTransport(session=session), **_OPTIONS}
+        # The endpoint of managed identities is never behind a proxy.
+        transport = azure_transport(self._settings, proxied=bool(self._file))
+        options: dict[str, Any] = {"transport": transport, **_OPTIONS}
         if self._file:
             return WorkloadIdentityCredential(
                 authority=str(self._url).rstrip("/"), disable_instance_discovery=True, **options

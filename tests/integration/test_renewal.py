@@ -1,0 +1,94 @@
+"""Secrets that are renewed in their files are used without a restart."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+from support import events, stores
+from support.azurite import Azurite, azurite
+from support.eventhubs import Server
+from support.process import Forwarder
+from support.webhook import Webhook
+
+HUB = "insights-logs-kube-audit"
+SECONDS = 6
+
+
+def publish(server: Server, count: int) -> None:
+    for message in events.messages(count, per_message=count):
+        server.hubs[HUB].publish(0, message.body)
+
+
+async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    async with Server({HUB: 1}) as server:
+        file = tmp_path / "connection"
+        file.write_text(server.connection_string())
+        settings = {
+            "EhubNamespaceConnectionString_FILE": str(file),
+            "WebSinkURL": webhook.url,
+            "StateDirectory": str(tmp_path / "state"),
+            "LoadBalancingInterval": "1",
+        }
+        async with Forwarder(settings) as forwarder:
+            publish(server, 3)
+            await webhook.until(lambda: webhook.total == 3)
+            old = server.keys["RootManageSharedAccessKey"]
+            server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZCBrZXkgb2YgdGhlIGh1Yg=="
+            server.faults.drop()
+            await forwarder.wait_for("hub does not answer")
+            file.write_text(server.connection_string())
+            publish(server, 4)
+            await webhook.until(lambda: webhook.total == 7)
+            await forwarder.wait_for("hub answers")
+        output = "".join([*forwarder.lines, forwarder.stderr])
+        assert not [key for key in (old, *server.keys.values()) if key in output]
+
+
+def signed(store: Azurite, seconds: float) -> str:
+    """Return a connection string whose signature expires after some seconds."""
+    sas = generate_container_sas(
+        "devstoreaccount1",
+        stores.CONTAINER,
+        account_key=store.connection_string.split("AccountKey=")[1].split(";")[0],
+        permission=ContainerSasPermissions(
+            read=True, write=True, list=True, create=True, delete=True, add=True
+        ),
+        expiry=datetime.now(UTC) + timedelta(seconds=seconds),
+    )
+    return f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
+
+
+async def test_a_renewed_signature_of_the_store_is_used_for_the_next_checkpoint(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    async with Server({HUB: 1}) as server, azurite() as store:
+        async with stores.container(store) as container:
+            await container.create_container()
+        file = tmp_path / "connection"
+        file.write_text(signed(store, SECONDS))
+        settings = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "BlobStorageConnectionString_FILE": str(file),
+            "WebSinkURL": webhook.url,
+            "StateDirectory": str(tmp_path / "state"),
+            "LoadBalancingInterval": "1",
+            "CheckpointInterval": "0.2",
+        }
+        async with Forwarder(settings) as forwarder:
+            publish(server, 3)
+            await webhook.until(lambda: webhook.total == 3)
+            await forwarder.until(lambda: forwarder.entries("partition claimed"))
+            entry = await forwarder.wait_for("checkpoints cannot be")
+            assert "refuses the login" in entry["reason"]
+            file.write_text(signed(store, 600))
+            publish(server, 4)
+            await webhook.until(lambda: webhook.total == 7)
+            for _ in range(100):
+                if (await stores.shared(store)).get("0") == 1:
+                    break
+                await forwarder.metrics()
+            else:
+                raise AssertionError(await stores.shared(store))
