@@ -33,6 +33,10 @@ class Rejected(ForwarderError):  # noqa: N818 - a verdict about events, as Unusa
     """The sink refused these events for good: 400, 413, 415 or 422."""
 
 
+class OversizedError(ForwarderError):
+    """The sink did not accept this list, and may accept its halves."""
+
+
 class RetryableError(ForwarderError):
     """The sink did not take the events this time: `what` happened, what to `do` about it.
 

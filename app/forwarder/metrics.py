@@ -102,6 +102,12 @@ class Metrics:
         self.post_seconds = Histogram(
             "aks_audit_post_seconds", "Duration of a post", buckets=_POST_BUCKETS, registry=registry
         )
+        self.post_concurrency = gauge("post_concurrency", "Limit of concurrent POSTs now in force")
+        self.certificate_expiry = gauge(
+            "tls_certificate_expiry_seconds",
+            "Unix time at which a certificate given in settings expires",
+            "file",
+        )
         self._delays = _Delays()
         registry.register(self._delays)
         self.lag = gauge("lag_messages", "Messages behind the last checkpoint", "partition")

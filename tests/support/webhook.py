@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import math
 import ssl
 import time
 from collections import Counter, deque
@@ -83,10 +84,13 @@ def unpack(body: bytes) -> list[bytes]:
 class Webhook:
     """A sink. `fast` counts events without reading them, where memory or time is measured.
 
+    With a `rate` it serves one post at a time, so many events a second, and goes on with a post
+    whose client has gone.
+
     `stamped` refuses those without a stageTimestamp, which Falco drops.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a sink has many ways
         self,
         *,
         host: str = "127.0.0.1",
@@ -94,12 +98,15 @@ class Webhook:
         tls: ssl.SSLContext | None = None,
         fast: bool = False,
         stamped: bool = False,
+        rate: float = math.inf,
     ) -> None:
         self.host = host
         self.port = port
         self.tls = tls
         self.fast = fast
         self.stamped = stamped
+        self.rate = rate
+        self._turn = asyncio.Lock()
         self.taken: Counter[Key] = Counter()
         """How often each event was taken."""
         self.bytes: dict[Key, bytes] = {}
@@ -197,6 +204,7 @@ class Webhook:
             return refusal
         if self.fast:
             count = post.body.count(b'"auditID":"')
+            await self._serve(count)
         else:
             try:
                 events = unpack(post.body)
@@ -207,6 +215,7 @@ class Webhook:
             except msgspec.MsgspecError as error:
                 return Answer(400, body=str(error))
             count = len(events)
+            await self._serve(count)
             if not answer.lose:
                 self.taken.update(keys)
                 for name, event in zip(keys, events, strict=True):
@@ -215,6 +224,11 @@ class Webhook:
         self.first = self.first or time.time()
         self.sizes.append(count)
         return answer
+
+    async def _serve(self, events: int) -> None:
+        if self.rate < math.inf:
+            async with self._turn:
+                await asyncio.sleep(events / self.rate)
 
     @staticmethod
     def _judge(post: Post) -> Answer | None:

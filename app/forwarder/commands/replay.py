@@ -110,8 +110,8 @@ async def _stores(settings: Settings, stack: AsyncExitStack) -> list[DeadLetterS
 async def _watch(sink: Sink, stop: asyncio.Event) -> None:
     """End the replay when it is asked to stop, or when the sink is down: posts wait for it."""
     while not stop.is_set():
-        if sink.down_since and time.monotonic() - sink.down_since > _PATIENCE:
-            raise ForwarderError(f"given up, the sink takes nothing: {sink.failure}")
+        if sink.outage.since and time.monotonic() - sink.outage.since > _PATIENCE:
+            raise ForwarderError(f"given up, the sink takes nothing: {sink.outage.reason}")
         await asyncio.sleep(0.1)
     raise ForwarderError("stopped")
 

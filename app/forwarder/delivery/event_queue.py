@@ -27,11 +27,15 @@ class EventQueue:
         """Append the events of a message."""
         self._events.extend(zip(events, repeat(message)))
 
-    def next_list(self) -> list[Queued]:
-        """Take what fits into one POST; an event above WebSinkMaxBytes is alone."""
+    def next_list(self, max_events: float) -> list[Queued]:
+        """Take what fits into one POST, and not more than `max_events`.
+
+        An event above WebSinkMaxBytes is alone.
+        """
+        max_events = min(max_events, self._max_events)
         size = LIST_OVERHEAD
         taken: list[Queued] = []
-        while self._events and len(taken) < self._max_events:
+        while self._events and len(taken) < max_events:
             size += len(self._events[0][0].body) + 1
             if taken and size > self._max_bytes:
                 break

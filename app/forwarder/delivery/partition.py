@@ -25,7 +25,7 @@ from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
-from forwarder.errors import EvictedError, Rejected
+from forwarder.errors import EvictedError, OversizedError, Rejected
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.sink.webhook import Sink
@@ -121,15 +121,19 @@ class Partition:
     async def _worker(self) -> None:
         try:
             while self._queue:
-                await self._deliver(self._queue.next_list())
+                max_events = self._context.sink.concurrency.max_events
+                await self._deliver(self._queue.next_list(max_events))
         finally:
             self._workers -= 1
 
     async def _deliver(self, events: Sequence[Queued]) -> None:
-        """Post the events; a list that is rejected is halved until the bad event is alone."""
+        """Post the events; a list that the sink does not accept is halved until it does.
+
+        An event that is rejected alone is a dead letter.
+        """
         try:
             await self._context.sink.post([event.body for event, _ in events])
-        except Rejected as error:
+        except (Rejected, OversizedError) as error:
             if len(events) == 1:  # guard: split-rejected-list
                 ((event, message),) = events
                 refused = Unusable(event.body, f"refused by the sink: {error}")

@@ -44,7 +44,7 @@ class Health:
 
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; what is down or full is no reason."""
-        if self._sink.down_since is not None or self._dead_letters.outage.reason:
+        if self._sink.outage.since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
             return [f"{evicted} dead letters were let go and can be written now: to be read again"]
@@ -53,22 +53,22 @@ class Health:
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
             for number in self._partitions
             if self._watchdog.is_behind(number)
-            and (idle := now - max(self._watchdog.since(number), self._sink.up_since))
+            and (idle := now - max(self._watchdog.since(number), self._sink.outage.recovered_at))
             > self._stall_timeout
         ]
 
     def not_ready(self) -> list[str]:
         """Return why nothing can be delivered at the moment."""
         reasons = [f"hub: {self._hub.outage.reason}"] if self._hub.outage.reason else []
-        if self._sink.down_since is not None:
-            reasons.append(f"sink: {self._sink.failure}")
+        if self._sink.outage.since is not None:
+            reasons.append(f"sink: {self._sink.outage.reason}")
         return reasons
 
     def components(self) -> dict[str, str]:
         """Return what ails each part that others run; empty if it is well."""
         return {
             "hub": self._hub.outage.reason,
-            "sink": self._sink.failure,
+            "sink": self._sink.outage.reason,
             "checkpoints": self._checkpoints.outage.reason,
             "dead letters": self._dead_letters.outage.reason,
         }

@@ -1,14 +1,16 @@
-"""What an answer of the sink means. Pure: status and body in, an error out, or nothing."""
+"""What a response of the sink means. Pure: status and body in; an error out, or nothing."""
 
+import time
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from forwarder.errors import MisconfiguredError, Rejected, RetryableError
 
 _REJECTING: Final = {400, 413, 415, 422}  # guard: rejected-statuses
-_BUSY: Final = {408, 425, 429, *range(500, 600)}
+_RETRYABLE: Final = {408, 425, 429, *range(500, 600)}
 _CREDENTIALS: Final = "see WebSinkTokenFile, WebSinkHeaders, or a user and password in WebSinkURL"
 _PATH: Final = "correct the path in WebSinkURL (webhook.url)"
-_REMEDIES: Final = {  # what it means, what to do
+_REMEDIES: Final = {  # diagnosis, remedy
     401: ("it wants credentials", _CREDENTIALS),
     403: ("it forbids this client", _CREDENTIALS),
     404: ("there is nothing at this path", _PATH),
@@ -20,29 +22,40 @@ _REMEDIES: Final = {  # what it means, what to do
     ),
 }
 _UNKNOWN: Final = "an audit webhook does not answer so", "see WebSinkURL (webhook.url)"
-_MOST_PATIENCE: Final = 300.0
+_MAX_RETRY_AFTER: Final = 300.0  # seconds
 _SHOWN_CHARACTERS: Final = 200
 
 
 def classify(status: int, body: bytes, retry_after: str | None) -> None:
-    """Return if the events are accepted, by any 2xx as kube-apiserver takes it, or else raise.
+    """Return if the events are accepted, which any 2xx means, as it does for kube-apiserver.
 
-    Rejected: never again. RetryableError: later, after so many seconds as Retry-After says
-    (300 at most). MisconfiguredError: later, and somebody has to do what it says.
+    Otherwise raise Rejected (these events will never be accepted), RetryableError (later, and not
+    before `after` seconds have passed), or MisconfiguredError (later, once a setting is changed).
     """
     if status in range(200, 300):  # guard: accepted-statuses
         return
-    told = f"{status} {' '.join(body.decode(errors='replace').split())[:_SHOWN_CHARACTERS]}".strip()
+    shown = f"{status} {' '.join(body.decode(errors='replace').split())[:_SHOWN_CHARACTERS]}"
+    shown = shown.strip()
     if status in _REJECTING:
-        raise Rejected(told)
-    if status in _BUSY:
-        wait = retry_after or ""
-        after = min(float(wait), _MOST_PATIENCE) if wait.isdecimal() else None
-        raise RetryableError(told, reason=str(status), after=after)
-    meaning, do = _REMEDIES.get(status, _UNKNOWN)
-    raise MisconfiguredError(f"{told}: {meaning}", reason=str(status), do=do)
+        raise Rejected(shown)
+    if status in _RETRYABLE:
+        raise RetryableError(shown, reason=str(status), after=_seconds(retry_after or ""))
+    diagnosis, remedy = _REMEDIES.get(status, _UNKNOWN)
+    raise MisconfiguredError(f"{shown}: {diagnosis}", reason=str(status), do=remedy)
 
 
 def is_html(content_type: str, body: bytes) -> bool:
-    """Tell a page for people, such as a proxy's or a log-in's, from what a webhook answers."""
+    """Tell a web page, such as a proxy's or a login's, from the response of a webhook."""
     return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"  # guard: html-is-logged
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return the wait that Retry-After asks for, in seconds or as an HTTP date (RFC 9110)."""
+    try:
+        if retry_after.isdecimal():
+            wait = float(retry_after)
+        else:
+            wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wait, 0.0), _MAX_RETRY_AFTER)

@@ -1,8 +1,11 @@
-"""The sink: the webhook of a security sensor, which takes what kube-apiserver posts."""
+"""The sink: the audit webhook of a security sensor, which accepts what kube-apiserver posts.
 
-import asyncio
-import itertools
-import random
+`Sink.post` returns when the sink has accepted the events. It repeats a POST for as long as the sink
+is away, busy or misconfigured, and raises only where repeating does not help: Rejected for events
+that this sink never accepts, OversizedError for a list that may pass in two halves. When POSTs may
+start is decided for the sink as a whole, see `concurrency`.
+"""
+
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -14,43 +17,46 @@ from yarl import URL
 from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
-from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.errors import MisconfiguredError, OversizedError, Rejected, RetryableError
 from forwarder.metrics import Metrics
-from forwarder.sink.bearer import BearerToken
+from forwarder.outage import Outage
+from forwarder.sink.concurrency import MAX_BACKOFF, AdaptiveConcurrency
 from forwarder.sink.response import classify, is_html
-from forwarder.sink.tls import tls
+from forwarder.sink.tls import BearerToken, SinkTls
 
 _OPEN: Final = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":['
 _CLOSE: Final = b"]}"
 LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
-_FIRST_BACKOFF: Final = 0.2  # seconds, doubled each time
-_MOST_BACKOFF: Final = 30.0
-_ANSWER_BYTES: Final = 65_536  # of an answer are read; more closes the connection
-_FAILURES_TO_BE_DOWN: Final = 3  # in a row: one is ordinary, and no news for the operator
+_MAX_RESPONSE: Final = 65_536  # bytes; more are not read, and close the connection
+_FAILURES_TO_BE_DOWN: Final = 3  # in a row: a single one is ordinary
+_RESETS_TO_SPLIT: Final = 3  # of the connection, while the same list was posted
+_TRIES_IN_FRONT: Final = 3  # of a list, before others get their turn
+
+
+class _ResetError(RetryableError):
+    """The connection ended between request and response."""
 
 
 class Sink:
-    """Posts lists of events and says what became of them. An async context manager."""
+    """Posts lists of events. An async context manager."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._url = settings.web_sink_url
         self._shown_url = str(shown_url(self._url))
-        self._refused_in_a_row = self._failures = 0
+        self._single = settings.web_sink_max_events == 1
+        self._rejects = self._failures = 0  # in a row
         self._token = BearerToken(settings.web_sink_token_file)
-        self._repeated = log.RateLimited()
-        self._said_page = False
-        self.down_since: float | None = None
-        """When posts began to fail, by the monotonic clock; None while they succeed."""
-        self.failure = ""
-        """Why they fail, in a line."""
-        self.up_since = time.monotonic()
+        self._tls = SinkTls.of(settings, metrics.certificate_expiry)
+        self._html_logged = False
+        self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
+        self.outage = Outage("sink down", "sink up")
         metrics.sink_up.set(1)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._settings) or True),
+            connector=aiohttp.TCPConnector(limit=0),
             # guard: post-timeout
             timeout=aiohttp.ClientTimeout(total=self._settings.web_sink_timeout),
             headers={"User-Agent": "aks-audit", **dict(self._settings.web_sink_headers)},
@@ -68,62 +74,94 @@ class Sink:
         await self._session.close()
 
     async def post(self, events: Sequence[bytes]) -> None:
-        """Post these events, again and again until the sink takes them or refuses them for good.
+        """Post these events until the sink accepts them.
 
-        Raises Rejected if it refuses: 400, 413, 415, 422.
+        Raises Rejected for 400, 413, 415 and 422, and OversizedError, but not for one event, if
+        the sink resets the connection again and again or needs smaller lists to be in time.
         """
-        body = encode(events, single=self._settings.web_sink_max_events == 1)
-        for attempt in itertools.count():
+        body = encode(events, single=self._single)
+        tries = resets = 0
+        while True:
+            slot = await self.concurrency.acquire(len(events), retry=0 < tries < _TRIES_IN_FRONT)
+            tries += 1
+            if len(events) > self.concurrency.max_events:
+                self.concurrency.release(slot)
+                raise OversizedError("the sink is late with larger lists")
             try:
                 await self._attempt(body, len(events))
             except RetryableError as error:
+                timed_out = error.reason == "timeout"
                 self._metrics.retries.labels(error.reason).inc()
-                backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _MOST_BACKOFF)
-                jittered = random.uniform(backoff / 2, backoff)  # noqa: S311 - not a secret
-                await asyncio.sleep(jittered if error.after is None else error.after)
+                self.concurrency.failed(slot, timed_out=timed_out, retry_after=error.after or 0.0)
+                resets += isinstance(error, _ResetError)
+                if resets and resets % _RESETS_TO_SPLIT == 0:
+                    if len(events) > 1:
+                        raise OversizedError(str(error)) from None
+                    await self._blame(error)
+            except Rejected:
+                self.concurrency.succeeded(slot)
+                raise
+            except BaseException:
+                self.concurrency.release(slot)
+                raise
             else:
+                self.concurrency.succeeded(slot)
                 return
 
     async def probe(self) -> None:
-        """Post an empty list, once; RetryableError or Rejected if the sink did not take it."""
+        """Post an empty list, once; RetryableError or Rejected if the sink did not accept it."""
         await self._request(encode([], single=False), 0)
 
+    async def _blame(self, error: RetryableError) -> None:
+        """Raise Rejected if the sink resets the connection for one event, and is up otherwise."""
+        try:
+            await self.probe()
+        except Rejected:
+            pass
+        except RetryableError:
+            return
+        raise Rejected(str(error))
+
     async def _attempt(self, body: bytes, events: int) -> None:
-        """Post once; RetryableError or Rejected if the sink did not take it."""
+        """Post once and keep the state of the sink; RetryableError or Rejected."""
         try:
             await self._request(body, events)
         except RetryableError as error:
             self._failed(error)
             raise
         except Rejected:
-            if self._refused_in_a_row >= self._settings.web_sink_max_rejects:
+            if self._rejects >= self._settings.web_sink_max_rejects:
                 hold = MisconfiguredError(
-                    f"{self._refused_in_a_row} events refused in a row and none taken",
+                    f"{self._rejects} events rejected in a row and none accepted",
                     reason="rejects",
                     do="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
                     "WebSinkMaxRejects",
                 )
                 self._failed(hold)
                 raise hold from None
-            self._refused_in_a_row += events == 1
+            self._rejects += events == 1
             self._answered()
             raise
-        self._refused_in_a_row = 0
+        self._rejects = 0
         self._answered()
 
     async def _request(self, body: bytes, events: int) -> None:
-        """Send one POST and judge the answer."""
+        """Send one POST and classify the response."""
         if log.enabled(log.POST):
             log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
         started = time.perf_counter()
         headers = {"Content-Type": "application/json", **self._token.header()}
         try:
             async with self._session.post(
-                self._url, data=body, headers=headers, allow_redirects=False
+                self._url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                ssl=self._tls.context() if self._tls else True,
             ) as response:
-                answer = await response.content.read(_ANSWER_BYTES)  # guard: bounded-response
+                answer = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
                 if not response.content.at_eof():
-                    response.close()  # what is left unread must not be read by the next request
+                    response.close()  # the next request must not read what is left
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
             seconds = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
@@ -135,21 +173,24 @@ class Sink:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
             why = causes.of_sink(error, self._settings)
+            connected = not isinstance(error, aiohttp.ClientConnectorError)
+            kind = _ResetError if connected else RetryableError
+            what = (self._tls and self._tls.expired()) or why.what
             # guard: no-response-is-retried
-            raise RetryableError(why.what, reason="connection", do=why.remedy) from None
+            raise kind(what, reason="connection", do=why.remedy) from None
         taken = time.perf_counter() - started
         status = response.status
         self._metrics.posts.labels(str(status)).inc()
         self._metrics.post_seconds.observe(taken)
         if log.enabled(log.POST):
             log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
-        if status not in range(200, 300):  # some sinks repeat what they refuse
+        if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             login = response.request_info.headers.get("Authorization", "").partition(" ")[2]
             for secret in filter(None, (login, *self._settings.secrets)):
                 answer = answer.replace(secret.encode(), b"***")
         classify(status, answer, response.headers.get("Retry-After"))
-        if is_html(response.content_type, answer) and not self._said_page:
-            self._said_page = True
+        if is_html(response.content_type, answer) and not self._html_logged:
+            self._html_logged = True
             log.error(
                 "sink answers with a web page",
                 url=self._shown_url,
@@ -160,21 +201,16 @@ class Sink:
 
     def _failed(self, error: RetryableError) -> None:
         self._failures += 1
-        misconfigured = isinstance(error, MisconfiguredError)
-        if misconfigured or self._failures >= _FAILURES_TO_BE_DOWN:
-            self.failure = str(error)
-            self.down_since = self.down_since or time.monotonic()
+        waits = (error.after or 0.0) > MAX_BACKOFF
+        if waits or isinstance(error, MisconfiguredError) or self._failures >= _FAILURES_TO_BE_DOWN:
+            self.outage.fail(str(error), url=self._shown_url)
             self._metrics.sink_up.set(0)
-            self._repeated.error("sink down", url=self._shown_url, reason=self.failure)
 
     def _answered(self) -> None:
         self._failures = 0
-        if self.down_since is not None:
-            now = time.monotonic()
-            log.info("sink up", url=self._shown_url, downSeconds=round(now - self.down_since, 1))
-            self.down_since, self.up_since, self.failure = None, now, ""
+        if self.outage.since is not None:
+            self.outage.end(url=self._shown_url)
             self._metrics.sink_up.set(1)
-            self._repeated.forget()
 
 
 def encode(events: Sequence[bytes], *, single: bool) -> bytes:

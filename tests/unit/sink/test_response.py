@@ -1,5 +1,8 @@
 """What every answer of a sink means, by the words of the specification."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
 import pytest
 
 from forwarder.errors import MisconfiguredError, Rejected, RetryableError
@@ -66,7 +69,9 @@ def test_a_status_that_no_sink_should_send_is_held(status: int) -> None:
         ("1.5", None),
         ("soon", None),
         ("²", None),
-        ("Mon, 23 Nov 2026 09:14:10 GMT", None),
+        ("Mon, 23 Nov 2020 09:14:10 GMT", 0),
+        ("Mon, 23 Nov 2099 09:14:10 GMT", 300),
+        ("Mon, 99 Nov 2026 09:14:10 GMT", None),
     ],
 )
 def test_retry_after_is_kept_to_in_seconds_and_five_minutes_at_most(
@@ -80,6 +85,13 @@ def test_retry_after_is_kept_to_in_seconds_and_five_minutes_at_most(
 @pytest.mark.parametrize("status", [400, 404, 302])
 def test_retry_after_changes_nothing_where_waiting_does_not_help(status: int) -> None:
     assert getattr(_outcome(status, retry_after="7"), "after", None) is None
+
+
+def test_retry_after_may_be_a_date() -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    error = _outcome(503, retry_after=date)
+    assert isinstance(error, RetryableError)
+    assert 50 < (error.after or 0) <= 60
 
 
 def test_what_the_sink_said_is_shown_in_one_short_line() -> None:

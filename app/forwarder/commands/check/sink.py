@@ -1,6 +1,5 @@
 """The sink: the way to it, and what it answers to an empty list."""
 
-import ssl
 from typing import Final
 
 from forwarder import __version__
@@ -11,7 +10,7 @@ from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import Rejected, RetryableError
 from forwarder.metrics import Metrics
-from forwarder.sink.tls import tls
+from forwarder.sink.tls import SinkTls
 from forwarder.sink.webhook import Sink, shown_url
 
 _SOON: Final = 14.0  # days
@@ -47,10 +46,9 @@ class SinkCheck:
         return f"port {self._address[1]} is open"
 
     async def _tls(self) -> str | Doubt | Skip:
-        if self._url.scheme == "http":
+        if not (tls := SinkTls.of(self._settings)):
             return Skip("WebSinkURL is http")
-        context = tls(self._settings) or ssl.create_default_context()
-        found, days = await reach.connect(*self._address, context)
+        found, days = await reach.connect(*self._address, tls.context())
         return found if days > _SOON else Doubt(found, "renew the certificate of the sink")
 
     async def _request(self) -> str | Skip:

@@ -1,0 +1,233 @@
+"""Adaptive concurrency: how many POSTs are in flight, for the sink as a whole.
+
+The capacity of a sink is unknown and changes. With a fixed concurrency a slow sink times out, goes
+on with what it has received, and gets it all again. The limit therefore follows the responses, as
+TCP's congestion window does (models: Vector's adaptive request concurrency and Netflix's
+concurrency-limits):
+
+- It starts at 1 and grows only while POSTs wait for it, so it never exceeds partitions x
+  WebSinkConcurrency: by 1 per success, which doubles it per round trip, and once a failure has
+  shown where it is too high, by 1 per round trip.
+- No POST joins others that could then come near WebSinkTimeout, by the time per event in flight
+  that responses show. That takes the sink for one that serves events one after another; whether
+  it serves POSTs side by side is tried from time to time.
+- It is halved by a time-out, 429 and every other failure that may be repeated, and reduced when
+  a response comes near WebSinkTimeout. A time-out at 1 also halves the lists.
+
+When POSTs fail and none succeeds between them, the limit is 1: one POST probes the sink, at most
+5 s after its last failure or when Retry-After allows, and all others wait for it. The first
+success ends that wait, so nothing of an outage outlives it.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import Gauge
+
+from forwarder import log
+
+_BACKOFF: Final = 0.2  # seconds, doubled by each failed round
+MAX_BACKOFF: Final = 5.0
+_FULL: Final = 0.5  # of WebSinkTimeout: no POST is added that may take longer
+_TRIABLE: Final = 0.65  # of WebSinkTimeout: above that, a second POST is not even tried
+_NEAR_TIMEOUT: Final = 0.8  # of WebSinkTimeout: the limit is reduced
+_REDUCTION: Final = 0.75
+_SMOOTHING: Final = 0.3
+_SAME: Final = 1.5  # times the latency of a POST that is alone: the sink serves others beside it
+_ATTEMPT_AFTER: Final = 10.0  # seconds, doubled by each attempt that finds a serial sink
+_MAX_ATTEMPT_AFTER: Final = 320.0
+_LOG_AFTER: Final = 5.0  # seconds below a quarter
+
+
+@dataclass(slots=True)
+class Slot:
+    """A POST in flight."""
+
+    started: float
+    events: int
+    load: int
+    """Events in flight when it started, its own included."""
+
+
+class AdaptiveConcurrency:
+    """Hands out slots for POSTs. Each is given back by `succeeded`, `failed` or `release`."""
+
+    def __init__(self, timeout: float, gauge: Gauge) -> None:
+        self._timeout = timeout
+        self._gauge = gauge
+        self._limit = 1.0
+        self._threshold = math.inf
+        self._waiting: deque[tuple[asyncio.Future[Slot], int]] = deque()
+        self._in_flight = self._load = self._demand = 0
+        self._failed_rounds = 0
+        self._changed_at = 0.0  # the limit was last reduced; POSTs of before do not reduce it again
+        self._resume_at = 0.0
+        self._retry_after = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._cost = 0.0  # seconds per event in flight
+        self._alone = 0.0  # seconds of a POST that had the sink to itself
+        self._parallel = False  # the sink serves POSTs side by side, or that is being tried
+        self._attempt_at, self._attempt_after = 0.0, _ATTEMPT_AFTER
+        self._low_since: float | None = None
+        self._low = False
+        self.max_events = math.inf
+        """Events that a list may have at present."""
+        gauge.set(1)
+
+    @property
+    def limit(self) -> int:
+        """The number of POSTs that may be in flight now."""
+        return int(self._limit)
+
+    async def acquire(self, events: int, *, retry: bool = False) -> Slot:
+        """Wait for a slot; with `retry` before all others, so that few lists probe a sink."""
+        if not self._waiting and self._is_open(events):
+            return self._start(events)
+        waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        entry = (waiter, events)
+        if retry:
+            self._waiting.appendleft(entry)
+        else:
+            self._waiting.append(entry)
+        self._demand = max(self._demand, self._in_flight + len(self._waiting))
+        self._dispatch()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                with suppress(ValueError):  # `_dispatch` has seen it first
+                    self._waiting.remove(entry)
+            else:
+                self.release(waiter.result())
+            raise
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back without a verdict on the sink."""
+        self._in_flight -= 1
+        self._load -= slot.events
+        self._dispatch()
+
+    def succeeded(self, slot: Slot) -> None:
+        """Give a slot back: the sink answered, and other POSTs are welcome."""
+        now = time.monotonic()
+        if not self._retry_after or slot.started >= self._resume_at:
+            self._resume_at, self._retry_after = 0.0, False
+        self._failed_rounds = 0
+        self._adapt(slot, now - slot.started, now)
+        self._report(now)
+        self.release(slot)
+
+    def failed(self, slot: Slot, *, timed_out: bool = False, retry_after: float = 0.0) -> None:
+        """Give a slot back: the sink did not take the events this time."""
+        now = time.monotonic()
+        if slot.started >= self._changed_at:  # POSTs that were in flight together fail as one
+            self._failed_rounds += 1
+            self._changed_at = now
+            self._retry_after = self._parallel = False
+            if timed_out and self.limit == 1:
+                self.max_events = max(1, slot.events // 2)
+            lasting = self._failed_rounds > 1
+            self._set(1.0 if lasting else self._limit / 2)
+            self._threshold = math.inf if lasting else self._limit
+        backoff = min(_BACKOFF * 2 ** min(self._failed_rounds - 1, 10), MAX_BACKOFF)
+        backoff *= random.uniform(0.5, 1)  # noqa: S311 - not a secret
+        self._retry_after = self._retry_after or retry_after > backoff
+        self._resume_at = max(self._resume_at, now + max(backoff, retry_after))
+        self.release(slot)
+
+    def _adapt(self, slot: Slot, seconds: float, now: float) -> None:
+        """Adjust the limit to a response that took this long."""
+        cost = seconds / slot.load
+        self._cost += (cost - self._cost) * (_SMOOTHING if self._cost else 1)
+        if slot.load == slot.events:
+            self._alone = seconds
+        else:
+            self._parallel = seconds < _SAME * self._alone
+            if self._parallel:
+                self._attempt_after = _ATTEMPT_AFTER
+        if seconds > _NEAR_TIMEOUT * self._timeout:
+            if slot.started >= self._changed_at:
+                self._changed_at = now
+                self._set(self._limit * _REDUCTION)
+        elif self._waiting and self._may_grow(slot, seconds, now):
+            if self.max_events < slot.events * 2:
+                self.max_events *= 2
+            else:
+                step = 1 if self._limit < self._threshold else 1 / self._limit
+                self._set(self._limit + step)
+
+    def _may_grow(self, slot: Slot, seconds: float, now: float) -> bool:
+        """Return whether one more POST would be answered well within the time-out."""
+        added = sum(events for _, (_, events) in zip(range(2), self._waiting, strict=False))
+        if self._in_time(self._load - slot.events + added):
+            return True
+        if self.limit > 1 or seconds > _TRIABLE * self._timeout or now < self._attempt_at:
+            return False
+        # One after another is only a guess: try two side by side, and rarely if it was right.
+        self._attempt_at = now + self._attempt_after
+        self._attempt_after = min(2 * self._attempt_after, _MAX_ATTEMPT_AFTER)
+        self._parallel = True
+        return True
+
+    def _in_time(self, load: int) -> bool:
+        """Return whether a POST with which this many events are in flight is answered in time."""
+        return self._parallel or self._cost * load <= _FULL * self._timeout
+
+    def _set(self, limit: float) -> None:
+        self._limit = max(1.0, limit)
+        self._gauge.set(self.limit)
+
+    def _report(self, now: float) -> None:
+        """Log when the limit has been below a quarter of the demand, and when it is no longer."""
+        if self._limit * 4 >= self._demand:
+            self._low_since = None
+            if self._low:
+                self._low = False
+                log.info("post concurrency restored", limit=self.limit, demand=self._demand)
+        elif self._low_since is None:
+            self._low_since = now
+        elif not self._low and now - self._low_since > _LOG_AFTER and self._waiting:
+            self._low = True
+            log.error(
+                "post concurrency reduced",
+                limit=self.limit,
+                demand=self._demand,
+                reason="the sink is slow or rejects load: see aks_audit_post_seconds, "
+                "aks_audit_post_retries_total",
+            )
+
+    def _is_open(self, events: int) -> bool:
+        if not self._in_flight:
+            return time.monotonic() >= self._resume_at
+        return (
+            self._in_flight < self.limit
+            and self._in_time(self._load + events)
+            and time.monotonic() >= self._resume_at
+        )
+
+    def _start(self, events: int) -> Slot:
+        self._in_flight += 1
+        self._load += events
+        return Slot(time.monotonic(), events, self._load)
+
+    def _dispatch(self) -> None:
+        """Hand out the slots that are free, now or when the back-off ends."""
+        while self._waiting and self._is_open(self._waiting[0][1]):
+            waiter, events = self._waiting.popleft()
+            if not waiter.cancelled():
+                waiter.set_result(self._start(events))
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        if (pause := self._resume_at - time.monotonic()) > 0:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._dispatch)
+        elif self._in_flight < self.limit:
+            self._set(self._in_flight)  # one more would not be in time
