@@ -55,7 +55,7 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     subprocess.run([*_NAMESPACE, "mount --bind /etc /etc"], check=False).returncode != 0,
-    reason="this machine lets nobody have a mount namespace",
+    reason="mount namespaces are not permitted here: run as root",
 )
 async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path: Path) -> None:
     hosts, state = tmp_path / "hosts", tmp_path / "state"
