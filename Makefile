@@ -135,8 +135,9 @@ $(BIN)/schemas/.stamp: $(VENV)/.stamp
 	touch $@
 
 .PHONY: docs
-docs: $(BIN)/.stamp ## Regenerate chart/README.md
+docs: $(VENV)/.stamp $(BIN)/.stamp ## Regenerate chart/README.md and the table of causes in chart/docs/operations.md
 	$(CHART_DOCS)
+	PYTHONPATH=app:tests $(VENV)/bin/python -m docs.causes
 
 .PHONY: test-chart
 test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test the chart, its README and the workflows

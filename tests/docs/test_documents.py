@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docs import causes
 from docs.azcli import steps
 from e2e import commands
 from forwarder import __version__
@@ -61,6 +62,11 @@ def test_the_front_page_is_one() -> None:
     assert page("README.md").count("\n") < 300
     mentioned = {ROOT / path for path in re.findall(r"\]\(([^):#]+)", page("README.md"))}
     assert {one for one in PAGES if one.is_relative_to(ROOT / "chart" / "docs")} <= mentioned
+
+
+def test_the_table_of_causes_is_that_of_the_code() -> None:
+    text = page("operations.md")
+    assert causes.written(text) == text, "run make docs"
 
 
 def test_pages_are_no_part_of_the_packaged_chart() -> None:

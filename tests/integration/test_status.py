@@ -139,7 +139,9 @@ def test_a_curve_fills_the_time_there_is_and_its_maximum_includes_the_current_va
     assert "last 2 min" in text
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is missing: apt-get install chromium")
+@pytest.mark.skipif(
+    not shutil.which("chromium"), reason="Chromium is missing: apt-get install chromium"
+)
 async def test_a_browser_draws_it(webhook: Webhook, tmp_path: Path) -> None:
     async with (
         Server({HUB: 2}) as server,

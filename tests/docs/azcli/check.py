@@ -142,12 +142,13 @@ def leaves(node: object) -> Iterator[str]:
 
 
 def named(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of each command in a text: to its end, or to a bracket without flags.
+    """Yield the arguments of each command in a text.
 
+    A command ends with the text or at a semicolon; without flags, at the first punctuation mark.
     Placeholders, {name} or N, become what is taken for them; a command that is named without
     flags has to exist.
     """
-    for found in re.findall(r"\baz ([a-z][a-z-]+ .*)", text, re.DOTALL):
+    for found in re.findall(r"\baz ([a-z][a-z-]+ .*?)(?:; |$)", text, re.DOTALL):
         command = re.sub(r"\{(\w+)\}", r"\1", found).replace("level", "namespace")
         command = command.replace("which", "").replace(" N", " 2")
         if " --" in command:
