@@ -120,7 +120,7 @@ CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order fil
 KUBERNETES := 1.29 1.30 1.31 1.32 1.33 1.34
 # Kinds that others bring: helm template asks no cluster whether it serves them, and no package has their schemas.
 APIS := monitoring.coreos.com/v1/PodMonitor,monitoring.coreos.com/v1/PrometheusRule,monitoring.coreos.com/v1/ServiceMonitor,keda.sh/v1alpha1/ScaledObject
-OTHERS := PodMonitor,PrometheusRule,ServiceMonitor,ScaledObject,TriggerAuthentication
+OTHERS := PodMonitor,PrometheusRule,ServiceMonitor,ScaledObject,SecretProviderClass,TriggerAuthentication
 SCHEMAS := $(BIN)/schemas/{{.NormalizedKubernetesVersion}}/{{.ResourceKind}}{{.KindSuffix}}.json
 
 # The schemas that kubernetes-validate brings; kubeconform resolves relative references only.

@@ -1,71 +1,112 @@
-{{/* The forwarder's environment: these two maps are all that ConfigMap and Secret hold, and what rolls the pod. */}}
+{{/* The forwarder's environment: these two maps are all that ConfigMap and Secret have, and what rolls the pods. */}}
 
 {{/* Directory of the files for the webhook. */}}
 {{- define "aks-audit.webhookFiles" -}}
 /etc/aks-audit/webhook
 {{- end }}
 
-{{/* Secrets whose keys are mounted there; a key that is missing keeps the pod from starting, and its events say so. */}}
+{{/* Secrets whose keys are mounted there. If a key is missing, the pod does not start, and its events say why. */}}
 {{- define "aks-audit.webhookSecrets" -}}
-{{- with .Values.webhook }}
-{{- if and .tls.secretName (or .tls.ca .tls.clientCertificate) }}
+{{- with .Values.webhook.tls }}
+{{- if and .secretName (or .ca .clientCertificate) }}
 - secret:
-    name: {{ .tls.secretName }}
+    name: {{ quote .secretName }}
     items:
-      {{- range concat (.tls.ca | ternary (list "ca.crt") list) (.tls.clientCertificate | ternary (list "tls.crt" "tls.key") list) }}
+      {{- range concat (not .ca | ternary list (list "ca.crt")) (not .clientCertificate | ternary list (list "tls.crt" "tls.key")) }}
       - key: {{ . }}
         path: {{ . }}
       {{- end }}
 {{- end }}
-{{- with .token }}
+{{- end }}
+{{- with .Values.webhook.token }}
 {{- if .secretName }}
 - secret:
-    name: {{ .secretName }}
+    name: {{ quote .secretName }}
     items:
-      - key: {{ .key }}
+      - key: {{ quote .key }}
         path: token
 {{- end }}
 {{- end }}
 {{- end }}
-{{- end }}
 
-{{/* "true" if the webhook's URL holds what must not be shown. */}}
+{{/* "true" if the webhook's URL has a user, a password or a query. */}}
 {{- define "aks-audit.webhookUrlIsSecret" -}}
-{{- if regexMatch "[@?]" .Values.webhook.url }}true{{ end }}
+{{- if regexMatch "[@?]" (default "" .Values.webhook.url) }}true{{ end }}
 {{- end }}
 
-{{/* The audit policy as the forwarder reads it; nothing if there is none, or one that is built in. */}}
+{{/* The audit policy as a map, from a map or from text. Empty if there is none or it is a preset; with a key Error if it is not YAML. */}}
 {{- define "aks-audit.auditPolicy" -}}
-{{- if and .Values.auditPolicy (kindIs "map" .Values.auditPolicy) }}
-{{- merge (deepCopy .Values.auditPolicy) (dict "apiVersion" "audit.k8s.io/v1" "kind" "Policy") | toYaml }}
+{{- $policy := .Values.auditPolicy }}
+{{- if and (kindIs "string" $policy) (not (has $policy (list "" "quiet" "security"))) }}
+{{- $policy = fromYaml $policy }}
+{{- end }}
+{{- if and $policy (kindIs "map" $policy) }}
+{{- merge (deepCopy $policy) (dict "apiVersion" "audit.k8s.io/v1" "kind" "Policy") | toYaml }}
 {{- end }}
 {{- end }}
 
-{{/* What is secret, as a map of environment variables. */}}
+{{/* The hub's connection string. KEDA looks for checkpoints under the spelling that it finds here, and they are in lower case. */}}
+{{- define "aks-audit.hubConnection" -}}
+{{- $text := default "" .Values.eventHub.connectionString | trim }}
+{{- if include "aks-audit.scaled" . }}
+{{- range regexFindAll "(?i)(^|;)\\s*(Endpoint=sb://[^/;]*|EntityPath=[^;]*)" $text -1 }}
+{{- $key := regexFind "^;?\\s*[A-Za-z]+=" . }}
+{{- $text = replace . (print $key (trimPrefix $key . | lower)) $text }}
+{{- end }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
+{{/* Secret settings, as a map of environment variables. */}}
 {{- define "aks-audit.secrets" -}}
-{{- with .Values.eventHub.connectionString | trim }}
-EhubNamespaceConnectionString: {{ quote . }}
+{{- $proxy := and .Values.httpsProxy (contains "@" .Values.httpsProxy) .Values.httpsProxy }}
+{{- range $name, $value := dict
+  "EhubNamespaceConnectionString" (include "aks-audit.hubConnection" .)
+  "BlobStorageConnectionString" (default "" .Values.blobStorage.connectionString | trim)
+  "WebSinkHeaders" (and .Values.webhook.headers (toJson .Values.webhook.headers))
+  "WebSinkURL" (and (include "aks-audit.webhookUrlIsSecret" .) .Values.webhook.url)
+  "HTTPS_PROXY" $proxy
+  "https_proxy" $proxy
+}}
+{{- with $value }}
+{{ $name }}: {{ quote . }}
 {{- end }}
-{{- with .Values.blobStorage.connectionString | trim }}
-BlobStorageConnectionString: {{ quote . }}
-{{- end }}
-{{- with .Values.webhook.headers }}
-WebSinkHeaders: {{ toJson . | quote }}
-{{- end }}
-{{- if include "aks-audit.webhookUrlIsSecret" . }}
-WebSinkURL: {{ quote .Values.webhook.url }}
 {{- end }}
 {{- end }}
 
-{{/* What is not, likewise. Whole numbers go through int64: a float would be written as 1.048576e+06. */}}
+{{/* The other settings. Whole numbers go through int64: a float would be written as 1.048576e+06. */}}
 {{- define "aks-audit.config" -}}
+{{- $files := and .Values.secretProviderClass (not .Values.existingSecret) }}
+{{- $webhook := include "aks-audit.webhookFiles" . }}
+{{- $tls := .Values.webhook.tls | default dict }}
+{{- $policy := include "aks-audit.auditPolicy" . | empty | ternary .Values.auditPolicy "/etc/aks-audit/policy/policy.yaml" }}
+{{- $proxy := and .Values.httpsProxy (not (contains "@" .Values.httpsProxy)) .Values.httpsProxy }}
+{{- range $name, $value := dict
+  "EventHubNamespace" .Values.eventHub.namespace
+  "EventHubName" .Values.eventHub.name
+  "EhubNamespaceConnectionString_FILE" (and $files (not .Values.eventHub.namespace) "/mnt/secrets-store/EhubNamespaceConnectionString")
+  "BlobAccountUrl" .Values.blobStorage.accountUrl
+  "BlobStorageConnectionString_FILE" (and $files .Values.blobStorage.inExistingSecret "/mnt/secrets-store/BlobStorageConnectionString")
+  "WebSinkURL" (and (include "aks-audit.webhookUrlIsSecret" . | empty) (include "aks-audit.webhookUrl" .))
+  "WebSinkTokenFile" (and (.Values.webhook.token).secretName (print $webhook "/token"))
+  "WebSinkCAFile" (and $tls.secretName $tls.ca (print $webhook "/ca.crt"))
+  "WebSinkCertFile" (and $tls.secretName $tls.clientCertificate (print $webhook "/tls.crt"))
+  "WebSinkKeyFile" (and $tls.secretName $tls.clientCertificate (print $webhook "/tls.key"))
+  "AuditPolicyFile" $policy
+  "ClusterAnnotation" .Values.clusterAnnotation
+  "ResourceIds" (default list .Values.resourceIds | join ",")
+  "TrustedCAFile" (and (or (.Values.trustedCA).configMapName (.Values.trustedCA).secretName) "/etc/aks-audit/trusted-ca/ca.crt")
+  "HTTPS_PROXY" $proxy
+  "https_proxy" $proxy
+  "NO_PROXY" .Values.noProxy
+  "no_proxy" .Values.noProxy
+}}
+{{- /* The proxy in both spellings: Python prefers the lower-case ones, which AKS sets where the cluster has a proxy. */}}
+{{- with $value }}
+{{ $name }}: {{ quote . }}
+{{- end }}
+{{- end }}
 {{- with .Values.eventHub }}
-{{- with .namespace }}
-EventHubNamespace: {{ quote . }}
-{{- end }}
-{{- with .name }}
-EventHubName: {{ quote . }}
-{{- end }}
 ConsumerGroup: {{ quote .consumerGroup }}
 StartPosition: {{ quote .startPosition }}
 HubTransport: {{ quote .transport }}
@@ -74,43 +115,16 @@ LoadBalancingInterval: {{ quote .loadBalancingIntervalSeconds }}
 OwnershipExpiry: {{ quote .ownershipExpirySeconds }}
 ReceiveBufferBytes: {{ int64 .receiveBufferBytes | quote }}
 {{- end }}
-{{- with .Values.blobStorage }}
-{{- with .accountUrl }}
-BlobAccountUrl: {{ quote . }}
-{{- end }}
-BlobContainerName: {{ quote .containerName }}
-{{- end }}
+BlobContainerName: {{ quote .Values.blobStorage.containerName }}
 StateDirectory: {{ quote .Values.persistence.stateDirectory }}
 CheckpointInterval: {{ quote .Values.checkpointIntervalSeconds }}
 DeadLetterMaxBytes: {{ int64 .Values.deadLetterMaxBytes | quote }}
-{{- if not (include "aks-audit.webhookUrlIsSecret" .) }}
-WebSinkURL: {{ include "aks-audit.webhookUrl" . | quote }}
-{{- end }}
 {{- with .Values.webhook }}
 WebSinkMaxEvents: {{ int64 .maxEvents | quote }}
 WebSinkMaxBytes: {{ int64 .maxBytes | quote }}
 WebSinkConcurrency: {{ int64 .concurrency | quote }}
 WebSinkTimeout: {{ quote .timeoutSeconds }}
 WebSinkMaxRejects: {{ int64 .maxRejects | quote }}
-{{- if .token.secretName }}
-WebSinkTokenFile: {{ include "aks-audit.webhookFiles" . }}/token
-{{- end }}
-{{- if and .tls.secretName .tls.ca }}
-WebSinkCAFile: {{ include "aks-audit.webhookFiles" . }}/ca.crt
-{{- end }}
-{{- if and .tls.secretName .tls.clientCertificate }}
-WebSinkCertFile: {{ include "aks-audit.webhookFiles" . }}/tls.crt
-WebSinkKeyFile: {{ include "aks-audit.webhookFiles" . }}/tls.key
-{{- end }}
-{{- end }}
-{{- with .Values.auditPolicy }}
-AuditPolicyFile: {{ kindIs "map" . | ternary "/etc/aks-audit/policy/policy.yaml" . | quote }}
-{{- end }}
-{{- if .Values.clusterAnnotation }}
-ClusterAnnotation: "true"
-{{- end }}
-{{- with .Values.resourceIds }}
-ResourceIds: {{ join "," . | quote }}
 {{- end }}
 VerboseLevel: {{ int64 .Values.verboseLevel | quote }}
 LogFormat: {{ quote .Values.logFormat }}

@@ -1,117 +1,172 @@
 {{/*
-Rules across keys, a sentence each; those of one key are in values.schema.json. No sentence repeats a value: it may be a
+Rules across keys, one sentence each; those of one key are in values.schema.json. No sentence repeats a value, which may be a
 secret. All that are broken are reported together.
 */}}
-{{- define "aks-audit.validate" -}}
-{{- $errors := list }}
-{{- $hub := .Values.eventHub.connectionString | trim }}
-{{- $blob := .Values.blobStorage.connectionString | trim }}
 
-{{- if not (or $hub .Values.eventHub.namespace .Values.existingSecret) }}
-{{- $errors = append $errors "No Event Hub is given: set eventHub.connectionString, or existingSecret, or eventHub.namespace to log in with Microsoft Entra ID." }}
-{{- end }}
-{{- if and $hub .Values.eventHub.namespace }}
-{{- $errors = append $errors "eventHub.connectionString and eventHub.namespace are two ways of logging in: leave one of them out." }}
-{{- end }}
-{{- if regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub }}
-{{- $errors = append $errors "eventHub.connectionString holds a storage account's connection string: move it to blobStorage.connectionString and set the Event Hubs namespace's here, which begins with Endpoint=sb://." }}
-{{- end }}
-{{- if regexMatch "(?i)Endpoint=sb://" $blob }}
-{{- $errors = append $errors "blobStorage.connectionString holds an Event Hubs connection string: move it to eventHub.connectionString and set the storage account's here, which holds AccountName=, or leave it empty." }}
-{{- end }}
-{{- if le (float64 .Values.eventHub.ownershipExpirySeconds) (float64 .Values.eventHub.loadBalancingIntervalSeconds) }}
-{{- $errors = append $errors "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: partitions are lost between two renewals otherwise." }}
+{{/* Keys that need a value: always, or where their block is used. */}}
+{{- define "aks-audit.required" -}}
+always: >-
+  image.repository image.pullPolicy eventHub.consumerGroup eventHub.startPosition eventHub.transport eventHub.categories
+  eventHub.loadBalancingIntervalSeconds eventHub.ownershipExpirySeconds eventHub.receiveBufferBytes
+  blobStorage.containerName persistence.enabled persistence.size persistence.stateDirectory checkpointIntervalSeconds
+  deadLetterMaxBytes webhook.maxEvents webhook.maxBytes webhook.concurrency webhook.timeoutSeconds webhook.maxRejects
+  webhook.service.create webhook.service.name webhook.service.port webhook.service.targetPort verboseLevel logFormat
+  replicaCount shutdownGraceSeconds stallTimeoutSeconds serviceAccount.create metrics.port
+used: >-
+  metrics.service.enabled metrics.service.port webhook.tls.ca webhook.token.key prometheusRule.retentionHours
+  prometheusRule.retentionShare prometheusRule.deadLettersPerHour prometheusRule.quietHours prometheusRule.runbookUrl
+  dashboard.label dashboard.labelValue podDisruptionBudget.maxUnavailable networkPolicy.metricsFrom keda.partitions
+  keda.minReplicas keda.maxReplicas keda.messagesPerReplica keda.pollingIntervalSeconds
 {{- end }}
 
-{{- if kindIs "map" .Values.auditPolicy }}
-{{- range $index, $rule := .Values.auditPolicy.rules }}
+{{/* Rules of the audit policy; the forwarder checks the rest at its start. Rules are counted from 1, as policy explain does. */}}
+{{- define "aks-audit.policyErrors" -}}
+{{- $policy := include "aks-audit.auditPolicy" . | fromYaml }}
+{{- if or $policy.Error (and .Values.auditPolicy (not $policy) (not (has .Values.auditPolicy (list "quiet" "security")))) }}
+- 'auditPolicy is none of: quiet, security, a Policy as a map, the text of a file with a Policy.'
+{{- else if $policy }}
+{{- if or (ne $policy.apiVersion "audit.k8s.io/v1") (ne $policy.kind "Policy") }}
+- 'auditPolicy must have apiVersion audit.k8s.io/v1 and kind Policy, or neither.'
+{{- end }}
+{{- range $key := keys (omit $policy "apiVersion" "kind" "metadata" "rules" "omitStages" "omitManagedFields") | sortAlpha }}
+- 'auditPolicy has an unknown field, {{ $key }}.'
+{{- end }}
+{{- if or (not $policy.rules) (not (kindIs "slice" $policy.rules)) }}
+- 'auditPolicy.rules is empty: events that no rule names are dropped, so nothing would be forwarded.'
+{{- else }}
+{{- range $index, $rule := $policy.rules }}
+{{- $name := printf "auditPolicy rule %d" (add1 $index) }}
+{{- if not (kindIs "map" $rule) }}
+- '{{ $name }} is not a map.'
+{{- else }}
+{{- if not (has $rule.level (list "None" "Metadata" "Request" "RequestResponse")) }}
+- '{{ $name }}: level must be None, Metadata, Request or RequestResponse.'
+{{- end }}
+{{- range $key := keys (omit $rule "level" "users" "userGroups" "verbs" "namespaces" "resources" "nonResourceURLs" "omitStages" "omitManagedFields") | sortAlpha }}
+- '{{ $name }} has an unknown field, {{ $key }}.'
+{{- end }}
 {{- if and $rule.nonResourceURLs (or $rule.resources $rule.namespaces) }}
-{{- $errors = append $errors (printf "auditPolicy: rule %d is for nonResourceURLs and for resources or namespaces, and no request has both: make it two rules." (add1 $index)) }}
+- '{{ $name }} has nonResourceURLs and resources or namespaces. No request matches both: split it into two rules.'
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{- $logins := list }}
+{{- define "aks-audit.validate" -}}
+{{- $missing := list }}
+{{- range $scope, $paths := include "aks-audit.required" . | fromYaml }}
+{{- range $path := splitList " " $paths }}
+{{- $parent := dict }}
+{{- $value := $.Values }}
+{{- range splitList "." $path }}
+{{- $parent = $value }}
+{{- $value = kindIs "map" $value | ternary (index (kindIs "map" $value | ternary $value dict) .) nil }}
+{{- end }}
+{{- $used := and (kindIs "map" $parent) (or (eq $path "metrics.service.enabled") (ne (toString (default dict $parent).enabled) "false")) }}
+{{- if and (kindIs "invalid" $value) (or (eq $scope "always") $used) }}{{ $missing = append $missing $path }}{{ end }}
+{{- end }}
+{{- end }}
+{{- with $missing }}
+{{- fail (printf "No value for %s: either null was given, or helm upgrade --reuse-values took the values of an older chart that did not have it. Leave null out, or use --reset-then-reuse-values." (join ", " .)) }}
+{{- end }}
+
+{{- $hub := .Values.eventHub.connectionString | default "" | trim }}
+{{- $blob := .Values.blobStorage.connectionString | default "" | trim }}
+{{- $quoted := "^[\"'].*[\"']$" }}
+{{- $shared := include "aks-audit.sharedStorage" . }}
+{{- $secret := or .Values.existingSecret .Values.secretProviderClass }}
+{{- $given := or $hub .Values.eventHub.namespace $secret (include "aks-audit.inExtraEnv" (list . "EhubNamespaceConnectionString")) (include "aks-audit.inExtraEnv" (list . "EventHubNamespace")) }}
+{{- $blobLogins := list }}
 {{- range $key := list "connectionString" "accountUrl" "inExistingSecret" }}
-{{- if index $.Values.blobStorage $key }}{{ $logins = append $logins (print "blobStorage." $key) }}{{ end }}
+{{- if index $.Values.blobStorage $key }}{{ $blobLogins = append $blobLogins (print "blobStorage." $key) }}{{ end }}
 {{- end }}
-{{- if gt (len $logins) 1 }}
-{{- $errors = append $errors (printf "%s are two ways of logging in: leave one of them out." (join " and " $logins)) }}
-{{- end }}
-{{- if and .Values.blobStorage.inExistingSecret (not .Values.existingSecret) }}
-{{- $errors = append $errors "blobStorage.inExistingSecret needs existingSecret, the name of the Secret with BlobStorageConnectionString." }}
-{{- end }}
-{{- if and .Values.persistence.existingClaim (include "aks-audit.sharedStorage" .) }}
-{{- $errors = append $errors "persistence.existingClaim has no effect with blobStorage, which keeps the checkpoints: leave one of them out." }}
-{{- end }}
-{{- if and (gt (int .Values.replicaCount) 1) (not (include "aks-audit.sharedStorage" .)) }}
-{{- $errors = append $errors "replicaCount above 1 needs checkpoints that replicas share: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret), or set replicaCount to 1." }}
+{{- $tls := default dict .Values.webhook.tls }}
+{{- $scrapes := list }}
+{{- if .Values.metrics.scrapeAnnotations }}{{ $scrapes = append $scrapes "metrics.scrapeAnnotations" }}{{ end }}
+{{- if (.Values.metrics.serviceMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.serviceMonitor.enabled" }}{{ end }}
+{{- if (.Values.metrics.podMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.podMonitor.enabled" }}{{ end }}
+{{- $keda := ternary .Values.keda dict (include "aks-audit.scaled" . | eq "true") }}
+{{- $maxReplicas := int $keda.maxReplicas | default (int $keda.partitions) }}
+
+{{- $budget := default dict .Values.podDisruptionBudget }}
+{{- $replicas := int (default .Values.replicaCount $keda.minReplicas) }}
+{{- $available := toString (default "" $budget.minAvailable) }}
+{{- $kept := hasSuffix "%" $available | ternary (divf (mulf (trimSuffix "%" $available) $replicas) 100 | ceil) (float64 $available) }}
+{{- $blocks := empty $available | ternary (regexMatch "^0+%?$" (toString $budget.maxUnavailable)) (ge (float64 $kept) (float64 $replicas)) }}
+
+{{- $errors := list }}
+{{- range $rule := list
+  (list (eq (toString .Values.enabled) "false")
+    "enabled is false, but only the condition of a parent chart's dependency can turn this chart off: add condition: aks-audit.enabled to it.")
+  (list (not $given) (print
+    "No Event Hub is given: set eventHub.connectionString, existingSecret, secretProviderClass, or eventHub.namespace for Microsoft Entra ID."
+    (.Release.IsUpgrade | ternary " helm upgrade forgets the --set values of earlier commands: add --reset-then-reuse-values, or keep your values in a file and pass it each time with --values." "")))
+  (list (and $hub .Values.eventHub.namespace)
+    "eventHub.connectionString is mutually exclusive with eventHub.namespace.")
+  (list (regexMatch $quoted $hub)
+    "eventHub.connectionString has quotes around it: remove them.")
+  (list (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)
+    "eventHub.connectionString is the connection string of a storage account: set blobStorage.connectionString to it, and eventHub.connectionString to that of the Event Hubs namespace, which begins with Endpoint=sb://.")
+  (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint=sb://." $hub) (regexMatch "(?i)SharedAccess(Key|Signature)=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
+    "eventHub.connectionString is not a connection string of Event Hubs, which has Endpoint=sb:// and SharedAccessKey= (or SharedAccessSignature=): copy all of it.")
+  (list (regexMatch $quoted $blob)
+    "blobStorage.connectionString has quotes around it: remove them.")
+  (list (regexMatch "(?i)Endpoint=sb://" $blob)
+    "blobStorage.connectionString is a connection string of Event Hubs: set eventHub.connectionString to it, and blobStorage.connectionString to that of the storage account, which has AccountName=, or leave it empty.")
+  (list (not (regexMatch "(?i)^$|(AccountName|BlobEndpoint|UseDevelopmentStorage|Endpoint)=." $blob))
+    "blobStorage.connectionString is not a connection string of a storage account, which has AccountName= and AccountKey= (or BlobEndpoint= and SharedAccessSignature=): copy all of it.")
+  (list (le (float64 .Values.eventHub.ownershipExpirySeconds) (float64 .Values.eventHub.loadBalancingIntervalSeconds))
+    "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: otherwise partitions expire between two renewals.")
+  (list (gt (len $blobLogins) 1)
+    (printf "%s are mutually exclusive." (join ", " $blobLogins)))
+  (list (and .Values.blobStorage.inExistingSecret (not $secret))
+    "blobStorage.inExistingSecret requires existingSecret or secretProviderClass, which has BlobStorageConnectionString.")
+  (list (and .Values.persistence.existingClaim $shared)
+    "persistence.existingClaim is mutually exclusive with blobStorage, which stores the checkpoints.")
+  (list (and (gt (int .Values.replicaCount) 1) (not $shared))
+    "replicaCount above 1 requires checkpoints that replicas share: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret), or set replicaCount to 1.")
+  (list (not (or $shared .Values.persistence.existingClaim (le (int64 .Values.deadLetterMaxBytes) (include "aks-audit.bytes" .Values.persistence.size | int64))))
+    "deadLetterMaxBytes exceeds persistence.size: the volume would be full before old dead letters are deleted.")
+  (list (and (.Values.trustedCA).configMapName .Values.trustedCA.secretName)
+    "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
+  (list (and (.Values.workloadIdentity).enabled (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create)
+    "workloadIdentity.enabled requires workloadIdentity.clientId, the client ID of the managed identity.")
+  (list (regexMatch "(://|@|:[^/]*$)" .Values.image.repository)
+    "image.repository is a name such as registry.example.com/aks-audit: leave out https://, and set image.tag or image.digest instead of a tag or digest in it.")
+  (list (and $tls.clientCertificate (not $tls.secretName))
+    "webhook.tls.clientCertificate requires webhook.tls.secretName, a Secret with tls.crt and tls.key.")
+  (list (and $tls.secretName (not (hasPrefix "https://" .Values.webhook.url)))
+    "webhook.tls.secretName requires an https:// URL in webhook.url. If existingSecret has WebSinkURL, set webhook.url to the same URL without user, password and query.")
+  (list (gt (len $scrapes) 1)
+    (printf "%s are mutually exclusive: each has the pods scraped, and everything would be counted more than once." (join ", " $scrapes)))
+  (list (and (.Values.metrics.serviceMonitor).enabled (not (.Values.metrics.service).enabled))
+    "metrics.serviceMonitor.enabled requires metrics.service.enabled. metrics.podMonitor.enabled does not need the Service.")
+  (list (and $budget.enabled $replicas $blocks)
+    "podDisruptionBudget lets no pod be evicted, so no node can be drained and AKS refuses to upgrade the cluster: set maxUnavailable to 1 and remove minAvailable, or use more replicas than minAvailable.")
+  (list (and $keda (not $shared))
+    "keda.enabled requires checkpoints that replicas share, which KEDA reads too: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret).")
+  (list (and $keda $shared (ne (empty .Values.eventHub.namespace) (empty .Values.blobStorage.accountUrl)))
+    "keda.enabled requires the same authentication for hub and storage account: connection strings for both, or eventHub.namespace and blobStorage.accountUrl.")
+  (list (and $keda $shared (not (or $hub .Values.existingSecret .Values.eventHub.namespace)))
+    "keda.enabled requires the connection strings in a Secret, where KEDA reads them: set existingSecret to the one that the CSI driver syncs, or use Microsoft Entra ID.")
+  (list (and $keda (gt $maxReplicas (int $keda.partitions)))
+    "keda.maxReplicas exceeds keda.partitions: additional replicas would have no partition to read.")
+  (list (and $keda (gt (int $keda.minReplicas) $maxReplicas))
+    "keda.minReplicas exceeds keda.maxReplicas (or keda.partitions if that is 0).")
+}}
+{{- if first $rule }}{{ $errors = append $errors (last $rule) }}{{ end }}
 {{- end }}
 
-{{- if .Values.existingSecret }}
-{{- range $name, $value := include "aks-audit.secrets" . | fromYaml }}
-{{- $key := get (dict "EhubNamespaceConnectionString" "eventHub.connectionString" "BlobStorageConnectionString" "blobStorage.connectionString" "WebSinkHeaders" "webhook.headers" "WebSinkURL" "webhook.url with a user, password or query in it") $name }}
-{{- $errors = append $errors (printf "existingSecret is used in place of %s: put that into the Secret as %s and leave it out of the values." $key $name) }}
+{{- range $name, $value := empty $secret | ternary dict (include "aks-audit.secrets" . | fromYaml) }}
+{{- $key := get (dict "EhubNamespaceConnectionString" "eventHub.connectionString" "BlobStorageConnectionString" "blobStorage.connectionString" "WebSinkHeaders" "webhook.headers" "WebSinkURL" "webhook.url with a user, password or query" "HTTPS_PROXY" "httpsProxy with a user or password") $name }}
+{{- if and $key (or $.Values.existingSecret (hasSuffix "ConnectionString" $name)) }}
+{{- $errors = append $errors (printf "%s is mutually exclusive with %s: store it there as %s, and remove it from the values." $key (empty $.Values.existingSecret | ternary "secretProviderClass" "existingSecret") $name) }}
 {{- end }}
 {{- end }}
 
-{{- with .Values.workloadIdentity }}
-{{- if and .enabled (not .clientId) $.Values.serviceAccount.create }}
-{{- $errors = append $errors "workloadIdentity.enabled needs workloadIdentity.clientId, the client ID of the managed identity." }}
-{{- end }}
-{{- end }}
-
-{{- with .Values.webhook.tls }}
-{{- if and .clientCertificate (not .secretName) }}
-{{- $errors = append $errors "webhook.tls.clientCertificate needs webhook.tls.secretName, the Secret with tls.crt and tls.key." }}
-{{- end }}
-{{- if and .secretName (not (hasPrefix "https://" $.Values.webhook.url)) }}
-{{- $errors = append $errors "webhook.tls.secretName has no effect on plain HTTP: set webhook.url to an https:// address, or leave it out." }}
-{{- end }}
-{{- end }}
-
-{{- with .Values.metrics }}
-{{- $ways := list }}
-{{- if .scrapeAnnotations }}{{ $ways = append $ways "metrics.scrapeAnnotations" }}{{ end }}
-{{- range $key := list "serviceMonitor" "podMonitor" }}
-{{- if (default dict (get $.Values.metrics $key)).enabled }}{{ $ways = append $ways (printf "metrics.%s.enabled" $key) }}{{ end }}
-{{- end }}
-{{- if gt (len $ways) 1 }}
-{{- $errors = append $errors (printf "%s would each have the pods scraped, and everything counted more than once: leave one of them on." (join " and " $ways)) }}
-{{- end }}
-{{- if and (has "metrics.serviceMonitor.enabled" $ways) (not .service.enabled) }}
-{{- $errors = append $errors "metrics.serviceMonitor.enabled needs metrics.service.enabled: turn that on, or use metrics.podMonitor.enabled, which needs no Service." }}
-{{- end }}
-{{- end }}
-
-{{- range $key := list "prometheusRule" "dashboard" "networkPolicy" "keda" }}
-{{- $group := default dict (get $.Values $key) }}
-{{- if and $group.enabled (eq (len $group) 1) }}
-{{- $errors = append $errors (printf "%s came with a later chart than the values that helm upgrade --reuse-values takes: use --reset-then-reuse-values." $key) }}
-{{- end }}
-{{- end }}
-
-{{- with .Values.keda }}
-{{- if and .enabled .partitions }}
-{{- $max := default .partitions .maxReplicas | int }}
-{{- if not (include "aks-audit.sharedStorage" $) }}
-{{- $errors = append $errors "keda.enabled needs checkpoints that replicas share, which KEDA reads too: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret)." }}
-{{- else if ne (empty $.Values.eventHub.namespace) (empty $.Values.blobStorage.accountUrl) }}
-{{- $errors = append $errors "keda.enabled needs hub and storage account to be logged in to in the same way: both by connection string, or both by eventHub.namespace and blobStorage.accountUrl." }}
-{{- end }}
-{{- if gt $max (int .partitions) }}
-{{- $errors = append $errors "keda.maxReplicas exceeds keda.partitions: a replica more than the hub has partitions reads nothing." }}
-{{- end }}
-{{- if gt (int .minReplicas) $max }}
-{{- $errors = append $errors "keda.minReplicas exceeds keda.maxReplicas (or keda.partitions, where that is 0)." }}
-{{- end }}
-{{- if regexMatch "(Endpoint=sb://[^/;]*|EntityPath=[^;]*)[A-Z]" $hub }}
-{{- $errors = append $errors "eventHub.connectionString has capital letters in the namespace or in EntityPath: checkpoints lie at paths in lower case, and KEDA would find none. Write them in lower case, which is the same to Event Hubs." }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{- with $errors }}
+{{- with concat $errors (include "aks-audit.policyErrors" . | fromYamlArray) }}
 {{- fail (join "\n" .) }}
 {{- end }}
 {{- end }}

@@ -17,7 +17,7 @@ from support.environment import Environment, environment
 from support.harness import Samples
 from support.prometheus import prometheus, tool
 
-SCRAPED = {"namespace", "pod", "instance", "job"}
+SCRAPED = {"namespace", "pod", "instance", "job", "cluster", "app_kubernetes_io_instance"}
 """Labels that Prometheus adds."""
 
 
@@ -42,9 +42,9 @@ def dashboard() -> dict[str, Any]:
     """Return the dashboard as the ConfigMap holds it."""
     manifests = chart.render("--values", chart.DEFAULT, "--set", "dashboard.enabled=true")
     (text,) = (
-        item["data"]["aks-audit.json"]
+        item["data"]["sysdig-agent-aks-audit.json"]
         for item in chart.of_kind(manifests, "ConfigMap")
-        if "aks-audit.json" in item["data"]
+        if "sysdig-agent-aks-audit.json" in item["data"]
     )
     found: dict[str, Any] = json.loads(text)
     return found
@@ -62,8 +62,9 @@ def queries() -> Iterator[tuple[str, str]]:
     """Yield the title of each panel with each of its queries, variables filled in."""
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", []):
-            expression = target["expr"].replace("$job", ".+").replace("$__rate_interval", "4s")
-            yield panel["title"], expression.replace("$__range", "1m")
+            expression = re.sub(r"\$(cluster|namespace|release)", ".*", target["expr"])
+            expression = expression.replace("$__rate_interval", "4s").replace("$__range", "1m")
+            yield panel["title"], expression
 
 
 # A forwarder with which all is well, as Prometheus has it: a value a minute for four hours.
@@ -73,6 +74,7 @@ WELL = {
     "aks_audit_hub_partitions": "2x240",
     "aks_audit_partitions_owned": "2x240",
     "aks_audit_sink_up": "1x240",
+    'aks_audit_tls_certificate_expiry_seconds{file="/etc/tls.crt"}': "7776000x240",
     "aks_audit_dead_letters_waiting": "0x240",
     "process_start_time_seconds": "100x240",
 } | {
@@ -97,7 +99,8 @@ def series(*names: str, values: str) -> dict[str, str]:
     return {one: values for one in WELL if one.startswith(names)}
 
 
-# Another release: nothing of it may make ours look bad, or hide that ours is.
+# Another release, in the same namespace and in another: nothing of it may make ours look bad, or
+# hide that ours is.
 NEIGHBOUR = dict.fromkeys(WELL, "0+999x240") | {
     "aks_audit_build_info": "1x240",
     "aks_audit_hub_up": "1x240",
@@ -193,10 +196,13 @@ CASES = {
         QUIET | {"aks_audit_hub_up": "1x60 0x180"}, {65: "", 75: "HubDown", 180: "HubDown"}
     ),
     "the hub is quiet": Case(QUIET, {120: "", 140: "HubQuiet"}),
-    "one replica of two does not reach the hub": Case(BLIND, {75: "", 140: ""}),
-    "the other sees that the hub is quiet": Case(QUIET | BLIND, {140: "HubQuiet"}),
+    "one replica of two does not reach the hub": Case(
+        BLIND, {9: "", 12: "HubDown", 140: "HubDown"}
+    ),
+    "the other sees that the hub is quiet": Case(QUIET | BLIND, {140: "HubDown HubQuiet"}),
     "and that a partition has no reader": Case(
-        BLIND | {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
+        BLIND | {"aks_audit_partitions_owned": "2x60 1x180"},
+        {65: "HubDown", 75: "HubDown PartitionUnowned"},
     ),
     "the hub is quiet, as it may be": Case(QUIET, {140: ""}, ("prometheusRule.quietHours=2",)),
     "nothing is read, for much waits": Case(
@@ -224,6 +230,14 @@ CASES = {
     "another program restarts without end": Case(
         {'process_start_time_seconds{pod="c",instance="c"}': "100+300x240"}, {62: ""}
     ),
+    "a certificate expires in less than a week": Case(
+        {'aks_audit_tls_certificate_expiry_seconds{file="/etc/tls.crt"}': "608400x240"},
+        {59: "", 62: "CertificateExpiring"},
+    ),
+    "a certificate has expired": Case(
+        {'aks_audit_tls_certificate_expiry_seconds{file="/etc/tls.crt"}': "0x240"},
+        {1: "CertificateExpiring"},
+    ),
     "restarts without end": Case(
         {"process_start_time_seconds": "100x60 3700+300x180"}, {62: "", 64: "Restarting"}
     ),
@@ -233,13 +247,17 @@ CASES = {
 def promtool_test(case: Case) -> dict[str, Any]:
     """Write a case as promtool reads it."""
 
-    def scraped(namespace: str, name: str) -> str:
+    def scraped(namespace: str, release: str, name: str) -> str:
         bare, _, labels = name.partition("{")
-        pod = "" if labels.startswith("pod=") else 'pod="a",instance="a",'
-        return f'{bare}{{namespace="{namespace}",{pod}{labels or "}"}'
+        target = f'namespace="{namespace}",app_kubernetes_io_instance="{release}",'
+        if not labels.startswith("pod="):
+            target += f'pod="{release}-a",instance="{namespace}-{release}",'
+        return f"{bare}{{{target}{labels or '}'}"
 
-    found = {scraped("sysdig-agent", name): text for name, text in {**WELL, **case.differs}.items()}
-    found |= {scraped("another", name): text for name, text in NEIGHBOUR.items()}
+    ours = {**WELL, **case.differs}
+    found = {scraped("sysdig-agent", "aks-audit", name): text for name, text in ours.items()}
+    for place in (("another", "aks-audit"), ("sysdig-agent", "west")):
+        found |= {scraped(*place, name): text for name, text in NEIGHBOUR.items()}
     firing = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {
         "interval": "1m",
@@ -297,15 +315,23 @@ def test_every_alert_leads_to_its_runbook() -> None:
         assert anchor in headings
         assert rule["labels"] == {
             "namespace": "sysdig-agent",
+            "release": "aks-audit",
             "severity": rule["labels"]["severity"],
         }
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+# Exported only where certificates are given, or by a version of the forwarder after this chart's.
+OPTIONAL = {"aks_audit_tls_certificate_expiry_seconds", "aks_audit_post_concurrency"}
 
 
 def unknown(expression: str, exported: Samples) -> Iterator[str]:
     """Yield what an expression says of metrics that no sample has: names, labels, values."""
-    everywhere = set(SCRAPED)
+    everywhere = {*SCRAPED, "file"}
     for name, matchers in re.findall(r"\b((?:aks_audit|process)_\w+)(?:{([^}]*)})?", expression):
+        if name in OPTIONAL:
+            continue
         samples = [dict(labels) for (have, labels) in exported if have == name]
         if not samples:
             yield name
@@ -356,14 +382,14 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
     ):
         await forwarder.listening()
         target = f"127.0.0.1:{forwarder.port}"
-        async with prometheus(tmp_path, target, written, namespace="sysdig-agent") as server:
+        labels = {"namespace": "sysdig-agent", "app_kubernetes_io_instance": "aks-audit"}
+        async with prometheus(tmp_path, target, written, **labels) as server:
             async with stage.traffic(200):
-                missing = dict(queries())
+                asked = [one for one in queries() if not any(name in one[1] for name in OPTIONAL)]
+                missing = dict(asked)
                 for _ in range(100):
                     await busy(stage)
-                    missing = {
-                        title: text for title, text in queries() if not await server.query(text)
-                    }
+                    missing = {title: text for title, text in asked if not await server.query(text)}
                     if not missing:
                         break
                     await asyncio.sleep(0.5)
@@ -394,9 +420,31 @@ def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
     assert max(x for x, _ in taken) == 23
     titles = [panel["title"] for panel in panels if panel["type"] == "row"]
     assert titles == [
-        "Is it flowing?",
-        "How far behind is it?",
-        "What is lost or dead?",
-        "Who is slow: webhook, hub or store?",
+        "Delivery",
+        "Backlog",
+        "Lost messages and dead letters",
+        "Webhook, hub and checkpoints",
         "Resources",
     ]
+
+
+def test_dashboards_of_two_releases_differ_in_uid_file_and_chosen_release() -> None:
+    names, uids = set(), set()
+    for release, namespace in (("east", "a"), ("west", "a"), ("east", "b"), ("e" * 53, "b")):
+        arguments = ("--values", chart.DEFAULT, "--set", "dashboard.enabled=true")
+        text = chart.helm("template", release, chart.CHART, "--namespace", namespace, *arguments)
+        (data,) = (
+            item["data"]
+            for item in yaml.safe_load_all(text)
+            if item and item["metadata"]["name"].endswith("-dashboard")
+        )
+        ((name, found),) = data.items()
+        board = json.loads(found)
+        names.add(name)
+        uids.add(board["uid"])
+        assert len(board["uid"]) <= 40
+        chosen = {one["name"]: one["current"] for one in board["templating"]["list"][1:]}
+        assert chosen["release"]["value"] == [release]
+        assert chosen["namespace"]["value"] == [namespace]
+        assert list(chosen) == ["cluster", "namespace", "release"]
+    assert len(names) == len(uids) == 4

@@ -87,15 +87,25 @@ def environment(
 
 
 def mounted_files(manifests: Iterable[Manifest]) -> list[str]:
-    """Return the paths of all files that come from Secrets."""
+    """Return the paths of all files that come from Secrets, existing ConfigMaps and a CSI driver.
+
+    The chart does not know what the driver mounts: those are the files that the environment names.
+    """
+    manifests = list(manifests)
     spec = pod(manifests)
     (container,) = spec["containers"]
     places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    return [
+    projected = [
         f"{places[volume['name']]}/{item['path']}"
         for volume in spec["volumes"]
         for source in volume.get("projected", {}).get("sources", [])
-        for item in source.get("secret", {}).get("items", [])
+        for kind in ("secret", "configMap")
+        for item in source.get(kind, {}).get("items", [])
+    ]
+    driven = [f"{places[volume['name']]}/" for volume in spec["volumes"] if "csi" in volume]
+    (config,) = (one for one in of_kind(manifests, "ConfigMap") if "ConsumerGroup" in one["data"])
+    return projected + [
+        text for text in config["data"].values() for place in driven if text.startswith(place)
     ]
 
 
