@@ -35,6 +35,7 @@ _LONGEST: Final = 16_384  # characters of one entry
 _FIELD: Final = 1_000  # characters of a field in an entry that is longer
 _QUEUE: Final = 4_194_304  # characters that wait at most
 _BATCH: Final = 0.05  # seconds to gather a batch
+_STDERR: Final = 2
 _AT_EXIT: Final = 1.0  # seconds for the last lines
 # Left in JSON by msgspec, though terminals interpret or hide it: C1 controls, changes of direction.
 _HIDDEN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -116,8 +117,12 @@ def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> 
     flush()
     try:
         _writer.descriptor = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # closed: its number may be another file's
+    except (AttributeError, OSError, ValueError):  # it is closed
         _writer.descriptor = None
+        # No socket may get its number: libuv 1.52 aborts when it closes one below 3.
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+            pass
+        os.close(descriptor)
     _state.threshold, _state.text = verbose_level, log_format == "text"
     _recent.clear()
     logging.getLogger().handlers = [logging.NullHandler()]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -186,6 +187,51 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Envir
     assert len(told) == 22
     for line, name in zip(told, nasty, strict=False):
         assert f" user={name!r} " in line
+
+
+def redirected(stage: Scene, to: str, **settings: str) -> Forwarder:
+    """Return a forwarder whose standard output is redirected by the shell."""
+    return Forwarder(
+        stage.settings(**settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
+    )
+
+
+async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
+    stage: Scene, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDWR)  # held open, and never read
+    async with redirected(stage, f"> {fifo}", VerboseLevel="4") as forwarder:
+        stage.ledger.publish(30_000)
+        await stage.webhook.until(lambda: stage.webhook.total == 30_000, timeout=60)
+        dropped = (await forwarder.metrics()).total("aks_audit_log_entries_dropped_total")
+        assert 0 < dropped < 30_000
+        forwarder.terminate()
+        assert await forwarder.wait(timeout=10) == 0
+    assert forwarder.stderr == ""
+    os.close(reader)
+
+
+@pytest.mark.parametrize("state", ["closed", "closed by its reader"])
+async def test_a_closed_standard_output_changes_nothing_else(
+    stage: Scene, tmp_path: Path, state: str
+) -> None:
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    to = ">&-" if state == "closed" else f"> {fifo}"
+    async with redirected(stage, to, VerboseLevel="4") as forwarder:
+        stage.ledger.publish(100)
+        await stage.webhook.until(lambda: stage.webhook.total == 100)
+        os.close(reader)
+        stage.ledger.publish(100)
+        await stage.webhook.until(lambda: stage.webhook.total == 200)
+        metrics = await forwarder.metrics()
+        assert metrics.total("aks_audit_log_entries_dropped_total") > 0
+        forwarder.terminate()
+        assert await forwarder.wait(timeout=10) == 0
+    assert forwarder.stderr == ""
 
 
 @pytest.fixture
