@@ -189,15 +189,15 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Envir
         assert f" user={name!r} " in line
 
 
-def redirected(stage: Scene, to: str, **settings: str) -> Forwarder:
+def redirected(stage: Environment, to: str, **settings: str) -> Forwarder:
     """Return a forwarder whose standard output is redirected by the shell."""
     return Forwarder(
-        stage.settings(**settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
+        stage.settings(None, **settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
     )
 
 
 async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
-    stage: Scene, tmp_path: Path
+    stage: Environment, tmp_path: Path
 ) -> None:
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
@@ -215,7 +215,7 @@ async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
 
 @pytest.mark.parametrize("state", ["closed", "closed by its reader"])
 async def test_a_closed_standard_output_changes_nothing_else(
-    stage: Scene, tmp_path: Path, state: str
+    stage: Environment, tmp_path: Path, state: str
 ) -> None:
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
