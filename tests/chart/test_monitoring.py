@@ -88,6 +88,7 @@ WELL = {
         ("aks_audit_checkpoints_total", ',result="ok"', "0+12x240"),
         ("aks_audit_checkpoints_total", ',result="error"', "0x240"),
         ("aks_audit_lost_messages_total", "", "0x240"),
+        ("aks_audit_partition_losses_total", "", "0x240"),
         ("aks_audit_lag_messages", "", "0x240"),
         ("aks_audit_oldest_undelivered_seconds", "", "0x240"),
     )
@@ -212,6 +213,13 @@ CASES = {
     "a partition has no reader": Case(
         {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
     ),
+    "another reader takes partitions": Case(
+        series("aks_audit_partition_losses_total", values="0x60 0+6x180"),
+        {89: "", 93: "PartitionsTaken"},
+    ),
+    "a replica that was frozen loses its partitions once": Case(
+        series("aks_audit_partition_losses_total", values="0x60 9x180"), {62: "", 75: "", 100: ""}
+    ),
     "partitions move between replicas": Case(
         {"aks_audit_partitions_owned": "2x60 1x5 2x180"}, {64: "", 75: ""}
     ),
@@ -322,8 +330,8 @@ def test_every_alert_leads_to_its_runbook() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-# Exported only where certificates are given, or by a version of the forwarder after this chart's.
-OPTIONAL = {"aks_audit_tls_certificate_expiry_seconds", "aks_audit_post_concurrency"}
+# Without a sample until a certificate is given or a partition is lost.
+OPTIONAL = {"aks_audit_tls_certificate_expiry_seconds", "aks_audit_partition_losses_total"}
 
 
 def unknown(expression: str, exported: Samples) -> Iterator[str]:
