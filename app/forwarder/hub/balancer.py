@@ -67,15 +67,12 @@ class Balancer:
             if one["owner_id"] and one["last_modified_time"] >= oldest
         }
         owned = [number for number in partitions if owners.get(number) == self._id]
-        share = await self._share(len(partitions), Counter(owners.values())) if readable else 0
         free = [number for number in partitions if number not in owners]
-        wanted = _RANDOM.sample(free, max(0, min(len(free), share - len(owned))))
-        waiting = len(owned) + len(wanted) < share
-        if not waiting:
-            self._waiting_since = None
-        elif self._waiting_since is None:
-            self._waiting_since = time.monotonic()
-        elif time.monotonic() - self._waiting_since > self._patience:
+        share, passed = 0, 0
+        if readable:
+            share, passed = await self._share(len(partitions), Counter(owners.values()))
+        wanted = free[passed:][: max(0, share - len(owned))]
+        if self._waiting_since and time.monotonic() - self._waiting_since > self._patience:
             wanted.append(_one_of_most(owners))
         claims = [
             {**self._place, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
@@ -83,8 +80,10 @@ class Balancer:
         ]
         granted = await self._store.claim_ownership(claims) if claims else []
         self._held = {str(one["partition_id"]): one for one in granted}
-        if self._held and self._announced:
+        if self._held:
             await self.withdraw()
+        waiting = len(self._held) < share
+        self._waiting_since = (self._waiting_since or time.monotonic()) if waiting else None
         kept = [number for number in owned if number in self._held]
         excess = sorted(kept, key=lag)[: max(0, len(kept) - share)]
         return Shares(self._held.keys(), excess, waiting)
@@ -100,11 +99,11 @@ class Balancer:
             self._announced = False
             await self._store.withdraw(self._place, self._id)
 
-    async def _share(self, partitions: int, owned: Counter[str]) -> int:
-        """Return how many partitions are this replica's.
+    async def _share(self, partitions: int, owned: Counter[str]) -> tuple[int, int]:
+        """Return how many partitions are this replica's, and how many free ones to pass over.
 
         Where they do not divide evenly, one more is for those that have most: nothing moves
-        without need.
+        without need. The free ones that it passes over are the shares of others.
         """
         replicas = {self._id, *owned}
         if self._store.shared:
@@ -113,8 +112,13 @@ class Balancer:
                 await self._store.announce(self._place, self._id)
             replicas |= await self._store.list_replicas(self._place, self._expiry)
         least, more = divmod(partitions, len(replicas))
-        ranking = sorted(replicas, key=lambda replica: (-owned[replica], replica))
-        return least + (ranking.index(self._id) < more)
+        passed = 0
+        for rank, replica in enumerate(sorted(replicas, key=lambda one: (-owned[one], one))):
+            share = least + (rank < more)
+            if replica == self._id:
+                break
+            passed += max(0, share - owned[replica])
+        return share, passed
 
 
 def _one_of_most(owners: Mapping[str, str]) -> str:

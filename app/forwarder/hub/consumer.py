@@ -132,9 +132,16 @@ class Consumer:
             self._spawn(self._reclaim(number, "STALE_CHECKPOINT"))
         self._ahead = ahead
 
-    def refusals(self) -> dict[str, str]:
-        """Return why partitions cannot be read at the moment, by partition."""
-        return {number: one.refusal for number, one in self._readers.items() if one.refusal}
+    def refusal(self, number: str) -> str:
+        """Return why a partition cannot be read at the moment; empty if it can."""
+        reader = self._readers.get(number)
+        return reader.refusal if reader else ""
+
+    @property
+    def failure(self) -> str:
+        """Why no partition can be read; empty if one can, or if this process owns none."""
+        found = [reader.refusal for reader in self._readers.values()]
+        return found[0] if found and all(found) else ""
 
     def cancel(self) -> None:
         """Give up what is under way; it is read again from the checkpoint."""

@@ -30,6 +30,7 @@ from forwarder.hub.transport import Link
 Position = str | int | datetime
 
 _OPENING: Final = 30.0  # seconds
+_SETTLED: Final = 1.0  # seconds after which an attached link counts as one that can be read
 _IDLE: Final = 15.0  # seconds after which a link without messages sends a sign of life, if due
 _GATHER: Final = 0.05  # seconds to wait for more after a burst, or each message would be a POST
 _BYTES: Final = 262_144  # of small messages taken at once, so that lists are full
@@ -66,7 +67,7 @@ class Reader:
         self._dispatched = 0.0
         self._repeated = log.RateLimited()
         self.refusal = ""
-        """Why the partition cannot be read, in a line; empty while it can."""
+        """Why the partition cannot be read, in one line; empty while it can."""
 
     async def run(self, take: Callable[[Received], Awaitable[None]]) -> None:
         """Read until another reader takes the partition (LostError); `take` waits for room."""
@@ -76,9 +77,11 @@ class Reader:
             try:
                 async with asyncio.timeout(_OPENING):
                     link = await self._open()
+                await link.read(_SETTLED)  # the hub may attach a link and detach it at once
+                self.refusal = ""
+                failures = 0
                 while True:
                     await self._receive(link, take)
-                    failures = 0
             except AMQPLinkError as error:
                 if error.condition == ErrorCondition.LinkStolen:
                     raise LostError from None
@@ -108,7 +111,6 @@ class Reader:
         while link.size < _BYTES and (left := until - time.monotonic()) > 0:
             await link.read(left)
         link.size = 0
-        self.refusal = ""
         while link.messages:
             await take(link.messages.popleft())
         self._partition.dispatch()

@@ -122,7 +122,14 @@ class Watchdog:
             stall = self._stalls[number] = _Stall(since, partition.last_received, now, now)
             self._consumer.reopen(number)
         self._metrics.reopened[what].inc()
-        log.error(message, partition=number, seconds=round(now - stall.since, 1), reopened=what)
+        refusal = self._consumer.refusal(number)
+        log.error(
+            message,
+            partition=number,
+            seconds=round(now - stall.since, 1),
+            reopened=what,
+            **({"reason": refusal} if refusal else {}),
+        )
 
     def _forget(self) -> None:
         """Forget the stalls of partitions that another process owns now."""

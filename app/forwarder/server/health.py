@@ -30,6 +30,7 @@ class Health:
         self._stall_timeout = delivery.settings.stall_timeout
         self._hub = hub
         self._sink = delivery.sink
+        self._consumer = consumer
         self._partitions = consumer.partitions
         self._watchdog = watchdog
         self._checkpoints = checkpoints
@@ -51,6 +52,7 @@ class Health:
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
+            + (f": {refusal}" if (refusal := self._consumer.refusal(number)) else "")
             for number in self._partitions
             if self._watchdog.is_behind(number)
             and (idle := now - max(self._watchdog.since(number), self._sink.outage.recovered_at))
@@ -59,7 +61,7 @@ class Health:
 
     def not_ready(self) -> list[str]:
         """Return why nothing can be delivered at the moment."""
-        reasons = [f"hub: {self._hub.outage.reason}"] if self._hub.outage.reason else []
+        reasons = [f"hub: {self._hub_failure}"] if self._hub_failure else []
         if self._sink.outage.since is not None:
             reasons.append(f"sink: {self._sink.outage.reason}")
         return reasons
@@ -67,11 +69,16 @@ class Health:
     def components(self) -> dict[str, str]:
         """Return what ails each part that others run; empty if it is well."""
         return {
-            "hub": self._hub.outage.reason,
+            "hub": self._hub_failure,
             "sink": self._sink.outage.reason,
             "checkpoints": self._checkpoints.outage.reason,
             "dead letters": self._dead_letters.outage.reason,
         }
+
+    @property
+    def _hub_failure(self) -> str:
+        """Why the hub does not answer, or no partition can be read."""
+        return self._hub.outage.reason or self._consumer.failure
 
     def states(self) -> Iterator[State]:
         """Yield how each partition that this process owns is doing."""
@@ -87,7 +94,7 @@ class Health:
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""
         metrics.letters_waiting.set(self._dead_letters.waiting)
-        metrics.hub_up.set(not self._hub.outage.reason)
+        metrics.hub_up.set(not self._hub_failure)
         metrics.hub_partitions.set(len(self._hub.last))
         metrics.lag.clear()
         metrics.oldest.clear()

@@ -46,6 +46,8 @@ class Partition:
         self.last = -1  # sequence number
         self.last_offset = "-1"
         self.last_enqueued = _NEVER
+        self.refuses: dict[str, str] = {}
+        """Error conditions of positions, by the name of the annotation, such as `x-opt-offset`."""
         self.readers: set[Reader] = set()
         self._end = _FIRST_OFFSET
 
@@ -92,6 +94,10 @@ class Partition:
         try:
             name, operator, literal = selector.split(" ", 2)
             value = literal.strip("'")
+            if value not in {"-1", "@latest"} and (
+                refusal := self.refuses.get(name.rpartition(".")[2])
+            ):
+                raise AmqpError(refusal, f"The supplied {name} '{value}' is invalid")
             if value in {"-1", "@latest"}:
                 return self.begin if value == "-1" else self.last + 1
             bisect = {">": bisect_right, ">=": bisect_left}[operator]

@@ -1,0 +1,186 @@
+"""Replicas on one store share the partitions evenly, soon, and leave it at that."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from math import ceil
+from pathlib import Path
+
+import pytest
+
+from forwarder.checkpoints.blob import open_blob_store
+from forwarder.checkpoints.generation import GenerationStore
+from forwarder.config.settings import Settings
+from forwarder.hub.balancer import Balancer
+from support.azurite import azurite
+from support.process import Forwarder
+from support.scene import Scene, scene
+from support.stores import PLACE, blobs
+
+EXPIRY = 8.0  # a round of many replicas takes seconds on a busy machine
+INTERVAL = 10.0  # rounds follow one another faster here
+PAUSE = 0.1
+
+
+class Replica:
+    """A replica that gives up what it is told to, at once."""
+
+    def __init__(self, store: GenerationStore, interval: float = INTERVAL) -> None:
+        self.balancer = Balancer(store, PLACE, interval, EXPIRY)
+        self.owned: Collection[str] = []
+        self.lags: dict[str, int] = {}
+        self.released: list[str] = []
+        self.waiting = False
+
+    async def round(self, partitions: Collection[str]) -> None:
+        shares = await self.balancer.balance(
+            partitions, lambda number: self.lags.get(number, 0), readable=True
+        )
+        await asyncio.gather(*map(self.balancer.release, shares.excess))
+        self.released += shares.excess
+        self.owned = {*shares.owned} - {*shares.excess}
+        self.waiting = shares.waiting
+
+
+@asynccontextmanager
+async def stores() -> AsyncIterator[GenerationStore]:
+    async with azurite() as account:
+        settings = Settings.from_env(
+            {
+                "EhubNamespaceConnectionString": (
+                    "Endpoint=sb://demo;SharedAccessKeyName=n;SharedAccessKey=bm90aGluZw=="
+                ),
+                "BlobStorageConnectionString": account.connection_string,
+            }
+        )
+        async with open_blob_store(settings, None) as store:
+            yield GenerationStore(store)
+            left = await blobs(account, "replica")
+            assert left == {}
+
+
+async def interval(replicas: list[Replica], partitions: list[str]) -> None:
+    """Let each replica have its round, all at once, and more if it waits for others."""
+    await asyncio.gather(*(one.round(partitions) for one in replicas))
+    for _ in range(4):
+        await asyncio.gather(*(one.round(partitions) for one in replicas if one.waiting))
+
+
+def shares(replicas: list[Replica], partitions: list[str]) -> list[int]:
+    """Return how many partitions each has, the most first; none has two owners."""
+    owned = [number for one in replicas for number in one.owned]
+    assert len(set(owned)) == len(owned)
+    assert set(owned) <= set(partitions)
+    return sorted((len(one.owned) for one in replicas), reverse=True)
+
+
+@pytest.mark.parametrize("number", [8, 32])
+async def test_partitions_are_even_within_two_intervals(number: int) -> None:
+    partitions = [str(i) for i in range(number)]
+    async with stores() as store:
+        replicas = [Replica(store)]
+        await replicas[0].round(partitions)
+        assert shares(replicas, partitions) == [number]
+        for count in (3, 5, 8):
+            replicas += [Replica(store) for _ in range(count - len(replicas))]
+            for _ in range(2):
+                await interval(replicas, partitions)
+            await _are_even(replicas, partitions)
+        dead, replicas = replicas[:3], replicas[3:]
+        await asyncio.sleep(EXPIRY + 1)  # a blob's time is in whole seconds
+        for _ in range(2):
+            await interval(replicas, partitions)
+        await _are_even(replicas, partitions)
+        leaving = replicas.pop()
+        for partition in leaving.owned:
+            await leaving.balancer.release(partition)
+        await leaving.balancer.withdraw()
+        for _ in range(2):
+            await interval(replicas, partitions)
+        await _are_even(replicas, partitions)
+        assert dead
+
+
+async def _are_even(replicas: list[Replica], partitions: list[str]) -> None:
+    """Assert that nobody has more than its share, and that nothing moves any more."""
+    most, least = ceil(len(partitions) / len(replicas)), len(partitions) // len(replicas)
+    for _ in range(3):
+        before = [{*one.owned} for one in replicas]
+        found = shares(replicas, partitions)
+        assert sum(found) == len(partitions)
+        assert (found[0], found[-1]) == (most, least)
+        await interval(replicas, partitions)
+        assert [{*one.owned} for one in replicas] == before
+
+
+async def test_those_with_the_least_lag_are_released() -> None:
+    partitions = [str(i) for i in range(4)]
+    async with stores() as store:
+        one, two = Replica(store), Replica(store)
+        one.lags = {"0": 5, "1": 0, "2": 9, "3": 1}
+        await one.round(partitions)
+        await two.round(partitions)
+        await one.round(partitions)
+        assert sorted(one.released) == ["1", "3"]
+        await two.round(partitions)
+        assert shares([one, two], partitions) == [2, 2]
+
+
+async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> None:
+    """Readers with another SDK wait for somebody to steal; so do earlier versions of this one."""
+    partitions = [str(i) for i in range(4)]
+    async with stores() as store:
+        other, one = Replica(store), Replica(store, 0.3)
+        await other.round(partitions)
+        async with asyncio.timeout(60):
+            while len(one.owned) < 2:
+                await one.round(partitions)
+                await asyncio.sleep(PAUSE)
+        assert len(one.owned) == 2
+        await one.round(partitions)
+        assert len(one.owned) == 2
+
+
+async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
+    """What is under way is delivered and checkpointed before its partition is released."""
+    async with azurite() as account, scene(tmp_path, partitions=8) as stage:
+        settings = {"LoadBalancingInterval": "2", "OwnershipExpiry": "10"}
+        async with (
+            stage.replica("one", account, **settings) as one,
+            stage.traffic(400),
+        ):
+            await one.wait_for("hub message")
+            async with (
+                stage.replica("two", account, **settings) as two,
+                stage.replica("three", account, **settings) as three,
+            ):
+                running = [one, two, three]
+                for each in running:
+                    await each.listening()
+                await _until_owned([3, 3, 2], running)
+                await asyncio.sleep(4)
+                await _until_owned([3, 3, 2], running)
+                given_up = [e for each in running for e in each.entries("partition given up")]
+                assert {entry["reason"] for entry in given_up} == {"BALANCED"}
+                assert len(given_up) in {5, 6}  # a second one may come before the third is known
+                assert stage.webhook.duplicates == 0
+                await _stop(stage, two)
+                await _until_owned([4, 4], [one, three])
+        assert stage.webhook.duplicates == 0
+
+
+async def _until_owned(expected: list[int], replicas: list[Forwarder]) -> None:
+    found: list[int] = []
+    for _ in range(100):
+        samples = [await one.metrics() for one in replicas]
+        found = [int(one.total("aks_audit_partitions_owned")) for one in samples]
+        if sorted(found, reverse=True) == expected:
+            return
+        await asyncio.sleep(0.2)
+    raise TimeoutError(f"owned {found}")
+
+
+async def _stop(stage: Scene, forwarder: Forwarder) -> None:
+    forwarder.terminate()
+    assert await forwarder.wait() == 0
+    assert stage.webhook.duplicates == 0

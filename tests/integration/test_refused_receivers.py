@@ -1,0 +1,102 @@
+"""A receiver that the hub refuses: the reason is told everywhere, and reading goes on if it can."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.process import Forwarder
+from support.scene import HUB, Scene, scene
+
+GEO = "com.microsoft:georeplication:invalid-offset"
+SETTINGS = {"StallTimeout": "6"}
+
+
+@pytest.mark.parametrize("condition", [GEO, "com.microsoft:argument-error", "amqp:invalid-field"])
+async def test_a_refused_offset_is_replaced_by_the_sequence_number(
+    tmp_path: Path, condition: str
+) -> None:
+    async with scene(tmp_path, partitions=1) as stage:
+        await _checkpointed(stage)
+        stage.hub.partitions[0].refuses["x-opt-offset"] = condition
+        stage.ledger.publish(100)
+        async with stage.forwarder(None, **SETTINGS) as forwarder:
+            await stage.ledger.settled()
+            (entry,) = forwarder.entries("position refused")
+            assert (entry["level"], entry["partition"]) == ("error", "0")
+            assert entry["message"].endswith("by its sequence number")
+            assert "x-opt-offset" in entry["reason"]
+            assert entry["position"] == str(stage.hub.partitions[0].last - 10)
+        assert stage.webhook.duplicates == 0
+
+
+async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path) -> None:
+    """Nothing is lost; what may come twice is logged."""
+    async with scene(tmp_path, partitions=1) as stage:
+        await _checkpointed(stage)
+        before = stage.webhook.total
+        stage.hub.partitions[0].refuses |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
+        stage.ledger.publish(100)
+        async with stage.forwarder(None, **SETTINGS) as forwarder:
+            await stage.ledger.settled()
+            assert [entry["message"] for entry in forwarder.entries("position refused")] == [
+                "position refused, reading goes on by its sequence number",
+                "position refused, reading goes on by time: messages may be delivered twice",
+            ]
+        assert stage.webhook.total < 2 * before + 100  # not everything came twice
+
+
+async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path) -> None:
+    async with scene(tmp_path, partitions=2) as stage:
+        stage.hub.groups.add("audit")
+        stage.ledger.publish(100)
+        async with stage.forwarder(None, ConsumerGroup="audit", **SETTINGS) as forwarder:
+            await stage.ledger.settled()
+            assert await _hub(forwarder) == (200, 1, "healthy")
+            stage.hub.groups.discard("audit")
+            stage.server.faults.detach("amqp:not-found")
+            stage.ledger.publish(100)
+            stalled = await forwarder.wait_for("stalled")
+            reason = f"hub '{HUB}' has no consumer group 'audit'"
+            assert reason in stalled["reason"]
+            status, up, told = await _hub(forwarder)
+            assert (status, up) == (503, 0)
+            assert reason in told
+            assert reason in json.dumps(await _status(forwarder))
+            await forwarder.wait_for("still stalled")
+            stage.hub.groups.add("audit")
+            await stage.ledger.settled()
+            assert await _hub(forwarder) == (200, 1, "healthy")
+        assert stage.webhook.duplicates == 0
+
+
+async def test_one_partition_that_is_refused_does_not_make_it_unready(tmp_path: Path) -> None:
+    async with scene(tmp_path, partitions=2) as stage:
+        stage.server.faults.refuse("attach", "amqp:unauthorized-access", partition=1)
+        stage.hub.publish(1, b"{}")
+        async with stage.forwarder(None, **SETTINGS) as forwarder:
+            stalled = await forwarder.wait_for("stalled")
+            assert stalled["partition"] == "1"
+            assert "Listen" in stalled["reason"]
+            assert await _hub(forwarder) == (200, 1, "healthy")
+
+
+async def _checkpointed(stage: Scene) -> None:
+    """Deliver some messages and stop."""
+    stage.ledger.publish(100)
+    async with stage.forwarder() as forwarder:
+        await stage.ledger.settled()
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
+
+
+async def _hub(forwarder: Forwarder) -> tuple[int, float, str]:
+    """Return the status of /readyz, the metric, and what is the matter with the hub."""
+    status, _ = await forwarder.get("/readyz")
+    up = (await forwarder.metrics()).total("aks_audit_hub_up")
+    return status, up, (await _status(forwarder))["components"]["hub"]
+
+
+async def _status(forwarder: Forwarder) -> Any:
+    return json.loads((await forwarder.get("/status"))[1])
