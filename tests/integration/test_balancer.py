@@ -13,8 +13,8 @@ from forwarder.checkpoints.generation import GenerationStore
 from forwarder.config.settings import Settings
 from forwarder.hub.balancer import Balancer
 from support.azurite import azurite
+from support.environment import Environment, environment
 from support.process import Forwarder
-from support.scene import Scene, scene
 from support.stores import PLACE, blobs
 
 EXPIRY = 8.0  # a round of many replicas takes seconds on a busy machine
@@ -143,7 +143,7 @@ async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> Non
 
 async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
     """What is under way is delivered and checkpointed before its partition is released."""
-    async with azurite() as account, scene(tmp_path, partitions=8) as stage:
+    async with azurite() as account, environment(tmp_path, partitions=8) as stage:
         settings = {"LoadBalancingInterval": "2", "OwnershipExpiry": "10"}
         async with (
             stage.replica("one", account, **settings) as one,
@@ -180,7 +180,7 @@ async def _until_owned(expected: list[int], replicas: list[Forwarder]) -> None:
     raise TimeoutError(f"owned {found}")
 
 
-async def _stop(stage: Scene, forwarder: Forwarder) -> None:
+async def _stop(stage: Environment, forwarder: Forwarder) -> None:
     forwarder.terminate()
     assert await forwarder.wait() == 0
     assert stage.webhook.duplicates == 0

@@ -148,7 +148,7 @@ class Reader:
             partition=self._partition.number,
             refused=str(refused),
             position=str(positions[self._refused]),
-            reason=str(causes.of_hub(error, self._settings)),
+            reason=log.describe(error),
         )
         return True
 
