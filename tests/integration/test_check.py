@@ -383,3 +383,29 @@ async def test_no_line_shows_a_secret(server: Server, tmp_path: Path) -> None:
     assert "sink TCP" in shown
     secrets = ("correct-horse", "abcdefgh1", "someone", "k8s_audit")
     assert [one for one in secrets if one in shown] == []
+
+
+BLOCKED = {
+    "address": "Ip has been prevented to connect to the endpoint. IP Filters: Event Hubs: ...",
+    "public access": "Public network access is not allowed on the namespace 'x'.",
+}
+
+
+@pytest.mark.parametrize("answer", [401, "amqp:unauthorized-access"])
+@pytest.mark.parametrize("text", BLOCKED.values(), ids=BLOCKED)
+async def test_network_rules_of_the_namespace_are_named_and_no_command_changes_rights(
+    server: Server, webhook: Webhook, tmp_path: Path, text: str, answer: int | str
+) -> None:
+    """The service answers the token so, or detaches the link that it came by."""
+    server.faults.text = text
+    server.faults.refuse("put-token", answer)
+    environment = settings(server, webhook.url, tmp_path)
+    async with Forwarder(environment) as forwarder:
+        reason = (await forwarder.wait_for("hub does not answer", 60))["reason"]
+    _, report = await check(environment)
+    assert set(failed(report)) == {"hub login"}
+    one = report["hub login"]
+    assert f"{one['found']}; {one['do']}" == reason
+    assert one["found"].startswith("127.0.0.1 refuses the address of this pod: its network rules")
+    assert "az eventhubs namespace network-rule-set list" in one["do"]
+    assert "authorization-rule" not in reason

@@ -22,6 +22,8 @@ class Faults:
         self._quiet: set[str] = set()
         self.mute_next: Counter[str] = Counter()
         """So many of a partition's next receivers get nothing."""
+        self.text = "by order"
+        """The description of every refusal."""
         self.silent = False
         self.delay = 0.0
         """Seconds before a message is delivered, from its enqueued time or from the client's last
@@ -89,7 +91,8 @@ class Faults:
         """Refuse the next requests of a kind; all of them until accept() if ``times`` is None.
 
         ``attach`` takes an AMQP error condition, such as ``com.microsoft:server-busy``, and can be
-        narrowed to a hub or partition; ``put-token`` and ``management`` take a status code.
+        narrowed to a hub or partition; ``put-token`` and ``management`` take a status code. ``put-token`` with a condition detaches
+        the links to ``$cbs`` instead of answering.
         """
         place = None if partition is None else str(partition)
         self._refusals.append((request, error, hub and hub.lower(), place))
@@ -117,7 +120,7 @@ class Faults:
         """Detach the receivers of a hub or partition, all if neither is given, with an error."""
         for receiver in list(self._server.receivers):
             if hub in {None, receiver.hub} and partition in {None, int(receiver.partition)}:
-                receiver.detach(AmqpError(condition, "by order"))
+                receiver.detach(AmqpError(condition, self.text))
 
     def refuse_connections(self) -> None:
         """Stop listening: new TCP connections are refused, open ones stay."""

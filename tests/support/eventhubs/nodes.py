@@ -41,7 +41,8 @@ def responder(session: "Session", node: str) -> Callable[[Incoming], None]:
         links = [li for li in session.links.values() if isinstance(li, Replies) and li.node == node]
         # The Python client names no address: then it is the node's newest link.
         links.sort(key=lambda link: request.reply_to in {link.address, link.name})
-        links[-1].put(answer)
+        for link in links[-1:]:  # none if they were just detached
+            link.put(answer)
 
     return accept
 
@@ -49,8 +50,12 @@ def responder(session: "Session", node: str) -> Callable[[Incoming], None]:
 def _put_token(session: "Session", request: Incoming) -> None:
     server, claims = session.connection.server, session.connection.claims
     refusal = server.faults.refusal("put-token")
+    if isinstance(refusal, str):
+        for link in list(session.links.values()):
+            link.detach(AmqpError(refusal, server.faults.text))
+        return
     if refusal is not None:
-        raise _RequestError(int(refusal), "by order")
+        raise _RequestError(refusal, server.faults.text)
     if request.application[b"type"] == b"jwt":  # of Entra ID: nothing here can verify it
         claims[_hub(request.application[b"name"].decode())] = _RIGHTS
         return
@@ -74,7 +79,7 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
     server = session.connection.server
     refusal = server.faults.refusal("management")
     if refusal is not None:
-        raise _RequestError(int(refusal), "by order")
+        raise _RequestError(int(refusal), server.faults.text)
     asked = {k: v.decode() for k, v in request.application.items() if isinstance(v, bytes)}
     name, kind = asked.get(b"name", ""), asked.get(b"type", "")
     if not any(session.connection.allows(right, name) for right in _RIGHTS):
