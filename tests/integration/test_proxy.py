@@ -11,8 +11,8 @@ from aiohttp import web
 
 from support import events, stores
 from support.azurite import azurite
-from support.harness import free_port
 from support.eventhubs import Server
+from support.harness import free_port
 from support.process import Forwarder
 from support.proxy import Proxy
 from support.webhook import Webhook

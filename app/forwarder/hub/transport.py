@@ -3,6 +3,8 @@
 Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longer needs it:
 
 - Opening a connection handles one frame at a time and sleeps 50 ms after each of about eight.
+- A link to `$cbs` that the service detaches, as the firewall of a namespace does, is waited for
+  until the time-out. Here its error is raised.
 - A receiver looks for messages every 50 ms, a median latency of 8 to 21 ms, and wakes up five
   times a second while there are none. Here the socket wakes it.
 - A link keeps the delivery tag of every message (78 bytes), in case somebody settles it. Nobody
@@ -41,22 +43,26 @@ class Transport(PyamqpTransportAsync):
     def create_mgmt_client(*arguments: Any, **options: Any) -> Any:
         """Return the AMQP client that reads properties."""
         client = _SDK.create_mgmt_client(*arguments, **options)
-        client.client_ready_async = partial(_open_at_once, client.client_ready_async)
+        client.client_ready_async = partial(_open_at_once, client, client.client_ready_async)
         return client
 
     @staticmethod
     def create_receive_client(**options: Any) -> Any:
         """Return the AMQP client of a receiver."""
         client = _SDK.create_receive_client(**options)
-        client.client_ready_async = partial(_open_at_once, client.client_ready_async)
+        client.client_ready_async = partial(_open_at_once, client, client.client_ready_async)
         return client
 
 
-async def _open_at_once(client_ready: Any) -> bool:
+async def _open_at_once(client: Any, client_ready: Any) -> bool:
     """Tell whether the client is open: asked once, it handles one frame and waits 0.2 s for it."""
     for _ in range(_FRAMES):
         if await client_ready():
             return True
+        if login := client._cbs_authenticator:
+            link = login._mgmt_link._response_link
+            if link._error:
+                raise link._error
     return False
 
 

@@ -91,8 +91,8 @@ class Faults:
         """Refuse the next requests of a kind; all of them until accept() if ``times`` is None.
 
         ``attach`` takes an AMQP error condition, such as ``com.microsoft:server-busy``, and can be
-        narrowed to a hub or partition; ``put-token`` and ``management`` take a status code. ``put-token`` with a condition detaches
-        the links to ``$cbs`` instead of answering.
+        narrowed to a hub or partition; ``put-token`` and ``management`` take a status code.
+        ``put-token`` with a condition detaches the links to ``$cbs`` instead of answering.
         """
         place = None if partition is None else str(partition)
         self._refusals.append((request, error, hub and hub.lower(), place))
