@@ -1,36 +1,57 @@
-"""The envelope of Azure Monitor: bytes of a hub's message in, audit events out. Pure, no I/O."""
+"""Takes the messages of an event hub apart: bytes in, audit events out.
 
-import json
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+A diagnostic setting sends `{"records":[…]}`, one record per log entry. The audit event is the text
+`properties.log` of a record, so a message is decoded twice: once as the envelope, which gives the
+texts, and then each text, which shows that it is a whole event. All other fields are checked for
+syntax and passed over. An event leaves as the bytes that it came in.
+
+Anything else than this one key takes the slow way (see `records`), because duplicate keys would
+hide records. Events that are cut off or lack what a sensor needs are completed (see `truncated`),
+and only what has no auditID or stage is unusable. Nothing is lost: each record is an event, is
+unusable, or is counted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
 
 import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from forwarder.audit.truncated import salvage
+from forwarder.audit import records, truncated
 from forwarder.errors import UnusableError
 
+_MAX_LEVELS: Final = 100
+_MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
+_ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
+_ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b'{[}]"'))
 
-class Event(msgspec.Struct, gc=False, frozen=True):
-    """An audit event: its own JSON as bytes, and its stageTimestamp (RFC 3339, "" if absent)."""
+
+class Event(Struct, gc=False, frozen=True):
+    """An audit event: its own JSON as bytes, and its stageTimestamp in RFC 3339.
+
+    `completed`: some of it was lost. `post_alone`: it is nested deeper than 100 levels, and a sink
+    that drops a body for that (Falco does at 300 levels, with status 200) loses no other event.
+    """
 
     body: bytes
     stage_timestamp: str
-    salvaged: bool = False
+    completed: bool = False
+    post_alone: bool = False
 
 
-class Unusable(msgspec.Struct, gc=False, frozen=True):
+class Unusable(Struct, gc=False, frozen=True):
     """A record, or a whole message, that holds no usable event: its bytes as they were."""
 
     body: bytes
     reason: str
 
 
-class Unpacked(msgspec.Struct, gc=False):
+class Unpacked(Struct, gc=False):
     """What one message held; `skipped` counts the records of other categories and clusters.
 
-    `filtered` counts the events that the audit policy dropped, `ruled` all that it saw, by rule and
-    the level that they are left at.
+    `filtered` counts the events that the filter dropped, `ruled` all that the audit policy saw, by
+    rule and the level that they are left at.
     """
 
     events: list[Event]
@@ -44,222 +65,168 @@ class Unpacked(msgspec.Struct, gc=False):
         """The number of records in the message."""
         return len(self.events) + len(self.refused) + self.skipped + self.filtered
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory that events and unusable records take, about."""
+        sizes = [len(one.body) for one in self.events] + [len(one.body) for one in self.refused]
+        return sum(sizes) + _ENTRY_BYTES * len(sizes)
+
+
+class Fields(Protocol):
+    """What unpacking needs of an event; the objects are empty if there are none."""
+
+    stage_timestamp: str | UnsetType | None
+    request_object: Raw
+    response_object: Raw
+
 
 class Filter(Protocol):
-    """What is wanted of the events; see `forwarder.screen`."""
+    """Decides which events are wanted, and edits them."""
 
     wants: Callable[[str | None], bool] | None
-    """Tells whether records of this cluster are wanted; None if all are."""
+    """Tells whether records of the cluster with this resource ID are wanted; None: all are."""
 
-    def add(
-        self, unpacked: Unpacked, body: bytes, resource_id: str | None, *, salvaged: bool
-    ) -> None:
-        """Add what is wanted of an event; raises as `plain` if it is none."""
+    def apply(
+        self, event: bytes, resource_id: str | None
+    ) -> tuple[bytes | None, Fields, tuple[str, str] | None]:
+        """Return what is left of an event, its fields, and what to count in `ruled`.
+
+        Raises msgspec's errors if a field is missing that audit.k8s.io/v1 requires.
+        """
 
 
-class _Audit(msgspec.Struct, gc=False):
-    """The fields that audit.k8s.io/v1 requires; the rest is validated and passed over."""
+class _Event(Struct, gc=False):
+    """The fields that audit.k8s.io/v1 requires, and those that clients fill."""
 
-    auditID: str  # noqa: N815 - the name in the JSON
+    id: str = field(name="auditID")
     stage: str
     verb: str
-    user: msgspec.Raw
-    stageTimestamp: str | None = None  # noqa: N815 - the same; Go writes its zero time as null
+    user: Raw
+    stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
+    request_object: Raw = field(default_factory=Raw, name="requestObject")
+    response_object: Raw = field(default_factory=Raw, name="responseObject")
 
 
-class _Properties(msgspec.Struct, gc=False):
+class _AcceptAll:
+    wants = None
+
+    def apply(self, event: bytes, _: str | None) -> tuple[bytes, Fields, None]:
+        return event, _decode_event(event), None
+
+
+class _Properties(Struct, gc=False):
     log: str
 
 
-class _Record(msgspec.Struct, gc=False):
+class _Record(Struct, gc=False):
     category: str
     properties: _Properties
     time: str | None = None
+    resource_id: str | None = field(default=None, name="resourceId")
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    records: list[_Record]
+_decode_event: Final = msgspec.json.Decoder(_Event).decode
+_decode_records: Final = msgspec.json.Decoder(list[_Record]).decode
+_ACCEPT_ALL: Final = _AcceptAll()
 
 
-class _IdentifiedRecord(_Record, gc=False):
-    resourceId: str | None = None  # noqa: N815 - the name in the JSON
-
-
-class _IdentifiedEnvelope(msgspec.Struct, gc=False):
-    records: list[_IdentifiedRecord]
-
-
-class _LooseRecord(msgspec.Struct, gc=False):
-    category: str
-    properties: msgspec.Raw = msgspec.Raw(b"null")
-    time: str | None = None
-    resourceId: Any = None  # noqa: N815 - the name in the JSON
-
-
-class _LooseProperties(msgspec.Struct, gc=False):
-    log: msgspec.Raw
-
-
-_envelope = msgspec.json.Decoder(_Envelope)
-_identified = msgspec.json.Decoder(_IdentifiedEnvelope)
-_audit = msgspec.json.Decoder(_Audit)
-_loose_record = msgspec.json.Decoder(_LooseRecord)
-_loose_properties = msgspec.json.Decoder(_LooseProperties)
-_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text = msgspec.json.Decoder(str)
-
-# Deep nesting is a RecursionError and a lone surrogate a UnicodeError, not errors of msgspec.
-_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
-# Where an object may begin: within a string every quote has a backslash before it.
-_OBJECT: Final = re.compile(r'\{[ \t\r\n]*"')
-_BLANKS: Final = b" \t\r\n"
-_BETWEEN: Final = _BLANKS + b","
-_GLUE: Final = {b"", b"[", b"]", b"]}", b'{"records":[', b'\xef\xbb\xbf{"records":['}
-_SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
-_scan: Final = json.JSONDecoder(parse_int=str).raw_decode  # int() refuses 4,301 digits
-
-
-def unpack(message: bytes, categories: frozenset[str], screen: Filter | None = None) -> Unpacked:
+def unpack(
+    message: bytes,
+    categories: frozenset[str],
+    filter: Filter | None = None,  # noqa: A002
+) -> Unpacked:
     """Take a message apart; never raises, and one bad record never costs its neighbours.
 
-    Takes `{"records":[…]}`, a bare array of records and a single record.
+    Takes `{"records":[…]}`, a bare array of records, a single record, and records in anything else.
     """
     unpacked = Unpacked([], [])
+    found: Iterable[_Record]
     try:
-        if screen:
-            wants = screen.wants
-            for one in _identified.decode(message).records:
-                if one.category in categories and (not wants or wants(one.resourceId)):
-                    _add(unpacked, one.properties.log, one.time, screen, one.resourceId)
-                else:
-                    unpacked.skipped += 1
-            return unpacked
-        for record in _envelope.decode(message).records:
-            if record.category in categories:
-                _add(unpacked, record.properties.log, record.time)
-            else:
-                unpacked.skipped += 1
-    except _UNREADABLE:
-        _unpack_loosely(unpacked, message, categories, screen)
+        found = _decode_records(records.list_in(message))
+    except records.UNREADABLE:
+        found = _read_slowly(unpacked, message, categories)
+    chosen = filter or _ACCEPT_ALL
+    wants, apply, ruled = chosen.wants, chosen.apply, unpacked.ruled
+    for record in found:
+        if record.category not in categories or (wants and not wants(record.resource_id)):
+            unpacked.skipped += 1
+            continue
+        log, completed = record.properties.log, False
+        try:
+            body, fields, rule = apply(log.encode().strip(), record.resource_id)
+            stamp = fields.stage_timestamp
+            if stamp is not UNSET and not truncated.is_rfc3339(stamp):
+                raise UnusableError("its stageTimestamp is not RFC 3339")
+        except (UnusableError, *records.UNREADABLE):
+            try:
+                text = truncated.complete(log, record.time)
+                body, fields, rule = apply(text.encode(), record.resource_id)
+                stamp = fields.stage_timestamp
+            except (UnusableError, *records.UNREADABLE) as error:
+                unpacked.refused.append(Unusable(log.encode(), str(error)))
+                continue
+            completed = True
+        if rule:
+            ruled[rule] = ruled.get(rule, 0) + 1
+        if body is None:
+            unpacked.filtered += 1
+            continue
+        request, response = fields.request_object, fields.response_object
+        deep = bool(request or response) and (_is_deep(request) or _is_deep(response))
+        unpacked.events.append(Event(body, stamp or "", completed, deep))
+    if len(unpacked.refused) > _MAX_UNUSABLE:
+        _join(unpacked.refused)
     return unpacked
-
-
-def plain(body: bytes, *, salvaged: bool = False) -> Event:
-    """Return the event as it is; raises msgspec's errors if it is none."""
-    return Event(body, _audit.decode(body).stageTimestamp or "", salvaged)
 
 
 def categories(message: bytes) -> list[str]:
     """Return the category of each record in a message; "" of what cannot be read."""
     found = []
-    for body, _ in _records(message):
+    for body, _ in records.split(message):
         try:
-            found.append(_loose_record.decode(body).category)
-        except _UNREADABLE:
+            found.append(records.decode(body).category)
+        except records.UNREADABLE:
             found.append("")
     return found
 
 
-def _add(
-    unpacked: Unpacked,
-    log: str,
-    time: str | None,
-    screen: Filter | None = None,
-    resource_id: str | None = None,
-) -> None:
-    """Add an event, salvaged if it was cut off, or the log itself as refused."""
-    try:
-        body = log.encode().strip()
-        if screen:
-            screen.add(unpacked, body, resource_id, salvaged=False)
-        else:
-            unpacked.events.append(Event(body, _audit.decode(body).stageTimestamp or ""))
-    except msgspec.ValidationError as error:
-        unpacked.refused.append(Unusable(log.encode(), f"not an audit event: {error}"))
-    except _UNREADABLE as error:
-        try:
-            body = salvage(log, time).encode()
-            if screen:
-                screen.add(unpacked, body, resource_id, salvaged=True)
-            else:
-                unpacked.events.append(plain(body, salvaged=True))
-        except (UnusableError, *_UNREADABLE) as hopeless:
-            reason = str(hopeless if isinstance(hopeless, UnusableError) else error)
-            unpacked.refused.append(Unusable(log.encode(), reason))
-
-
-def _unpack_loosely(
-    unpacked: Unpacked, message: bytes, categories: frozenset[str], screen: Filter | None
-) -> None:
-    """Take apart, record by record, what is not quite the envelope that is expected."""
-    for body, whole in _records(message):
+def _read_slowly(
+    unpacked: Unpacked, message: bytes, categories: frozenset[str]
+) -> Iterator[_Record]:
+    """Yield the records of what is not quite the envelope that is expected."""
+    for body, whole in records.split(message):
         try:
             if not whole:
                 raise UnusableError("not JSON of Azure Monitor, or cut off")
-            record = _loose_record.decode(body)
-            cluster = record.resourceId if isinstance(record.resourceId, str) else None
-            wants = screen.wants if screen else None
-            if record.category in categories and (not wants or wants(cluster)):
-                _add(unpacked, _log(bytes(record.properties)), record.time, screen, cluster)
-            else:
+            record = records.decode(body)
+            wanted = record.category in categories
+            log = records.log_of(bytes(record.properties)) if wanted else ""
+            cluster = record.resource_id if isinstance(record.resource_id, str) else None
+            time = record.time if isinstance(record.time, str) else None
+            yield _Record(record.category, _Properties(log), time, cluster)
+        except (UnusableError, *records.UNREADABLE) as error:
+            if records.is_of_another(body, categories):
                 unpacked.skipped += 1
-        except (UnusableError, *_UNREADABLE) as error:
-            unpacked.refused.append(Unusable(body, f"unusable record: {error}"))
+            else:
+                unpacked.refused.append(Unusable(body, f"unusable record: {error}"))
 
 
-def _log(properties: bytes) -> str:
-    """Return the log of a record whose properties, or log, may be an object or text of one."""
-    if properties.startswith(b'"'):
-        properties = _text.decode(properties).encode()
-    log = bytes(_loose_properties.decode(properties).log)
-    return _text.decode(log) if log.startswith(b'"') else log.decode()
+def _join(refused: list[Unusable]) -> None:
+    """Make one of those beyond a number, for a message may hold 36,000."""
+    rest = refused[_MAX_UNUSABLE:]
+    reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
+    refused[_MAX_UNUSABLE:] = [Unusable(b"\n".join(one.body for one in rest), reason)]
 
 
-def _records(message: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield each record's bytes, and whether it is whole."""
-    try:
-        array = message.lstrip(_BLANKS).startswith(b"[")
-        found = _raw_list.decode(message if array else _raw_object.decode(message)["records"])
-    except (KeyError, *_UNREADABLE):
-        yield from _split(message)
-    else:
-        if len(found) * _SMALLEST > len(message) + _SMALLEST:
-            yield message, False  # or half a million zeros were as many dead letters
-        else:
-            yield from ((bytes(record), True) for record in found)
-
-
-def _split(message: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Find the records in anything else; what lies between them is kept in pieces.
-
-    Each object is tried as a record, then looked into, until eight times the message was read.
-    """
-    text = message.decode("latin-1")  # one character a byte
-    at = end = 0
-    left = 8 * len(text) + 100_000
-    while left > 0 and (found := _OBJECT.search(text, at)):
-        start = found.start()
-        fields, stop = _object(text, start)
-        if "category" in fields:
-            between = message[end:start].strip(_BETWEEN)
-            if between.translate(None, _BLANKS) not in _GLUE:
-                yield between, False
-            yield message[start:stop], True
-            at = end = stop
-        else:
-            at = start + 1
-            left -= stop - start + 1000
-    rest = message[end:].strip(_BETWEEN) if end else message
-    if not end or rest.translate(None, _BLANKS) not in _GLUE:
-        yield rest, False
-
-
-def _object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """Return the object that begins here and where it ends; {} and how far it could be read."""
-    try:
-        return _scan(text, start)
-    except json.JSONDecodeError as error:
-        return {}, error.pos
-    except RecursionError:
-        return {}, start + len(text) // 2  # it does not say how far
+def _is_deep(value: Raw) -> bool:
+    """Tell whether an object in an event makes it too deep; text is no nesting."""
+    if len(value) < 2 * _MAX_LEVELS:
+        return False
+    text = bytes(value)
+    if text.count(b"{") + text.count(b"[") < _MAX_LEVELS:
+        return False
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    skeleton = text.translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
+    brackets = b"".join(skeleton.split(b'"')[::2])
+    return all((brackets := brackets.replace(b"()", b"")) for _ in range(_MAX_LEVELS - 1))

@@ -1,4 +1,14 @@
-"""What can be saved of an audit event whose JSON was cut off: pure, text in, text out."""
+"""Completes an audit event whose JSON was cut off, or that lacks what a sensor looks at first.
+
+AKS keeps 16 KiB of a log entry. kube-apiserver writes the fields of an event in a fixed order:
+auditID, stage, requestURI, verb, user, …, objectRef, the objects, both timestamps, annotations. So
+the top-level fields before the cut are whole, and they stay as they were written. The timestamps
+come from the record's `time`, and an annotation tells that the event is not the original.
+
+A client can move the cut by the length of its query. An event that lost its verb or user is
+therefore completed too, or a request could hide itself: `unknown` stands for both, and the target
+is derived from the path.
+"""
 
 import json
 import re
@@ -8,62 +18,137 @@ from typing import Final
 
 import msgspec
 
+from forwarder.audit import records
+from forwarder.audit.requestinfo import object_reference
 from forwarder.errors import UnusableError
 
-ANNOTATION: Final = '"audit.aks/truncated":"true"'
-# Required by audit.k8s.io/v1, and what a rule of any sensor looks at first.
-_REQUIRED = ("auditID", "stage", "verb", "user")
-_TIMESTAMPS = ("requestReceivedTimestamp", "stageTimestamp")
-_SPACE = re.compile(r"[ \t\n\r]*")
-_decode = json.JSONDecoder(parse_int=str).raw_decode  # int() takes no more than 4,300 digits
-_raw = msgspec.json.Decoder(msgspec.Raw)
+_TRUNCATED: Final = '"audit.aks/truncated":"true"'
+_MISSING: Final = '"audit.aks/missing":"%s"'
+_UNKNOWN: Final = {"verb": '"unknown"', "user": '{"username":"unknown"}'}
+_TIMESTAMPS: Final = ("requestReceivedTimestamp", "stageTimestamp")
+_RFC3339: Final = re.compile(
+    r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
+)
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_TEXT: Final = re.compile(r'"(?:[^"\\\0-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
+_decode: Final = json.JSONDecoder(parse_int=str).raw_decode  # int() refuses 4,301 digits
+_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_text: Final = msgspec.json.Decoder(str).decode
 
 
-def salvage(text: str, time: str | None) -> str:
-    """Rebuild an event from the top-level fields that are whole, marked as truncated.
+def is_rfc3339(stamp: str | None) -> bool:
+    """Tell whether Go's parser, and so a sensor, takes this timestamp."""
+    if stamp is None:
+        return False
+    # As kube-apiserver writes it, 2026-01-02T03:04:05.678901Z; the expression takes longer.
+    if (stamp[7:20:3] != "-T::." or stamp[26:] != "Z") and not _RFC3339.fullmatch(stamp):
+        return False
+    try:
+        datetime.fromisoformat(stamp)
+    except ValueError:
+        return False
+    return True
 
-    The timestamps, which the API server writes last, come from the record's `time` (RFC 3339).
-    Raises UnusableError if a field is lost without which no sink can use the event.
+
+def complete(log: str, time: str | None) -> str:
+    """Return an event made of the fields of a log that are whole, and what it must have beside.
+
+    Control characters in texts are escaped; an event that was whole but for these is not annotated.
+    Raises UnusableError if auditID or stage is lost.
     """
-    fields, rest = _whole_fields(text)
+    text = records.escaped(log.encode()).decode()
+    fields, cut, rest = _whole_fields(text)
+    whole = cut is None
     if rest:
         raise UnusableError("JSON followed by other text")
-    if missing := [name for name in _REQUIRED if name not in fields]:
-        raise UnusableError(f"cut off: {', '.join(missing)} lost")
-    for name in _TIMESTAMPS:
-        if name not in fields:
-            fields[name] = f'"{_micro_time(time)}"'
-    annotations = fields.get("annotations", "{}")
-    others = annotations[1:-1].strip() if annotations.startswith("{") else ""
-    fields["annotations"] = "{" + others + ("," if others else "") + ANNOTATION + "}"
+    if lost := [name for name in ("auditID", "stage") if not _is_text(fields.get(name))]:
+        names = ", ".join(lost)
+        raise UnusableError(
+            f"no audit event: without {names}" if whole else f"cut off: {names} lost"
+        )
+    missing = _replace_missing(fields, cut)
+    completed = bool(not whole or missing)
+    received, stage = _TIMESTAMPS
+    if not whole and received not in fields:
+        fields[received] = _micro_time(fields, time)
+    if (completed or stage in fields) and not is_rfc3339(_decoded(fields.get(stage, ""))):
+        fields[stage] = _micro_time(fields, time)
+        completed = True
+    if completed:
+        annotations = fields.get("annotations", "{}")
+        others = annotations[1:-1].strip() if annotations.startswith("{") else ""
+        added = [_TRUNCATED, _MISSING % ",".join(missing)][: 1 + bool(missing)]
+        fields["annotations"] = "{" + ",".join([others] * bool(others) + added) + "}"
     return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in fields.items()) + "}"
 
 
-def _whole_fields(text: str) -> tuple[dict[str, str], str]:
+def _replace_missing(fields: dict[str, str], cut: str | None) -> list[str]:
+    """Fill in verb and user if they are lost, and the target with them; return what was lost."""
+    missing = [name for name in ("verb", "user") if name not in fields]
+    if not _is_text(fields.get("verb")) and "verb" not in missing:
+        missing.insert(0, "verb")
+    if not missing:
+        return missing
+    whole = "requestURI" in fields
+    if cut and not whole:
+        fields["requestURI"] = cut
+    elif not whole:
+        missing.insert(0, "requestURI")
+    fields |= {name: value for name, value in _UNKNOWN.items() if name in missing}
+    uri = _decoded(fields.get("requestURI", "")) or ""
+    if "objectRef" not in fields and (target := object_reference(uri, whole=whole)):
+        fields["objectRef"] = json.dumps(target, separators=(",", ":"))
+    return missing
+
+
+def _whole_fields(text: str) -> tuple[dict[str, str], str | None, str]:
     """Return the fields that end before the cut, their values as written, and text after the end.
 
-    A number before the cut is not whole: its next digit may be lost.
+    Between them is None for an object that is whole, and else what there is of its requestURI, as
+    JSON, if the cut is there. A number before the cut is not whole: its next digit may be lost.
     """
     fields: dict[str, str] = {}
-    at = _skip(text, 0)
+    name, start, at = "", 0, _skip(text, 0)
     if text[at : at + 1] != "{":
-        return fields, ""
+        return fields, "", ""
     try:
         while text[at : at + 1] in ("{", ","):
+            name = ""
             name, at = _decode(text, _skip(text, at + 1))
             start = _skip(text, _skip(text, at) + 1)
             if text[start - 1 : start] not in ": \t\n\r" or not isinstance(name, str):
-                break
+                return fields, "", ""
             _, at = _decode(text, start)
             end, at = at, _skip(text, at)
             if text[end - 1].isdigit() and text[at : at + 1] not in (",", "}"):
-                break
+                return fields, "", ""
             with suppress(msgspec.DecodeError):  # NaN or half a surrogate, no JSON to a sink
-                _raw.decode(text[start:end])
+                _raw(text[start:end])
                 fields[name] = text[start:end]
     except (ValueError, RecursionError):
-        return fields, ""
-    return fields, text[at + 1 :].strip() if text[at : at + 1] == "}" else ""
+        return fields, _begun(text, start) if name == "requestURI" else "", ""
+    if text[at : at + 1] == "}":
+        return fields, None, text[at + 1 :].strip()
+    return fields, "", ""
+
+
+def _begun(text: str, start: int) -> str:
+    """Return the text that begins here as far as it goes, without half a character."""
+    found = _TEXT.match(text, start)
+    value = f'{found[0]}"' if found else ""
+    return value if _decoded(value) is not None else f'{value[:-7]}"' * bool(value)
+
+
+def _is_text(value: str | None) -> bool:
+    return value is not None and value.startswith('"')
+
+
+def _decoded(value: str) -> str | None:
+    """Return the text that a JSON value is, None if it is none."""
+    try:
+        return _text(value)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
 
 
 def _skip(text: str, at: int) -> int:
@@ -72,11 +157,15 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _micro_time(time: str | None) -> str:
-    """Return the time as Kubernetes' MicroTime, which takes exactly six digits of a second."""
-    try:
-        instant = datetime.fromisoformat(time or "")
-        instant = instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise UnusableError("cut off: timestamps lost, and the record has no time") from None
-    return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def _micro_time(fields: dict[str, str], time: str | None) -> str:
+    """Return the time as JSON of Kubernetes' MicroTime, which has six digits of a second.
+
+    It is the record's; without one that of the event's other timestamp, or now.
+    """
+    others = (_decoded(fields.get(name, "")) for name in _TIMESTAMPS)
+    for text in (time, *others):
+        with suppress(ValueError, OverflowError):
+            instant = datetime.fromisoformat(text or "")
+            instant = instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+            return f'"{instant.isoformat(timespec="microseconds").replace("+00:00", "Z")}"'
+    return _micro_time(fields, datetime.now(UTC).isoformat())

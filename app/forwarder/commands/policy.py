@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from forwarder.commands.explain import Report, Share, Trace, events_in, report, trace
 from forwarder.config.settings import Settings, variable
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError, PolicyError, SettingsError
@@ -18,7 +19,6 @@ from forwarder.hub.client import connect, peek
 from forwarder.hub.login import login
 from forwarder.policy import document
 from forwarder.policy.document import Policy, load
-from forwarder.policy.explain import Report, Share, Trace, events_in, report, trace
 
 _PEEK_SECONDS: Final = 20.0
 _VARIABLE: Final = "AuditPolicyFile"

@@ -27,7 +27,7 @@ from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
-from forwarder.policy.filter import Filter
+from forwarder.policy.filter import filter_for
 from forwarder.sink.webhook import Sink
 
 
@@ -50,7 +50,9 @@ class Repost:
         # What is refused stays where it is: no misconfigured sink can do harm.
         self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
         self._selection = selection
-        self._filter = Filter.of(settings)
+        self._filter = filter_for(
+            settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
+        )
         self._metrics = Metrics(__version__)
         self.sink = Sink(self._settings, self._metrics)
         self.selected = self.accepted = self.unreadable = self.bytes = 0

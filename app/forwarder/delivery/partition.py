@@ -186,7 +186,7 @@ class Partition:
         if unpacked.ruled:
             self.metrics.outcomes["filtered"].inc(unpacked.filtered)
             self._context.metrics.judged(unpacked.ruled)
-        self.metrics.salvaged.inc(sum(event.salvaged for event in unpacked.events))
+        self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1
         elif lost := message.sequence_number - self.last - 1:

@@ -11,7 +11,7 @@ from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
 from forwarder.hub.message import Received
-from forwarder.policy.filter import Filter
+from forwarder.policy.filter import filter_for
 
 _ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
 
@@ -22,7 +22,11 @@ class Intake:
     def __init__(self, delivery: DeliveryContext, quarantine: Quarantine) -> None:
         self._buffer = delivery.buffer
         self._categories = delivery.settings.categories
-        self._filter = Filter.of(delivery.settings)
+        self._filter = filter_for(
+            delivery.settings.audit_policy,
+            delivery.settings.resource_ids,
+            annotates=delivery.settings.cluster_annotation,
+        )
         self._quarantine = quarantine
 
     async def take(self, partition: Partition, message: Message, received: Received) -> None:

@@ -1,1 +1,1 @@
-"""The user's audit policy: `document` reads it, `engine` applies it, `explain` shows its effect."""
+"""The audit policy: `document` reads it, `rules` decide on events, `redact` edits them."""

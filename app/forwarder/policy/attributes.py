@@ -1,15 +1,23 @@
-"""What a policy looks at of an audit event: decoded in the one pass that validates it."""
+"""The fields of an event that a policy looks at, decoded in the pass that validates the event.
 
-from typing import Any, NamedTuple
+kube-apiserver matches rules against the request. Its event says nearly the same: `attributes`
+returns what the rules saw, which differs where the server completed the event afterwards.
+"""
+
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from forwarder.audit.truncated import ANNOTATION
-
-_FILLED_IN = ("create", "update")  # verbs of requests that carry the whole object
-_CUT_OFF = ANNOTATION.partition(":")[0].encode()
+ON_TARGETS: Final = frozenset({"namespaces", "resources", "nonResourceURLs"})
+"""The fields of rules that look at what a request is about."""
+ON_USERS: Final = frozenset({"users", "userGroups"})
+_FILLED_IN: Final = ("create", "update")  # verbs of requests that carry the whole object
+# Annotations and values of completed events, see audit/truncated.py.
+_TRUNCATED: Final = b'"audit.aks/truncated"'
+_MISSING: Final = b'"audit.aks/missing"'
+UNKNOWN: Final = "unknown"
 
 
 class User(Struct, gc=False):
@@ -29,24 +37,30 @@ class Target(Struct, gc=False):
     group: str = field(default="", name="apiGroup")
 
 
-class EventFields(Struct, gc=False):
-    """The fields of an event that decide about it, and those that may be cut."""
+class OddFields(Struct, gc=False):
+    """The fields that every event has."""
 
+    id: str = field(name="auditID")
     stage: str
     verb: str
-    user: User
-    id: str = field(name="auditID")
-    level: str = ""
-    uri: str = field(default="", name="requestURI")
-    target: Target | None = field(default=None, name="objectRef")
+    user: Any
+    stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
     request_object: Raw = field(default_factory=Raw, name="requestObject")
     response_object: Raw = field(default_factory=Raw, name="responseObject")
-    stage_timestamp: str | None = field(default=None, name="stageTimestamp")
     annotations: Raw = field(default_factory=Raw)
 
 
+class EventFields(OddFields, gc=False, kw_only=True):
+    """The fields that decide about an event, and those that may be cut."""
+
+    user: User
+    level: str = ""
+    uri: str = field(default="", name="requestURI")
+    target: Target | None = field(default=None, name="objectRef")
+
+
 class UsedFields(NamedTuple):
-    """What some rule of a policy asks for, of what differs between many requests."""
+    """Which fields that differ between many requests some rule of a policy uses."""
 
     groups: bool = True
     names: bool = True
@@ -71,31 +85,37 @@ class Request(NamedTuple):
 
 
 decode = msgspec.json.Decoder(EventFields).decode
+decode_odd = msgspec.json.Decoder(OddFields).decode
 
 
-def is_cut_off(event: bytes) -> bool:
-    """Tell whether the event has lost fields: see `salvage`."""
-    return _CUT_OFF in event
+def lost(found: EventFields, event: bytes) -> frozenset[str]:
+    """Return the fields of rules that ask for what a completed event has lost."""
+    fields: frozenset[str] = frozenset()
+    if (found.target is None or not found.uri) and _TRUNCATED in event:
+        fields |= ON_TARGETS
+    if UNKNOWN in (found.verb, found.user.username) and _MISSING in event:
+        if found.verb == UNKNOWN:
+            fields |= {"verbs"}
+        if found.user.username == UNKNOWN:
+            fields |= ON_USERS
+        if "?" not in found.uri:  # cut off in the path
+            fields |= ON_TARGETS
+    return fields
 
 
-def is_unsure(facts: EventFields, event: bytes) -> bool:
-    """Tell whether the event was cut off before it says what the request is about."""
-    return (facts.target is None or not facts.uri) and is_cut_off(event)
-
-
-def attributes(facts: EventFields, asked: UsedFields) -> tuple[Any, ...]:
-    """Return the fields of its Request; those that no rule asks for are left empty."""
-    user, target = facts.user, facts.target
-    groups, names, namespaces = asked
+def attributes(found: EventFields, used: UsedFields) -> tuple[Any, ...]:
+    """Return the fields of its Request; those that no rule uses are left empty."""
+    user, target = found.user, found.target
+    groups, names, namespaces = used
     known = user.groups if groups else ()
     if target is None:
-        return user.username, known, facts.verb, None, "", "", "", "", _path(facts.uri)
+        return user.username, known, found.verb, None, "", "", "", "", _path(found.uri)
     namespace = target.namespace if namespaces else ""
     name = target.name if names else ""
-    if (name or namespace) and facts.verb in _FILLED_IN and facts.uri:
-        namespace, name = _before_the_object(_path(facts.uri), namespace, name)
+    if (name or namespace) and found.verb in _FILLED_IN and found.uri:
+        namespace, name = _before_the_object(_path(found.uri), namespace, name)
     resource, subresource, group = target.resource, target.subresource, target.group
-    return user.username, known, facts.verb, resource, subresource, group, namespace, name, ""
+    return user.username, known, found.verb, resource, subresource, group, namespace, name, ""
 
 
 def _path(uri: str) -> str:

@@ -1,69 +1,73 @@
-"""The screen: what the user wants of each event, by its cluster and by the audit policy."""
+"""The filter: what is wanted of each event, by its cluster and by the audit policy."""
 
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
-from forwarder.audit.envelope import Event, Unpacked, plain
-from forwarder.config.settings import Settings
-from forwarder.policy import attributes as facts
-from forwarder.policy.document import LEVELS
+from forwarder.policy import attributes
+from forwarder.policy.attributes import EventFields, OddFields
+from forwarder.policy.document import Policy
 from forwarder.policy.redact import annotated
 from forwarder.policy.rules import UNSURE, Engine
 
-ANNOTATION: Final = "aks-audit/cluster"
+_ANNOTATION: Final = "aks-audit/cluster"
+_ODD: Final = (UNSURE, "unknown")
+_LONGEST_ID: Final = 512  # characters of a resource ID that is remembered
 
 
 class Filter:
-    """Treats the events of a message while it is unpacked; see `of`."""
+    """Decides on the events of a message while it is unpacked."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._engine = Engine(settings.audit_policy) if settings.audit_policy else None
-        self._annotates = settings.cluster_annotation
-        self.wants = _clusters(settings.resource_ids) if settings.resource_ids else None
-        """Tells whether a cluster is one of ResourceIds; None if all are wanted."""
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self | None:
-        """Return the screen; None if everything is wanted as it is, which then costs nothing."""
-        wishes = (settings.audit_policy, settings.cluster_annotation, settings.resource_ids)
-        return cls(settings) if any(wishes) else None
-
-    def add(
-        self, unpacked: Unpacked, body: bytes, resource_id: str | None, *, salvaged: bool
+    def __init__(
+        self, policy: Policy | None = None, resource_ids: Sequence[str] = (), *, annotates: bool
     ) -> None:
-        """Add what is left of an event, and count it; raises as `plain` does if it is none."""
-        left: bytes | None = body
-        rule, level, annotations = UNSURE, "", None
+        self._engine = Engine(policy) if policy else None
+        self._annotates = annotates
+        self.wants = _clusters(resource_ids) if resource_ids else None
+        """Tells whether a cluster is one of the resource IDs; None if all are wanted."""
+
+    def apply(
+        self, event: bytes, resource_id: str | None
+    ) -> tuple[bytes | None, EventFields | OddFields, tuple[str, str] | None]:
+        """Return what is left of an event, its fields, and its rule and level, to be counted.
+
+        Raises msgspec's errors if a field is missing that audit.k8s.io/v1 requires.
+        """
+        left: bytes | None = event
+        found: EventFields | OddFields
+        rule = _ODD
         try:
-            found = facts.decode(body)
-        except msgspec.ValidationError:  # of what no rule asks for, or it is none
-            stamp = plain(body).stage_timestamp
+            found = known = attributes.decode(event)
+        except msgspec.ValidationError:  # of a field that no rule asks for, or it is no event
+            found = attributes.decode_odd(event)
         else:
-            stamp, annotations = found.stage_timestamp or "", found.annotations
             if self._engine:
-                rule, level, left = self._engine.apply(body, found)
-        if self._engine:
-            key = rule, level if level in LEVELS else "unknown"
-            unpacked.ruled[key] = unpacked.ruled.get(key, 0) + 1
-        if left is None:
-            unpacked.filtered += 1
-            return
-        if self._annotates and resource_id:
-            left = annotated(left, annotations, ANNOTATION, resource_id)
-        unpacked.events.append(Event(left, stamp, salvaged))
+                left, rule = self._engine.apply(event, known)
+        if left and self._annotates and resource_id:
+            left = annotated(left, found.annotations, _ANNOTATION, resource_id)
+        return left, found, rule if self._engine else None
+
+
+def filter_for(
+    policy: Policy | None, resource_ids: Sequence[str], *, annotates: bool
+) -> Filter | None:
+    """Return the filter; None if everything is wanted as it is, which then costs nothing."""
+    wanted = policy or resource_ids or annotates
+    return Filter(policy, resource_ids, annotates=annotates) if wanted else None
 
 
 def _clusters(globs: Sequence[str]) -> Callable[[str | None], bool]:
-    pattern = re.compile("|".join(map(translate, globs)), re.IGNORECASE)
+    matches = re.compile("|".join(map(translate, globs)), re.IGNORECASE).match
+    remembered = lru_cache(1024)(matches)
 
-    @lru_cache(1024)
     def wants(resource_id: str | None) -> bool:
         # A record that names no cluster is not known to be of another one.
-        return not resource_id or bool(pattern.match(resource_id))
+        if not resource_id:
+            return True
+        return bool((remembered if len(resource_id) < _LONGEST_ID else matches)(resource_id))
 
     return wants

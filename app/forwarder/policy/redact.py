@@ -1,11 +1,19 @@
-"""Cuts in the bytes of an event: what stays is never decoded and written again."""
+"""Edits events in their bytes: what stays is never decoded and written again.
 
+kube-apiserver writes the fields of an event in a fixed order: the level near the start, the two
+objects and what follows them at the end. A tail of just timestamps and annotations closes the event
+itself, so the objects stand right before it, whatever other objects contain. An event of any other
+order or white space is taken apart and put together again.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct, field
 
+from forwarder.policy.attributes import EventFields
 from forwarder.policy.document import LEVELS
 
 # As kube-apiserver begins every event; one of somebody else is taken apart instead.
@@ -13,6 +21,11 @@ _HEADS: Final = {
     level: b'{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"%b"' % level.encode()
     for level in LEVELS
 }
+_AFTER_OBJECTS: Final = b',"requestReceivedTimestamp":'
+_TAIL: Final = re.compile(
+    rb',"requestReceivedTimestamp":"[^"\\{}]*","stageTimestamp":"[^"\\{}]*"'
+    rb'(?:,"annotations":\{[^{}]*\})?\}'
+)
 _MANAGED: Final = b'"managedFields"'
 
 
@@ -31,36 +44,32 @@ _metadata: Final = msgspec.json.Decoder(_Metadata).decode
 _fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _items: Final = msgspec.json.Decoder(list[Raw]).decode
 
-Edits = Mapping[bytes, tuple[Raw, bytes]]
-"""By an object's name: its bytes in the event, and those to write instead, b"" to cut it out."""
+Edits = dict[bytes, bytes]
+"""By an object's name: the bytes to write instead of it, b"" to cut it out."""
 
 
-def edited(event: bytes, level: str, new: str, edits: Edits) -> bytes:
-    """Return the event with another level and its top-level objects edited."""
-    head = _HEADS.get(level, b"")
-    if not head or not event.startswith(head):
-        return _rebuilt(event, level, new, edits)
-    at, pieces = len(head), [_HEADS[new]]
-    for name, (raw, instead) in edits.items():
-        key, value = b',"%b":' % name, bytes(raw)
-        start = event.find(key, at)
-        end = start + len(key) + len(value)
-        # Found once, with this value: there may be fields of this name inside another object.
-        here = start >= 0 and event.startswith(value, start + len(key))
-        if not here or event.find(key, end) >= 0:
-            return _rebuilt(event, level, new, edits)
-        pieces.append(event[at:start])
-        if instead:
-            pieces.append(key + instead)
-        at = end
-    pieces.append(event[at:])
-    return b"".join(pieces)
+def edited(event: bytes, found: EventFields, level: str, edits: Edits) -> bytes:
+    """Return the event at this level, with its top-level objects edited."""
+    head, end = _HEADS.get(found.level, b"?"), event.rfind(_AFTER_OBJECTS)
+    if not event.startswith(head) or end < 0 or not _TAIL.fullmatch(event, end):
+        return _rebuilt(event, level, edits)
+    pieces = [event[end:]]
+    objects = (b"responseObject", found.response_object), (b"requestObject", found.request_object)
+    for name, raw in objects:
+        if raw:
+            key, value = b',"%b":' % name, bytes(raw)
+            start = end - len(value) - len(key)
+            if not event.startswith(key, start) or not event.startswith(value, start + len(key)):
+                return _rebuilt(event, level, edits)
+            if value := edits.get(name, value):
+                pieces += (value, key)
+            end = start
+    pieces += (event[len(head) : end], _HEADS[level])
+    return b"".join(reversed(pieces))
 
 
-def annotated(event: bytes, annotations: Raw | None, key: str, value: str) -> bytes:
-    """Return the event with one annotation more; `annotations` are those in it, if known."""
-    if annotations is None:
-        annotations = _fields(event).get("annotations", Raw())
+def annotated(event: bytes, annotations: Raw, key: str, value: str) -> bytes:
+    """Return the event with one annotation more; `annotations` are those in it."""
     raw, name = bytes(annotations), msgspec.json.encode(key)
     pair = b"%b:%b" % (name, msgspec.json.encode(value))
     if not raw:
@@ -115,11 +124,9 @@ def _strip(fields: dict[str, Raw]) -> None:
             fields["metadata"] = Raw(_joined(metadata))
 
 
-def _rebuilt(event: bytes, level: str, new: str, edits: Edits) -> bytes:
-    fields = _fields(event)
-    if new != level:
-        fields["level"] = Raw(msgspec.json.encode(new))
-    for name, (_, instead) in edits.items():
+def _rebuilt(event: bytes, level: str, edits: Edits) -> bytes:
+    fields = _fields(event) | {"level": Raw(msgspec.json.encode(level))}
+    for name, instead in edits.items():
         if instead:
             fields[name.decode()] = Raw(instead)
         else:

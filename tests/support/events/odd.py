@@ -1,8 +1,9 @@
 """Messages that go wrong, each with what has to become of its records.
 
-A whole event is a JSON object with auditID, stage and verb as strings and a user. A message that
-cannot be read counts as one record; one that breaks off, or is broken in the middle, loses what
-is not a whole record, as one dead letter. Salvaged events are among the delivered.
+A whole event is a JSON object with auditID, stage and verb as strings, a user, and a stageTimestamp
+in RFC 3339; one that has auditID and stage is completed. A message that cannot be read counts as
+one record; one that breaks off, or is broken in the middle, loses what is not a whole record, as
+one dead letter. Salvaged events, those that were completed, are among the delivered.
 """
 
 import gzip
@@ -10,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from support.events import envelope, real_events, record, wrap
+from support.events import TIME, envelope, real_events, record, wrap
 
 KEPT_BY_AKS = 16 * 1024
 """Bytes of a log that AKS keeps (Azure/AKS issue 4635)."""
@@ -60,6 +61,7 @@ def _beside(odd: bytes, **ends: int) -> dict[str, Any]:
 
 
 _good = _event()
+_record = record(_good + b"\n")
 _five = envelope([_event(f"{n}") for n in range(5)])
 _in_the_third = _five.index(b'\\"2\\"')
 _anonymous = next(event for event in real_events() if b'"user":{}' in event)
@@ -69,7 +71,8 @@ _klog = (
     'I0000 09:14:09.800352      10 controller.go:615] quota admission added evaluator for: "x"\n'
 )
 _tiny = rb'{"category":"kube-audit","properties":{"log":"{\"auditID\":\"%d\",\"stage\":\"Panic\",'
-_tiny += rb'\"verb\":\"get\",\"user\":{}}"}}'
+_tiny += rb'\"verb\":\"get\",\"user\":{},\"stageTimestamp\":\"2026-11-23T09:14:09Z\"}"}}'
+_guard = b'{"category":"guard","properties":"x","resourceId":7}'
 _brackets = b"[" * 100_000 + b"]" * 100_000
 
 WHOLE = [
@@ -90,6 +93,22 @@ WHOLE = [
         delivered=1,
     ),
     Odd("unicode", envelope([_event(requestURI="/é\u2028漢\U0001f600")]), delivered=1),
+    Odd("no stageTimestamp", envelope([_without("stageTimestamp")]), delivered=1),
+    Odd("two envelopes", envelope([_good]) + envelope([_good] * 2), delivered=3),
+    Odd("envelopes on lines", b"\n".join([envelope([_good])] * 3), delivered=3),
+    Odd("records twice", b'{"records":[%b],"records":[%b]}' % (_record, _record), delivered=2),
+    Odd("Records too", b'{"Records":[%b],"records":[%b]}' % (_record, _record), delivered=2),
+    Odd("value too", b'{"value":[%b],"records":[%b]}' % (_record, _record), delivered=2),
+    Odd("empty value too", b'{"value":[],"records":[%b]}' % _record, delivered=1),
+    Odd("value", b'{"value": [%b]}' % _record, delivered=1),
+    Odd(
+        "time is a number",
+        envelope([_good]).replace(b'"time": "%b"' % TIME.encode(), b'"time":1'),
+        delivered=1,
+    ),
+    Odd("line end in a record", wrap([_record.replace(rb'\n"', b'\n"')] * 2), delivered=2),
+    Odd("control character in a name", wrap([_record.replace(b'"pod"', b'"po\1d"')]), delivered=1),
+    Odd("log is an object", wrap([_record.replace(_log, _good)]), delivered=1),
     Odd("duplicate keys", envelope([_good.replace(b"{", b'{"auditID":"first",', 1)]), delivered=1),
     Odd("number beyond 64 bits", envelope([_event(requestObject=2**70)]), delivered=1),
     Odd(
@@ -106,6 +125,13 @@ SKIPPED = [
     Odd("guard", **_beside(record(_klog, category="guard"), skipped=1)),
     Odd("kube-apiserver", **_beside(record(_klog, category="kube-apiserver"), skipped=1)),
     Odd("other category without properties", **_beside(b'{"category":"guard"}', skipped=1)),
+    Odd("other category, cut off", wrap([record(_klog, category="guard")[:-40]]), skipped=1),
+    Odd(
+        "other category, damaged",
+        **_beside(record(_klog, category="guard").replace(b'"pod"', b'"pod'), skipped=1),
+    ),
+    Odd("other category, of numbers", **_beside(b'{"category":"guard","time":1}', skipped=1)),
+    Odd("other category, properties are text", **_beside(_guard, skipped=1)),
     Odd("an event of another category", envelope([_good] * 3, category="csi"), skipped=3),
 ]
 
@@ -122,12 +148,24 @@ SALVAGED = [
     Odd(
         "lone surrogate in an event", **_beside(record(_event(x="\ud800")), delivered=1, salvaged=1)
     ),
+    *(
+        Odd(name, **_beside(record(odd), delivered=1, salvaged=1))
+        for name, odd in {
+            "log cut before the user": _big[: _big.index(b'"user"')],
+            "log cut in the query": _big[: _big.index(b'"verb"') - 4],
+            "no verb": _without("verb"),
+            "no user": _without("user"),
+            "verb is an array": _event(verb=["get"]),
+            "stageTimestamp is null": _event(stageTimestamp=None),
+            "stageTimestamp is a number": _event(stageTimestamp=1),
+            "stageTimestamp without a zone": _event(stageTimestamp="2026-11-23T09:14:09"),
+        }.items()
+    ),
 ]
 
 DEAD_RECORDS = [
     Odd(name, **_beside(odd, dead_lettered=1))
     for name, odd in {
-        "log cut before the user": record(_big[: _big.index(b'"user"')]),
         "log is text": record(_klog),
         "log is empty": record(""),
         "log is an array": record(b"[%b]" % _good),
@@ -136,11 +174,8 @@ DEAD_RECORDS = [
         "lone surrogate in a record": record(_good).replace(_log, rb'"\ud800"'),
         "no auditID": record(_without("auditID")),
         "no stage": record(_without("stage")),
-        "no verb": record(_without("verb")),
-        "no user": record(_without("user")),
         "auditID is a number": record(_event(auditID=1)),
         "stage is null": record(_event(stage=None)),
-        "verb is an array": record(_event(verb=["get"])),
         "no category": record(_good).replace(b'"category"', b'"Category"'),
         "no properties": record(_good).replace(b'"properties"', b'"Properties"'),
         "properties is null": b'{"category":"kube-audit","properties":null}',

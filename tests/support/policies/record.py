@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forwarder.policy import attributes as facts
 from forwarder.policy import document
+from forwarder.policy.attributes import decode
 from forwarder.policy.rules import Engine
 from support.policies import EVERYTHING, RECORDED, Event, Key, event_of, keyed
 from support.policies.apiserver import Etcd, etcd
@@ -166,7 +166,7 @@ def _write(name: str, lines: list[bytes]) -> None:
 
 def _engine(policy: str) -> Apply:
     engine = Engine(document.parse(policy))
-    return lambda event: engine.apply(event, facts.decode(event))[2]
+    return lambda event: engine.apply(event, decode(event))[0]
 
 
 def _say(*lines: str) -> None:

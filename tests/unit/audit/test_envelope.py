@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.audit.envelope import Unpacked, unpack
+from forwarder.audit.truncated import is_rfc3339
 from support.events import envelope, real_events, record, typical_events, wrap
 from support.events.odd import ODD, Odd
 
@@ -41,7 +42,7 @@ def test_an_odd_message_meets_its_end(odd: Odd) -> None:
         len(unpacked.events),
         len(unpacked.refused),
         unpacked.skipped,
-        sum(event.salvaged for event in unpacked.events),
+        sum(event.completed for event in unpacked.events),
     ) == (odd.delivered, odd.dead_lettered, odd.skipped, odd.salvaged)
 
 
@@ -55,7 +56,7 @@ def test_real_events_come_out_byte_for_byte(properties_as: str, category: str) -
     )
     unpacked = taken_apart(message)
     assert bodies(unpacked) == list(real_events())
-    assert not any(event.salvaged for event in unpacked.events)
+    assert not any(event.completed for event in unpacked.events)
     assert [event.stage_timestamp for event in unpacked.events] == [
         json.loads(event)["stageTimestamp"] for event in real_events()
     ]
@@ -71,14 +72,6 @@ def test_a_log_that_is_an_object_is_taken_as_it_is() -> None:
     log = EVENTS[0].replace(b",", b" , ", 1)
     message = wrap([b'{"category":"kube-audit","properties":{"log":%b}}' % log])
     assert bodies(taken_apart(message)) == [log]
-
-
-def test_an_event_whose_stage_timestamp_is_null_is_delivered() -> None:
-    """Go writes a MicroTime that is zero as null."""
-    event = json.dumps({**json.loads(EVENTS[0]), "stageTimestamp": None}).encode()
-    unpacked = taken_apart(envelope([event]))
-    assert bodies(unpacked) == [event]
-    assert unpacked.events[0].stage_timestamp == ""
 
 
 def test_only_the_categories_asked_for_are_taken() -> None:
@@ -136,14 +129,12 @@ def test_a_bad_record_costs_none_of_its_neighbours(bad: bytes, position: int) ->
         assert lost in b" ".join(refused.body for refused in unpacked.refused)
 
 
-@pytest.mark.parametrize(
-    "time", ["", "soon", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"]
-)
-def test_a_cut_event_with_an_impossible_time_costs_none_of_its_neighbours(time: str) -> None:
+@pytest.mark.parametrize("time", ["", "soon", "0001-01-01T00:00:00+14:00"])
+def test_a_cut_event_with_an_impossible_time_is_delivered(time: str) -> None:
     event = EVENTS[0][: EVENTS[0].index(b',"requestReceivedTimestamp"')]
-    unpacked = taken_apart(wrap([RECORDS[1], record(event, time=time), RECORDS[2]]))
-    assert bodies(unpacked) == EVENTS[1:3]
-    assert [refused.body for refused in unpacked.refused] == [event]
+    first, cut, last = taken_apart(wrap([RECORDS[1], record(event, time=time), RECORDS[2]])).events
+    assert [first.body, last.body] == EVENTS[1:3]
+    assert is_rfc3339(cut.stage_timestamp)
 
 
 def test_a_message_cut_anywhere_gives_its_whole_records_and_keeps_the_rest() -> None:
@@ -275,3 +266,57 @@ def test_a_message_is_never_more_records_than_it_has_room_for(record: bytes) -> 
     """Each dead letter costs some hundred bytes of memory and of disk."""
     message = b"[%b]" % b",".join([record] * (MEGABYTE // (len(record) + 1)))
     assert taken_apart(message).records <= MEGABYTE // len(b'{"category":1},')
+
+
+def nested(levels: int, opened: str = '{"a":', inner: str = "1") -> bytes:
+    """Return a real event with a requestObject of that many levels."""
+    closed = "".join({"{": "}", "[": "]"}.get(one, "") for one in reversed(opened))
+    value = opened * levels + inner + closed * levels
+    return EVENTS[0].replace(b',"requestR', b',"requestObject":%b,"requestR' % value.encode(), 1)
+
+
+@pytest.mark.parametrize("opened", ['{"a":', "[", '[1,{"a":'])
+def test_an_event_deeper_than_100_levels_is_to_be_posted_alone(opened: str) -> None:
+    step = len(opened.translate({ord(other): None for other in '1,"ab:]'}))
+    for levels in (99 // step, 100 // step + 1, 400 // step):
+        inner = r'"\\\"{[}"' if step == 1 else "[" * (step - 1) + "]" * (step - 1)
+        event = nested(levels, opened, inner)
+        (found,) = taken_apart(envelope([event])).events
+        assert found.body == event
+        assert found.post_alone == (levels * step > 99)
+
+
+def test_many_or_quoted_brackets_are_no_depth() -> None:
+    wide = nested(1, inner="[" + ",".join(['{"b":[]}'] * 500) + "]")
+    quoted = nested(1, inner=json.dumps("[{" * 500 + '"' + "}" * 3))
+    after = nested(1, inner=json.dumps("]}" * 500))
+    assert not any(e.post_alone for e in taken_apart(envelope([wide, quoted, after])).events)
+    hidden = nested(200, opened='{"]}":"]}","a":')
+    assert taken_apart(envelope([hidden])).events[0].post_alone
+
+
+def test_the_depth_of_typical_events_costs_nothing() -> None:
+    """None of them has an object from a client, so nothing is counted."""
+    assert not any(b'Object":{' in event for event in EVENTS)
+
+
+def test_a_message_of_many_unusable_records_takes_little_memory() -> None:
+    for one in b'{"category":"kube-audit"}', b'{"category":"kube-audit","properties":{"log":""}}':
+        message = wrap([*[one] * (900_000 // len(one)), RECORDS[0]])
+        unpacked = taken_apart(message)
+        assert bodies(unpacked) == EVENTS[:1]
+        assert len(unpacked.refused) <= 101
+        assert sum(refused.body.count(b"category") for refused in unpacked.refused) in (
+            0,
+            900_000 // len(one),
+        )
+        assert unpacked.size < 2 * len(message)
+
+
+def test_the_size_of_small_events_is_what_they_take_in_memory() -> None:
+    log = json.dumps('{"auditID":"1","stage":"Panic"}').encode()
+    unpacked = taken_apart(
+        wrap([b'{"category":"kube-audit","properties":{"log":%b}}' % log] * 5000)
+    )
+    assert len(unpacked.events) == 5000
+    assert unpacked.size > 5000 * 400

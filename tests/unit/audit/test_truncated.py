@@ -1,9 +1,10 @@
-"""A cut event keeps what was whole and gains nothing but its annotation and lost timestamps."""
+"""A cut event keeps what was whole, and gains what a sensor needs and annotations that say so."""
 
 import json
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from forwarder.audit.envelope import unpack
-from forwarder.audit.truncated import salvage
+from forwarder.audit.truncated import complete, is_rfc3339
 from forwarder.errors import UnusableError
 from support.events import TIME, real_events, record, wrap
 
-REQUIRED = ("auditID", "stage", "verb", "user")
+REQUIRED = ("auditID", "stage")
+UNKNOWN = {"verb": "unknown", "user": {"username": "unknown"}}
 TIMESTAMPS = ("requestReceivedTimestamp", "stageTimestamp")
 TRUNCATED = ("audit.aks/truncated", "true")
 MICRO_TIME = "2026-11-23T09:14:10.000000Z"
@@ -46,25 +48,30 @@ KINDS = {
 def _checked(original: dict[str, Any], cut: str) -> dict[str, Any] | None:
     """Salvage and compare with the original; None if it is a dead letter, for good reason."""
     try:
-        text = salvage(cut, TIME)
+        text = complete(cut, TIME)
     except UnusableError as error:
         reason = str(error)
-    else:
-        reason = ""
-    if reason:
         assert set(reason.removeprefix("cut off: ").removesuffix(" lost").split(", ")) <= {
             *REQUIRED
         }
         return None
     saved: dict[str, Any] = json.loads(text)
-    assert {*REQUIRED, *TIMESTAMPS, "annotations"} <= saved.keys()
+    assert {*REQUIRED, *UNKNOWN, *TIMESTAMPS, "annotations"} <= saved.keys()
     annotations = dict(saved["annotations"])
     assert annotations.pop(TRUNCATED[0]) == TRUNCATED[1]
+    missing = annotations.pop("audit.aks/missing", "").split(",")
     assert annotations in ({}, original.get("annotations", {}))
     for name in saved.keys() - {"annotations"}:
         if saved[name] != original.get(name, MISSING):
-            assert name in TIMESTAMPS
-            assert saved[name] == MICRO_TIME
+            assert name in (*UNKNOWN, *TIMESTAMPS, "requestURI", "objectRef")
+            if name == "requestURI":
+                assert original[name].startswith(saved[name])
+                assert missing == ["verb", "user"] or not saved[name]
+            elif name == "objectRef":
+                assert saved[name].items() <= original[name].items()
+            else:
+                assert saved[name] == UNKNOWN.get(name, MICRO_TIME)
+                assert (name in missing) == (name in UNKNOWN)
     return saved
 
 
@@ -94,7 +101,9 @@ def test_a_cut_at_every_byte_keeps_what_was_whole_and_invents_nothing(event: byt
         assert (saved is not None) == whole.issuperset(REQUIRED)
         if saved is not None:
             salvaged += 1
-            assert saved.keys() == whole | {*TIMESTAMPS, "annotations"}
+            added = saved.keys() - whole - {*TIMESTAMPS, "annotations"}
+            lost = UNKNOWN.keys() - whole
+            assert added <= (lost | {"requestURI", "objectRef"} if lost else set())
     assert salvaged > len(event) // 10
 
 
@@ -102,7 +111,7 @@ def test_a_cut_event_comes_out_of_its_envelope_salvaged() -> None:
     event = KINDS["RequestResponse"]
     cut = event[: event.index(b'"responseObject"') + 30]
     (salvaged,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
-    assert salvaged.salvaged
+    assert salvaged.completed
     assert salvaged.stage_timestamp == MICRO_TIME
     assert "responseObject" not in json.loads(salvaged.body)
 
@@ -111,7 +120,7 @@ def test_fields_keep_their_bytes_and_their_order() -> None:
     cut = (
         '{"stage" : "s","auditID":"\\u0041","verb":"g","user":{ "a" : 1.50 },"z":[1, 2],"level":"M'
     )
-    assert salvage(cut, TIME) == (
+    assert complete(cut, TIME) == (
         '{"stage":"s","auditID":"\\u0041","verb":"g","user":{ "a" : 1.50 },"z":[1, 2],'
         f'"requestReceivedTimestamp":"{MICRO_TIME}","stageTimestamp":"{MICRO_TIME}",'
         '"annotations":{"audit.aks/truncated":"true"}}'
@@ -123,30 +132,30 @@ BEGUN = '{"auditID":"1","stage":"s","verb":"g","user":{},'
 
 @pytest.mark.parametrize("end", ["1", "12", "-1", "1.", "1.5", "1e", "1e+", "1.5e3", "tru", "12 "])
 def test_a_number_or_word_that_may_go_on_is_not_kept(end: str) -> None:
-    assert "n" not in json.loads(salvage(f'{BEGUN}"n":{end}', TIME))
+    assert "n" not in json.loads(complete(f'{BEGUN}"n":{end}', TIME))
 
 
 @pytest.mark.parametrize("value", ["1", "-1.50", "true", "null", '"x"', "[]", "9" * 5000])
 def test_a_value_before_a_comma_is_kept(value: str) -> None:
-    assert f'"n":{value},' in salvage(f'{BEGUN}"n":{value},"m":"', TIME)
+    assert f'"n":{value},' in complete(f'{BEGUN}"n":{value},"m":"', TIME)
 
 
 @pytest.mark.parametrize("value", ["NaN", "[Infinity]", r'"\ud800"', '{"a":[-Infinity]}'])
 def test_what_is_no_json_to_a_sink_is_left_out_alone(value: str) -> None:
-    saved = json.loads(salvage(f'{BEGUN}"n":{value},"level":"Metadata","m":"', TIME))
+    saved = json.loads(complete(f'{BEGUN}"n":{value},"level":"Metadata","m":"', TIME))
     assert "n" not in saved
     assert saved["level"] == "Metadata"
 
 
 @pytest.mark.parametrize("value", ["{}", "{ }", "null", '"text"', "[1]", "7"])
 def test_annotations_without_any_become_the_one(value: str) -> None:
-    saved = json.loads(salvage(f'{BEGUN}"annotations":{value},"m":"', TIME))
+    saved = json.loads(complete(f'{BEGUN}"annotations":{value},"m":"', TIME))
     assert saved["annotations"] == dict([TRUNCATED])
 
 
 def test_the_annotation_joins_others_and_overrules_its_like() -> None:
     others = '{"a":"b", "audit.aks/truncated":"false" }'
-    saved = json.loads(salvage(f'{BEGUN}"annotations":{others},"m":"', TIME))
+    saved = json.loads(complete(f'{BEGUN}"annotations":{others},"m":"', TIME))
     assert saved["annotations"] == {"a": "b", "audit.aks/truncated": "true"}
 
 
@@ -161,7 +170,7 @@ def test_the_annotation_joins_others_and_overrules_its_like() -> None:
     ],
 )
 def test_a_records_time_becomes_a_micro_time(time: str, expected: str) -> None:
-    saved = json.loads(salvage(f'{BEGUN}"m":"', time))
+    saved = json.loads(complete(f'{BEGUN}"m":"', time))
     assert [saved[name] for name in TIMESTAMPS] == [expected, expected]
 
 
@@ -171,7 +180,7 @@ def test_a_time_without_a_zone_is_utc_wherever_the_process_runs(
     monkeypatch.setenv("TZ", "UTC-9")
     time.tzset()
     try:
-        saved = json.loads(salvage(f'{BEGUN}"m":"', "2026-11-23T09:14:10"))
+        saved = json.loads(complete(f'{BEGUN}"m":"', "2026-11-23T09:14:10"))
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -179,20 +188,132 @@ def test_a_time_without_a_zone_is_utc_wherever_the_process_runs(
 
 
 @pytest.mark.parametrize("time", [None, "", "now", "0001-01-01T00:00:00+14:00"])
-def test_without_a_time_a_cut_event_is_a_dead_letter_unless_its_own_were_whole(
+def test_without_a_time_of_the_record_the_other_timestamp_or_now_is_taken(
     time: str | None,
 ) -> None:
-    with pytest.raises(UnusableError, match="record has no time"):
-        salvage(f'{BEGUN}"m":"', time)
-    own = ",".join(f'"{name}":"{name}"' for name in TIMESTAMPS)
-    saved = json.loads(salvage(f"{BEGUN}{own}", time))
-    assert [saved[name] for name in TIMESTAMPS] == [*TIMESTAMPS]
+    other = json.loads(complete(f'{BEGUN}"requestReceivedTimestamp":"{TIME}"', time))
+    assert other["stageTimestamp"] == MICRO_TIME
+    now = json.loads(complete(f'{BEGUN}"m":"', time))["stageTimestamp"]
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(now)) < timedelta(minutes=5)
+
+
+ACCEPTED = [
+    *("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.1Z", "2026-01-02T03:04:05.678901Z"),
+    *("2026-01-02T03:04:05.123456789Z", "2026-01-02T23:59:59+05:30", "2024-02-29T00:00:00-00:00"),
+]
+REFUSED = [
+    *("", "2026-01-02", "2026-01-02T03:04:05", "2026-01-02T03:04:05.678901", "1767323045"),
+    *("2026-01-02t03:04:05Z", "2026-01-02T03:04:05z", "2026-01-02 03:04:05Z", "now"),
+    *("2026-01-02 03:04:05.678901Z", "2026-01-02T03:04:05.678901z", "2026-01-02t03:04:05.678901Z"),
+    *("2026-01-02T03:04Z", "2026-01-02T24:00:00Z", "2026-01-02T03:60:05Z", "2026-01-02T03:04:60Z"),
+    *("2026-02-30T03:04:05.678901Z", "2026-13-02T03:04:05Z", "2026-W01-2T03:04:05.678901Z"),
+    *("2026-01-02T030405.12345678Z", "20260102T03:04:05.123456789Z", "2026-01-02T03:04:05+0100"),
+    *("2026-01-02T03:04:05.Z", " 2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z ", "\u0662026"),
+]
+
+
+@pytest.mark.parametrize("stamp", [*ACCEPTED, *REFUSED, None])
+def test_a_stage_timestamp_that_go_refuses_is_replaced_and_nothing_else(stamp: str | None) -> None:
+    event: dict[str, Any] = {
+        "stage": "Panic",
+        "stageTimestamp": stamp,
+        "auditID": "1",
+        "verb": "get",
+        "user": {},
+    }
+    text = json.dumps(event, separators=(",", ":"))
+    (found,) = unpack(wrap([record(text)]), frozenset({"kube-audit"})).events
+    if stamp in ACCEPTED:
+        assert (found.body.decode(), found.completed, found.stage_timestamp) == (text, False, stamp)
+        return
+    text = text.replace(json.dumps(stamp), f'"{MICRO_TIME}"').removesuffix("}")
+    assert found.body.decode() == text + ',"annotations":{"audit.aks/truncated":"true"}}'
+    assert (found.completed, found.stage_timestamp) == (True, MICRO_TIME)
+
+
+@given(st.from_regex(r"\A20[0-9TZtz:+. W-]{1,26}\Z") | st.datetimes().map(datetime.isoformat))
+def test_what_is_accepted_is_a_time_in_the_form_of_rfc_3339(stamp: str) -> None:
+    form = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
+    for text in stamp, stamp + "Z", stamp + ".123456Z":
+        if is_rfc3339(text):
+            assert re.fullmatch(form, text)
+            datetime.fromisoformat(text)
+
+
+HIDDEN = "/api/v1/namespaces/a/pods/b%20c/exec?command=" + "x" * 17000
+
+
+def hidden(uri: str, keep: int) -> dict[str, Any]:
+    """Return what is delivered of a request whose URI is cut off."""
+    event = KINDS["exec"].decode()
+    event = re.sub(r'"requestURI":"[^"]*"', lambda _: f'"requestURI":"{uri}"', event)
+    cut = event[: event.index('"requestURI"') + keep]
+    (found,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
+    assert found.completed
+    saved: dict[str, Any] = json.loads(found.body)
+    return saved
+
+
+def test_a_request_cannot_hide_itself_by_the_length_of_its_query() -> None:
+    saved = hidden(HIDDEN, 16000)
+    assert HIDDEN.startswith(saved["requestURI"])
+    assert len(saved["requestURI"]) == 16000 - len('"requestURI":"')
+    assert (saved["verb"], saved["user"]) == ("unknown", {"username": "unknown"})
+    assert saved["objectRef"] == {
+        "resource": "pods",
+        "namespace": "a",
+        "name": "b c",
+        "apiVersion": "v1",
+        "subresource": "exec",
+    }
+    assert saved["annotations"] == {
+        "audit.aks/truncated": "true",
+        "audit.aks/missing": "verb,user",
+    }
+    assert saved["stageTimestamp"] == MICRO_TIME
+
+
+@pytest.mark.parametrize("end", ["\\", "\\u", "\\u00e", "\\ud83d", "\\ud83d\\ude0"])
+def test_half_a_character_is_left_out_of_an_uri(end: str) -> None:
+    uri = "/api/v1/pods?" + end
+    assert hidden(uri + "x" * 100, len('"requestURI":"' + uri))["requestURI"] == "/api/v1/pods?"
+
+
+def test_a_path_that_is_cut_off_loses_the_segment_that_may_go_on() -> None:
+    uri = "/api/v1/namespaces/a/pods/" + "b" * 17000
+    saved = hidden(uri, 16000)
+    assert saved["requestURI"] == uri[: 16000 - len('"requestURI":"')]
+    assert saved["objectRef"] == {"resource": "pods", "namespace": "a", "apiVersion": "v1"}
+
+
+def test_what_is_lost_of_an_event_is_listed() -> None:
+    begun = '{"auditID":"1","stage":"s",'
+    for text, missing in {
+        begun + '"requestURI":"/a","verb":"get","user":{"username"': "user",
+        begun + '"requestURI":"/a","ver': "verb,user",
+        begun + '"requestURI"': "requestURI,verb,user",
+        begun + '"user":{}}': "requestURI,verb",
+    }.items():
+        saved = json.loads(complete(text, TIME))
+        assert saved["annotations"]["audit.aks/missing"] == missing
+        assert "objectRef" not in saved
+    assert "audit.aks/missing" not in complete(f'{BEGUN}"m":', TIME)
+
+
+def test_raw_control_characters_in_an_event_are_escaped() -> None:
+    whole = f'{BEGUN}"stageTimestamp":"{TIME}","m":"a\0b\n\t\\"c"}}'
+    (found,) = unpack(wrap([record(whole)]), frozenset({"kube-audit"})).events
+    assert json.loads(found.body)["m"] == 'a\0b\n\t"c'
+    assert found.body.decode() == whole.replace("\0", r"\u0000").replace("\n", r"\u000a").replace(
+        "\t", r"\u0009"
+    )
+    assert found.completed
 
 
 @pytest.mark.parametrize("rest", ["{}", "x", "]", ',"a":1'])
 def test_a_whole_event_followed_by_text_is_a_dead_letter(rest: str) -> None:
     with pytest.raises(UnusableError, match="followed by other text"):
-        salvage(f'{BEGUN}"m":1}}{rest}', TIME)
+        complete(f'{BEGUN}"m":1}}{rest}', TIME)
 
 
 _values = st.recursive(
@@ -219,17 +340,17 @@ def test_any_object_cut_anywhere_invents_nothing(
     _checked(original, text[: data.draw(st.integers(0, len(text) - 1))])
 
 
-@given(st.text() | st.text(alphabet='{}[]",:\\ 1eE.-tnfNI\ud800'))
+@given(st.text(st.characters(codec="utf-8")) | st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_dead_letter_and_no_other_exception(text: str) -> None:
     with pytest.raises(UnusableError):
-        salvage(text, TIME)
+        complete(text, TIME)
 
 
 @given(st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
 @settings(max_examples=300, deadline=None)
 def test_what_is_salvaged_is_json_whatever_follows_the_whole_fields(text: str) -> None:
     try:
-        json.loads(salvage(BEGUN + text, TIME))
+        json.loads(complete(BEGUN + text, TIME))
     except UnusableError as error:
         assert "followed by other text" in str(error)  # noqa: PT017 - either way is right

@@ -1,6 +1,7 @@
 """What is wanted of the events: filtered, annotated, of which clusters, and counted."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from forwarder.audit.envelope import Unpacked, unpack
 from forwarder.config.settings import Settings
-from forwarder.policy.filter import Filter
+from forwarder.policy.filter import Filter, filter_for
 from support import events
 from support.eventhubs import Server
 from support.events import RESOURCE_ID, envelope, record, wrap
@@ -19,6 +20,7 @@ from support.webhook import Webhook
 CATEGORIES = frozenset({"kube-audit"})
 HUB_KEY = {"EventHubNamespace": "a.servicebus.windows.net"}
 Object = dict[str, Any]
+STAMP = {"stageTimestamp": "2026-11-23T09:14:09Z"}
 
 
 def policy(directory: Path, *rules: Object) -> str:
@@ -29,22 +31,26 @@ def policy(directory: Path, *rules: Object) -> str:
     return str(file)
 
 
-def screened(message: bytes, **variables: str) -> Unpacked:
+def filter_of(given: Settings) -> Filter | None:
+    return filter_for(given.audit_policy, given.resource_ids, annotates=given.cluster_annotation)
+
+
+def filtered(message: bytes, **variables: str) -> Unpacked:
     """Unpack a message as a forwarder with these settings does."""
-    return unpack(message, CATEGORIES, Filter.of(Settings.from_env(HUB_KEY | variables)))
+    return unpack(message, CATEGORIES, filter_of(Settings.from_env(HUB_KEY | variables)))
 
 
 def bodies(unpacked: Unpacked) -> list[Object]:
     return [json.loads(event.body) for event in unpacked.events]
 
 
-def test_nothing_wanted_is_no_screen() -> None:
-    assert Filter.of(Settings()) is None
+def test_nothing_wanted_is_no_filter() -> None:
+    assert filter_of(Settings()) is None
 
 
 def test_events_are_filtered_and_counted_by_rule_and_level(tmp_path: Path) -> None:
     rules = {"level": "None", "verbs": ["watch"]}, {"level": "Metadata", "verbs": ["get", "list"]}
-    unpacked = screened(envelope(events.real_events()), AuditPolicyFile=policy(tmp_path, *rules))
+    unpacked = filtered(envelope(events.real_events()), AuditPolicyFile=policy(tmp_path, *rules))
     verbs = [json.loads(event)["verb"] for event in events.real_events()]
     read = sum(verb in ("get", "list") for verb in verbs)
     assert [one["verb"] in ("get", "list") for one in bodies(unpacked)] == [True] * read
@@ -70,7 +76,7 @@ def test_only_the_clusters_of_resource_ids_are_kept(loose: bool) -> None:  # noq
     message = wrap(records if loose else records[:3])
     if loose:
         message = message.removeprefix(b'{"records": ').removesuffix(b"}")
-    unpacked = screened(message, ResourceIds="*/x,*/managedclusters/prod-*")
+    unpacked = filtered(message, ResourceIds="*/x,*/managedclusters/prod-*")
     # A record that names no cluster is not known to be of another one.
     assert len(unpacked.events) == (3 if loose else 2)
     assert unpacked.skipped == 1
@@ -92,11 +98,11 @@ def test_an_event_is_annotated_with_its_cluster_and_else_unchanged(
     others: Object,
     last: bool,  # noqa: FBT001
 ) -> None:
-    event: Object = {"auditID": "1", "stage": "Panic", "verb": "get", "user": {}}
+    event: Object = {"auditID": "1", "stage": "Panic", "verb": "get", "user": {}, **STAMP}
     more = {} if annotations == "absent" else {"annotations": annotations}
     tail: Object = {"x": {"annotations": {}}}
     event = {**event, **tail, **more} if last else {**event, **more, **tail}
-    unpacked = screened(
+    unpacked = filtered(
         envelope([json.dumps(event, separators=(",", ":")).encode()]), ClusterAnnotation="true"
     )
     (found,) = bodies(unpacked)
@@ -109,7 +115,7 @@ def test_an_annotation_adds_to_the_bytes_and_changes_none() -> None:
     pair = f'"aks-audit/cluster":"{RESOURCE_ID}"'.encode()
     for before, after in zip(
         events.real_events(),
-        screened(envelope(events.real_events()), ClusterAnnotation="true").events,
+        filtered(envelope(events.real_events()), ClusterAnnotation="true").events,
         strict=True,
     ):
         parts = after.body.split(pair)
@@ -118,7 +124,7 @@ def test_an_annotation_adds_to_the_bytes_and_changes_none() -> None:
 
 
 def test_a_policy_and_an_annotation_together(tmp_path: Path) -> None:
-    unpacked = screened(
+    unpacked = filtered(
         envelope(events.real_events()),
         ClusterAnnotation="true",
         AuditPolicyFile=policy(tmp_path, {"level": "Metadata"}),
@@ -137,9 +143,9 @@ def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_p
     event = max(events.real_events(), key=len).decode()
     cut = event[: event.index('"objectRef"') + 20]
     plain = unpack(envelope([cut.encode()]), CATEGORIES)
-    unpacked = screened(envelope([cut.encode()]), AuditPolicyFile=path)
+    unpacked = filtered(envelope([cut.encode()]), AuditPolicyFile=path)
     assert [one.body for one in unpacked.events] == [one.body for one in plain.events]
-    assert unpacked.events[0].salvaged
+    assert unpacked.events[0].completed
     assert unpacked.ruled == {("unsure", json.loads(event)["level"]): 1}
 
 
@@ -147,8 +153,9 @@ def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_p
     "odd", [{"user": "me"}, {"user": None}, {"objectRef": []}, {"level": 1}, {"requestURI": None}]
 )
 def test_an_event_that_is_unlike_any_is_left_as_it_is(odd: Object, tmp_path: Path) -> None:
-    event = json.dumps({"auditID": "1", "stage": "Panic", "verb": "get", "user": {}, **odd})
-    unpacked = screened(
+    whole = {"auditID": "1", "stage": "Panic", "verb": "get", "user": {}, **STAMP}
+    event = json.dumps({**whole, **odd})
+    unpacked = filtered(
         envelope([event.encode()]), AuditPolicyFile=policy(tmp_path, {"level": "None"})
     )
     assert [one.body for one in unpacked.events] == [event.encode()]
@@ -159,7 +166,7 @@ def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
     path = policy(tmp_path, {"level": "None"})
     for log in (b"no JSON", b'{"auditID": "1"}', b'{"auditID": 1, "stage": "a"'):
         plain = unpack(envelope([log]), CATEGORIES)
-        unpacked = screened(envelope([log]), AuditPolicyFile=path)
+        unpacked = filtered(envelope([log]), AuditPolicyFile=path)
         assert (unpacked.refused, unpacked.ruled) == (plain.refused, {})
 
 
@@ -183,3 +190,29 @@ async def test_what_is_filtered_is_counted_and_its_checkpoint_passed(
         assert await forwarder.total("policy_rule_total", rule="1", level="None") == 2 * watches
         assert await forwarder.total("policy_rule_total", rule="2", level="Metadata") == kept
     assert webhook.total == kept
+
+
+def test_long_resource_ids_are_not_remembered() -> None:
+    chosen = filter_for(None, ["*/managedclusters/prod*"], annotates=False)
+    assert chosen
+    assert chosen.wants
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert chosen.wants("/" + "a" * 900_000 + f"/MANAGEDCLUSTERS/PROD-{number}")
+            assert not chosen.wants("/" + "a" * 900_000 + f"/managedclusters/test-{number}")
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_object_that_the_policy_cuts_makes_an_event_no_deeper(tmp_path: Path) -> None:
+    deep = '{"a":' * 200 + "1" + "}" * 200
+    event = events.real_events()[0].replace(
+        b',"requestR', b',"responseObject":%b,"requestR' % deep.encode(), 1
+    )
+    for level, alone in ("Request", False), ("RequestResponse", True):
+        (found,) = filtered(
+            envelope([event]), AuditPolicyFile=policy(tmp_path, {"level": level})
+        ).events
+        assert (found.post_alone, b'"a":' in found.body) == (alone, alone)

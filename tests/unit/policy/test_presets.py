@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from forwarder.policy import attributes as facts
+from forwarder.commands.explain import report
 from forwarder.policy import document
+from forwarder.policy.attributes import decode
 from forwarder.policy.document import PRESETS
-from forwarder.policy.explain import report
 from forwarder.policy.rules import Engine
 from support import events
 from support.documents import page
@@ -289,7 +289,7 @@ def test_no_rule_of_a_sensor_loses_an_event_or_what_it_looks_at(
         firing = [name for name, rule in RULES.items() if rule.fires(event)]
         fired |= set(firing)
         body = json.dumps(event).encode()
-        left = ENGINE.apply(body, facts.decode(body))[2]
+        left = ENGINE.apply(body, decode(body))[0]
         after = json.loads(left or b"null")
         lost += [
             (name, event)
@@ -323,7 +323,7 @@ def test_quiet_keeps_what_it_says_and_no_secret() -> None:
     engine, lost = Engine(document.load("quiet")), []
     for event in filter(is_kept, thinkable()):
         body = json.dumps(event).encode()
-        left = json.loads(engine.apply(body, facts.decode(body))[2] or b"null")
+        left = json.loads(engine.apply(body, decode(body))[0] or b"null")
         target = event.get("objectRef", {})
         secret = target.get("resource") == "secrets" and not target["apiGroup"]
         secret = secret or target.get("subresource") == "token"

@@ -8,14 +8,13 @@ import msgspec
 
 from forwarder.audit.envelope import unpack
 from forwarder.deadletters.record import Record
-from forwarder.policy import attributes as facts
-from forwarder.policy.attributes import EventFields, Request
+from forwarder.policy.attributes import EventFields, Request, UsedFields, attributes, decode, lost
 from forwarder.policy.document import LEVELS, Policy, Rule
 from forwarder.policy.rules import NO_RULE, UNSURE, Engine
 
 _KINDS: Final = 1000  # of events that are told apart, of each rule, for little memory
 _EXAMPLES: Final = 3
-_letter: Final = msgspec.json.Decoder(Record).decode
+_record: Final = msgspec.json.Decoder(Record).decode
 _list: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -27,7 +26,7 @@ class Share(msgspec.Struct):
     bytes: int = 0
 
     def add(self, size: int) -> None:
-        """Add an event of so many bytes."""
+        """Add an event of that many bytes."""
         self.events += 1
         self.bytes += size
 
@@ -87,7 +86,7 @@ def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
         if "items" in fields:
             yield from map(bytes, _items(fields["items"]))
         elif "reason" in fields and "sequenceNumber" in fields:
-            yield from events_in(_letter(line).original, categories)
+            yield from events_in(_record(line).original, categories)
         elif "auditID" in fields:
             yield line.strip()
         else:
@@ -104,19 +103,20 @@ def report(policy: Policy, lines: Iterable[bytes], categories: frozenset[str]) -
         for number, rule in enumerate(policy.rules, 1)
     }
     tallies[NO_RULE] = Tally(NO_RULE, LEVELS[0], "no rule matches")
-    tallies[UNSURE] = Tally(UNSURE, "as it is", "cut off before what a rule asks for")
+    tallies[UNSURE] = Tally(UNSURE, "as it is", "incomplete, without what a rule looks at")
     whole = Report(str(policy), list(tallies.values()))
     for line in filter(bytes.strip, lines):
         events = list(events_in(line, categories))
         whole.unreadable += not events
         for event in events:
+            left: bytes | None
             try:
-                found = facts.decode(event)
+                found = decode(event)
             except msgspec.ValidationError:
-                rule, left, kind = UNSURE, event, "an unusual event"
+                left, rule, kind = event, UNSURE, "an unusual event"
             else:
-                rule, _, kept = engine.apply(event, found)
-                left, kind = kept or b"", summary(found)
+                left, (rule, _) = engine.apply(event, found)
+                kind = summary(found)
             tally = tallies[rule]
             if kind in tally.examples or len(tally.examples) < _KINDS:
                 tally.examples[kind] = tally.examples.get(kind, 0) + 1
@@ -133,18 +133,13 @@ def report(policy: Policy, lines: Iterable[bytes], categories: frozenset[str]) -
 
 def trace(policy: Policy, event: bytes) -> Trace:
     """Follow one event; raises msgspec's errors if it is none."""
-    engine, found = Engine(policy), facts.decode(event)
-    rule, level, left = engine.apply(event, found)
-    request, unsure = (
-        Request(*facts.attributes(found, facts.UsedFields())),
-        facts.is_unsure(found, event),
-    )
+    engine, found = Engine(policy), decode(event)
+    steps = engine.steps(Request(*attributes(found, UsedFields())), lost(found, event))
     checks = [
-        Check(ruling.rule, LEVELS[ruling.rank], shown(one), matches=failed is None, because=failed)
-        for one, (ruling, failed) in zip(
-            policy.rules, engine.steps(request, unsure=unsure), strict=False
-        )
+        Check(decision.rule, LEVELS[decision.rank], shown(rule), failed is None, failed)
+        for rule, (decision, failed) in zip(policy.rules, steps, strict=False)
     ]
+    left, (rule, level) = engine.apply(event, found)
     size = len(left or b"")
     return Trace(summary(found), found.id, found.stage, len(event), checks, rule, level, size)
 
