@@ -58,15 +58,15 @@ SCENARIOS: dict[str, Scenario] = {
     "key revoked and given back": Scenario([(hub.revokes_the_key, 3)], once=True),
     "consumer group deleted and made again": Scenario([(hub.lacks_the_group, 3)], once=True),
     "hub forgets": Scenario([(hub.forgets, 1)], said=["messages lost"], quick=True),
-    "hub made anew": Scenario([(hub.is_made_anew, 2)], said=["hub was made anew"], quick=True),
+    "hub made anew": Scenario([(hub.is_made_anew, 2)], said=["hub was recreated"], quick=True),
     "hub made anew while nobody reads": Scenario(
-        [(hub.is_made_anew_unseen, 0)], said=["hub was made anew"], settings=LOOKS
+        [(hub.is_made_anew_unseen, 0)], said=["hub was recreated"], settings=LOOKS
     ),
     "hub made anew while nobody reads, with a storage account": Scenario(
-        [(hub.is_made_anew_unseen, 0)], said=["hub was made anew"], settings=LOOKS, blobs=True
+        [(hub.is_made_anew_unseen, 0)], said=["hub was recreated"], settings=LOOKS, blobs=True
     ),
     "hub made anew, with a storage account": Scenario(
-        [(hub.is_made_anew, 2)], said=["hub was made anew"], settings=LOOKS, blobs=True
+        [(hub.is_made_anew, 2)], said=["hub was recreated"], settings=LOOKS, blobs=True
     ),
     "partitions added": Scenario(
         [(hub.grows, 0)], said=["partitions added"], settings=LOOKS, quick=True
@@ -117,7 +117,7 @@ SCENARIOS: dict[str, Scenario] = {
     "poison": Scenario(
         [(processes.poisoned, 60)],
         settings={"DIES_OF": "deadly-"},
-        said=["the process died again and again", "messages are taken as ever"],
+        said=["the process died again and again", "messages are processed concurrently again"],
     ),
     "frozen": Scenario([(processes.frozen, 3)], quick=True),
     "stopped": Scenario([(processes.stopped, 0.1)] * 3),

@@ -105,7 +105,7 @@ async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -
         stage.hub.created = datetime.now(UTC) + timedelta(seconds=5)
         async with stage.replica("new", store) as forwarder:
             await stage.ledger.settled()
-            assert len(forwarder.entries("hub was made anew")) == 1
+            assert len(forwarder.entries("hub was recreated")) == 1
         stage.ledger.classify()
 
 

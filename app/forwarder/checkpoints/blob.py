@@ -1,10 +1,22 @@
-"""The checkpoint store in a storage account, shared by all replicas."""
+"""The checkpoint store in a storage account, shared by all replicas and readable by other SDKs.
+
+A checkpoint is an empty blob `NAMESPACE/HUB/GROUP/checkpoint/PARTITION` with its place as metadata,
+an owner one under `ownership`. The SDKs for Python, .NET and Java write the path in lower case, and
+so does this. The one for Go keeps the capitals that it was given (`$Default`), so that neither sees
+the other: its checkpoints are read as well, and its owners reported (azeventhubs 1.4 and 2.0).
+
+Every write is conditional on the blob's ETag, and a checkpoint never replaces one that is ahead.
+The age of an owner is told by the store's clock. Metadata that no SDK would write counts as
+missing, so that one damaged blob does not stop the partitions of the others.
+"""
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -19,11 +31,16 @@ from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
 from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
+from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
 from forwarder.storage import open_client, open_container
 
 _NO_OFFSET: Final = (None, "", "no offset")
+# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
+_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
+_PARTS: Final = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
+_ACTIVE: Final = 60.0  # seconds after which any SDK has renewed its claims
 
 
 @asynccontextmanager
@@ -36,7 +53,7 @@ async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[
 
 
 class _BlobStore(BlobCheckpointStore):
-    """Checkpoints as blobs, at the paths of all Event Hubs SDKs; makes its container if it may."""
+    """Checkpoints and owners as blobs; creates its container if it may."""
 
     container: ContainerClient
 
@@ -46,34 +63,49 @@ class _BlobStore(BlobCheckpointStore):
         self._tags: dict[tuple[str, str], str] = {}
         self._ahead = 0.0  # seconds of this machine's clock before the store's
 
-    async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
+    async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
         """List owners; it is the first thing that a client asks of a store.
 
-        The client judges by this machine's clock when an owner was seen last. The age is told by
-        the store's clock, so that it holds whatever the time is here.
+        The client judges by this machine's clock when an owner was seen last. So the age is told
+        by the store's clock, and holds whatever the time is here.
         """
-        asked: list[str] = []
-
-        def note(response: Any) -> None:
-            asked.append(response.http_response.headers["Date"])
-
+        place = names or dict(zip(_PARTS, where, strict=True))
         try:
-            found = await super().list_ownership(*where, raw_response_hook=note, **options)
+            return await self._owners(place)
         except ResourceNotFoundError:
             with suppress(ResourceExistsError):  # another replica was faster
                 await self.container.create_container()
-            found = await super().list_ownership(*where, raw_response_hook=note, **options)
-        ahead = self._ahead = time.time() - parsedate_to_datetime(asked[-1]).timestamp()
+            return await self._owners(place)
+
+    async def _owners(self, place: Mapping[str, str]) -> list[dict[str, Any]]:
+        responses: list[str] = []
+        prefix = _path(place, "", "ownership")
+        blobs = self.container.list_blobs(
+            name_starts_with=prefix,
+            include=["metadata"],
+            raw_response_hook=lambda one: responses.append(one.http_response.headers["Date"]),
+        )
+        found = [blob async for blob in blobs]
         # guard: ownership-age-by-store-clock
-        return [{**one, "last_modified_time": one["last_modified_time"] + ahead} for one in found]
+        ahead = self._ahead = time.time() - parsedate_to_datetime(responses[-1]).timestamp()
+        return [
+            {
+                **place,
+                "partition_id": blob.name.removeprefix(prefix),
+                "owner_id": (blob.metadata or {}).get("ownerid", ""),
+                "etag": blob.etag,
+                "last_modified_time": blob.last_modified.timestamp() + ahead,
+            }
+            for blob in found
+        ]
 
     async def claim_ownership(
         self, ownership_list: Iterable[dict[str, Any]], **options: Any
     ) -> Iterable[dict[str, Any]]:
-        """Claim partitions, or give up those without an owner; a tag tells whether they are ours.
+        """Claim partitions, or release those without an owner, on the condition of an ETag.
 
-        It is that of the last renewal, which may be under way: by an older one a partition would
-        not be given up, and nobody would read it until it expires.
+        It is that of the last renewal, which may be under way: with an older one a partition would
+        not be released, and nobody would read it until the claim expires.
         """
         async with self._turn:
             latest = [
@@ -92,56 +124,62 @@ class _BlobStore(BlobCheckpointStore):
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
-        """List checkpoints as any SDK writes them: .NET leaves out the offset, or the number."""
-        where = {
-            "fully_qualified_namespace": fully_qualified_namespace,
-            "eventhub_name": eventhub_name,
-            "consumer_group": consumer_group,
-        }
-        prefix = _path(where, "")
-        blobs = self.container.list_blobs(name_starts_with=prefix, include=["metadata"])
-        return [
-            {**where, "partition_id": blob.name.removeprefix(prefix), **_place(blob)}
-            async for blob in blobs
-        ]
+        """List checkpoints as any SDK writes them, ours before those with other capitals."""
+        place = dict(
+            zip(_PARTS, (fully_qualified_namespace, eventhub_name, consumer_group), strict=True)
+        )
+        found: list[dict[str, Any]] = []
+        ours = _path(place, "")
+        others = [f"{one}checkpoint/" for one in await other_spellings(self.container, place)]
+        for prefix in (ours, *others):
+            async for blob in self.container.list_blobs(prefix, include=["metadata"]):
+                partition = blob.name.removeprefix(prefix)
+                entry = {**place, "partition_id": partition, **_entry(blob)}
+                found.append(entry if prefix == ours else {**entry, "etag": None})
+        return found
 
-    async def announce(self, where: Mapping[str, str], replica: str) -> None:
-        """Make known a replica that owns no partition."""
-        await self.container.upload_blob(_path(where, replica, "replica"), b"", overwrite=True)
+    async def announce(self, place: Mapping[str, str], replica: str) -> None:
+        """Announce a replica that owns no partition."""
+        await self.container.upload_blob(_path(place, replica, "replica"), b"", overwrite=True)
 
-    async def withdraw(self, where: Mapping[str, str], replica: str) -> None:
+    async def withdraw(self, place: Mapping[str, str], replica: str) -> None:
         """Take an announcement back."""
         with suppress(ResourceNotFoundError):
-            await self.container.delete_blob(_path(where, replica, "replica"))
+            await self.container.delete_blob(_path(place, replica, "replica"))
 
-    async def list_replicas(self, where: Mapping[str, str], expiry: float) -> set[str]:
+    async def list_replicas(self, place: Mapping[str, str], expiry: float) -> set[str]:
         """Return the replicas announced within `expiry` seconds by the store's clock.
 
         An older announcement is of a replica that was killed: it is deleted.
         """
         found: set[str] = set()
-        prefix = _path(where, "", "replica")
+        prefix = _path(place, "", "replica")
         async for blob in self.container.list_blobs(name_starts_with=prefix):
             replica = blob.name.removeprefix(prefix)
             if time.time() - self._ahead - blob.last_modified.timestamp() > expiry:
-                await self.withdraw(where, replica)
+                await self.withdraw(place, replica)
             else:
                 found.add(replica)
         return found
 
-    async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
-        """Write a checkpoint if its blob is as it was; else look, and write if it is not ahead.
+    async def update_checkpoint(
+        self, checkpoint: dict[str, Any], *, start: bool = False, **_: Any
+    ) -> None:
+        """Write a checkpoint if its blob is as it was; else read it, and write if it is not ahead.
 
-        SupersededError if it is: another process writes it. The entry's ETag is renewed in place.
+        SupersededError if it is: another process writes it. With `start` it is also raised if
+        somebody has written any since the listing. The entry's ETag is renewed in place.
         """
         blob = self.container.get_blob_client(_path(checkpoint, checkpoint["partition_id"]))
         try:
             await _write(blob, checkpoint)
         except (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError):
+            if start:  # guard: start-replaces-nothing
+                raise SupersededError from None
             checkpoint["etag"] = None
             with suppress(ResourceNotFoundError):
                 found = await blob.get_blob_properties()
-                number = _place(found)["sequence_number"]
+                number = _entry(found)["sequence_number"]
                 # guard: never-behind-another-process
                 if number is not None and number > checkpoint["sequence_number"]:
                     raise SupersededError from None
@@ -149,8 +187,37 @@ class _BlobStore(BlobCheckpointStore):
             await _write(blob, checkpoint)
 
 
+async def other_spellings(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
+    """Return where another SDK keeps its blobs of this hub and consumer group, with other capitals.
+
+    Its owners that are active are logged: neither side sees that the other has a partition, and
+    both take it again and again.
+    """
+    found = [""]
+    for part in _PARTS:
+        found = [
+            one.name
+            for prefix in found
+            async for one in container.walk_blobs(prefix, delimiter="/")
+            if one.name.lower() == f"{prefix}{place[part]}/".lower()
+        ]
+    others = [one for one in found if one != one.lower()]
+    for prefix in others:
+        async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
+            age = (datetime.now(UTC) - blob.last_modified).total_seconds()
+            if age < _ACTIVE and (blob.metadata or {}).get("ownerid"):
+                log.error(
+                    "consumer group is read by another program",
+                    blob=blob.name,
+                    reason="it uses the Azure SDK for Go, which does not see this one, and both "
+                    "take the same partitions; stop it, or set ConsumerGroup to another one",
+                )
+                break
+    return others
+
+
 def _holding(ownership: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a partition and who got it: the client blots out the owner to give it up."""
+    """Return a partition and who got it: the client clears the owner to release it."""
     return ownership["partition_id"], ownership["holder"]
 
 
@@ -159,7 +226,11 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     metadata = {
         "offset": str(checkpoint["offset"]),
         "sequencenumber": str(checkpoint["sequence_number"]),
-        **({"hubcreated": repr(made)} if (made := checkpoint.get("hub_created")) else {}),
+        **{
+            name.replace("_", ""): repr(checkpoint[name])
+            for name in ("hub_created", "enqueued")
+            if checkpoint.get(name)
+        },
     }
     etag = checkpoint.get("etag")
     written = await (
@@ -171,30 +242,39 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     checkpoint["etag"] = written["etag"]
 
 
-def _path(where: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
-    names = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
-    return "/".join((*(where[part] for part in names), kind, name)).lower()
+def _path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
+    return "/".join((*(place[part] for part in _PARTS), kind, name)).lower()
 
 
-def _place(blob: BlobProperties) -> dict[str, Any]:
-    """Return a checkpoint's place, its tag, and when it was written, in Unix seconds.
+def _entry(blob: BlobProperties) -> dict[str, Any]:
+    """Return a checkpoint's place, its tag, and when it was written, in Unix seconds."""
+    try:
+        place = _place(blob.metadata or {})
+    except ValueError as error:
+        log.error("checkpoint unusable, it is ignored", blob=blob.name, reason=log.describe(error))
+        place = {"offset": None, "sequence_number": None}
+    return {**place, "etag": blob.etag, "written": blob.last_modified.timestamp()}
 
-    A number as its offset makes the client go on behind that.
 
-    Azure.Messaging.EventHubs.Processor 5.11 writes "" or "no offset", and reads such a checkpoint
-    by its number; without either it is none.
+def _place(metadata: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a place in the hub, without an offset if there is none; ValueError if it is damaged.
+
+    Azure.Messaging.EventHubs.Processor 5.11 (.NET) writes the offset "" or "no offset", Java none.
+    Some versions of the one for .NET leave out the number.
     """
-    found: Mapping[str, str | None] = blob.metadata or {}
-    number = found.get("sequencenumber")
-    offset: str | int | None = found.get("offset")
+    number, offset = metadata.get("sequencenumber"), metadata.get("offset")
     sequence_number = int(number) if number else None
+    if sequence_number is not None and not -1 <= sequence_number < 2**63:
+        raise ValueError(f"sequence number {number}")
     if offset in _NO_OFFSET:
-        offset = "-1" if number == "0" else sequence_number  # the client takes 0 for nothing
-    made = found.get("hubcreated")  # no other SDK writes it
+        offset = None
+    elif not _OFFSET.fullmatch(str(offset)):
+        raise ValueError(f"offset '{offset}'")
+    # No other SDK writes these.
+    created, enqueued = metadata.get("hubcreated"), metadata.get("enqueued")
     return {
         "offset": offset,
         "sequence_number": sequence_number,
-        "hub_created": float(made) if made else None,
-        "etag": blob.etag,
-        "written": blob.last_modified.timestamp(),
+        "hub_created": float(created) if created else None,
+        "enqueued": float(enqueued) if enqueued else None,
     }

@@ -1,4 +1,14 @@
-"""The checkpoint store as far as it speaks of the hub that is read now."""
+"""Keeps checkpoints of an earlier hub, which has the same name, from the client.
+
+A hub that was deleted and recreated counts its messages from 0 again. With a checkpoint of the old
+one a client would read from the middle of the new hub, or wait for a number that does not come.
+Checkpoints that are written here carry `hub_created`, the creation time of their hub. Those of
+other SDKs are stale if they were written before the hub was created. The others are found by the
+consumer, which marks a checkpoint that is ahead of the hub.
+
+A stale checkpoint is not deleted. The client starts at StartPosition, and the next checkpoint
+replaces the stale one, unless another process has replaced it meanwhile.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -9,63 +19,61 @@ from azure.eventhub.aio import CheckpointStore
 from forwarder import log
 
 _RESOLUTION: Final = 1.0  # seconds: a blob's time is told in whole ones
-
-_OF_THE_HUB: Final = {"sequence_number", "offset"}
+_PLACE: Final = {"sequence_number", "offset"}
 
 
 class GenerationStore(CheckpointStore):
-    """Keeps back checkpoints of another hub: of an earlier one with the same name, for instance.
-
-    A client that was given one would read from the middle of the new hub, or wait for its number.
-    """
+    """A checkpoint store in front of another, for the hub that is read now."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self._said = 0.0
+        self._logged = 0.0
         self.created = 0.0
-        """When the hub that is read was made, in Unix seconds."""
-        self.foreign: dict[str, int | None] = {}
-        """Checkpoints, by partition, that are known to be another hub's."""
+        """When the hub that is read was created, in Unix seconds."""
+        self.stale: dict[str, int | None] = {}
+        """Sequence numbers of checkpoints, by partition, that are known to be another hub's."""
         self.listed: dict[str, dict[str, Any]] = {}
-        """What was listed last, by partition; another hub's checkpoint without its place there."""
+        """What was listed last, by partition; a stale checkpoint has no place in the hub."""
 
-    def say(self, created: float) -> None:
-        """Say that the hub is another one than that of the checkpoints, once for each hub."""
-        if self._said != created:
-            self._said = created
+    def log_recreated(self, created: float) -> None:
+        """Log, once for each hub, that the checkpoints are of an earlier one."""
+        if self._logged != created:
+            self._logged = created
             when = datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")
-            log.error("hub was made anew, reading starts at StartPosition", created=when)
+            log.error("hub was recreated, reading starts at StartPosition", created=when)
 
     async def list_checkpoints(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Return the checkpoints of this hub.
+        """Return the checkpoints of this hub; of two for one partition the one that is ahead.
 
-        An entry tells by `hub_created` which hub it is of, or by `written` when it was written.
+        An entry has `hub_created`, or `written`, the time when it was written, in Unix seconds.
         """
         found = list(await self._store.list_checkpoints(*where, **options))
-        own = [one for one in found if self._is_own(one)]
-        self.listed = {one["partition_id"]: one for one in own}
+        own = {one["partition_id"]: one for one in sorted(found, key=_rank) if self._is_own(one)}
+        self.listed = dict(own)
         for one in found:
-            place = {name: value for name, value in one.items() if name not in _OF_THE_HUB}
+            place = {name: value for name, value in one.items() if name not in _PLACE}
             self.listed.setdefault(one["partition_id"], place)
-        return own
+        return list(own.values())
 
     def _is_own(self, entry: Mapping[str, Any]) -> bool:
+        if entry["sequence_number"] is None and entry["offset"] is None:
+            return False
         written, created = entry.get("written", self.created), entry.get("hub_created")
         # guard: checkpoint-of-this-hub
         if written < self.created - _RESOLUTION or created not in {None, self.created}:
-            self.say(self.created)
+            self.log_recreated(self.created)
             return False
-        is_foreign: bool = self.foreign.get(entry["partition_id"], -1) == entry["sequence_number"]
-        return not is_foreign
+        number = entry["partition_id"]
+        return number not in self.stale or self.stale[number] != entry["sequence_number"]
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **options: Any) -> None:
         """Write a checkpoint, with the hub that it is of."""
         checkpoint["hub_created"] = self.created
         await self._store.update_checkpoint(checkpoint, **options)
-        self.foreign.pop(checkpoint["partition_id"], None)
+        self.stale.pop(checkpoint["partition_id"], None)
 
     async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Pass it on."""
+        """Return what the store has."""
         return await self._store.list_ownership(*where, **options)
 
     @property
@@ -74,22 +82,28 @@ class GenerationStore(CheckpointStore):
         return hasattr(self._store, "list_replicas")
 
     async def list_replicas(self, *what: Any) -> set[str]:
-        """Pass it on."""
+        """Return what the store has."""
         found: set[str] = await self._shared.list_replicas(*what)
         return found
 
     async def announce(self, *what: Any) -> None:
-        """Pass it on."""
+        """Announce a replica in the store."""
         await self._shared.announce(*what)
 
     async def withdraw(self, *what: Any) -> None:
-        """Pass it on."""
+        """Withdraw it there."""
         await self._shared.withdraw(*what)
 
     @property
     def _shared(self) -> Any:
         return self._store
 
-    async def claim_ownership(self, *what: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Pass it on."""
-        return await self._store.claim_ownership(*what, **options)
+    async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
+        """Claim in the store."""
+        return await self._store.claim_ownership(*claims, **options)
+
+
+def _rank(entry: Mapping[str, Any]) -> int:
+    """Return the sequence number; -2, before any, if an entry has an offset only."""
+    number: int | None = entry["sequence_number"]
+    return -2 if number is None else number

@@ -1,6 +1,17 @@
-"""Quarantine: the message that kills the process is found by its deaths, and never taken again."""
+"""Quarantine: a message that kills the process is identified, and not processed again.
+
+A bug in a C library may end the process at one message, before any of its own code can note that,
+and again after each restart. So each start is noted, in a file that outlives the process. After
+three in a row that ended without progress, all messages are processed one by one: each is noted as
+the suspect, and cleared when it was survived. A message that was the suspect at three deaths is
+quarantined: it becomes a dead letter without being looked at. Whoever kills the process from
+outside, such as the kubelet, hardly ever hits the same message three times.
+
+While notes cannot be written, delivery goes on without them.
+"""
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,7 +23,8 @@ import msgspec
 from forwarder import log
 from forwarder.delivery.watermark import Message
 
-_DEATHS: Final = 3  # of so many none is chance
+_DEATHS: Final = 3  # in a row, which is no chance
+_NAME: Final = re.compile(r"[^/]+/\d+/[^/]+")
 _PAGE: Final = 4096  # bytes
 _SLOW: Final = 1.0  # seconds to wait for the disk before a message that may kill
 
@@ -27,20 +39,16 @@ class _Notes(msgspec.Struct):
 
 
 class Quarantine:
-    """Counts starts that died without progress; after three, messages are to be taken one by one.
-
-    In all partitions, and one at a time: then the suspect at a death is the only message that can
-    be its cause. Whoever kills the process from without hits the same message three times in a
-    row, in the moment that it takes, hardly ever. What is noted outlives the process, not the
-    machine; while it cannot be noted, delivery goes on.
-    """
+    """What is known of deaths, in a file of one page."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer = ThreadPoolExecutor(1)
         self._notes = _Notes()
-        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # what is no note is none
-            self._notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
+        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # a damaged file is ignored
+            notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
+            if all(map(_NAME.fullmatch, notes.deaths)):
+                self._notes = notes
         self._repeated = log.RateLimited()
         deaths = self._notes.deaths
         if suspect := self._notes.suspect:
@@ -48,28 +56,28 @@ class Quarantine:
             self._notes.suspect = ""
         dead = [number for number, (_, starts) in self._notes.starts.items() if starts >= _DEATHS]
         self.one_by_one = bool(dead) or any(count < _DEATHS for count in deaths.values())
-        """Whether messages are to be taken one by one."""
+        """Whether messages are to be processed one by one."""
         if self.one_by_one:
             log.error(
-                "the process died again and again without progress, messages are taken one by one",
+                "the process died again and again, messages are processed one by one",
                 partitions=dead,
                 suspects=deaths,
             )
 
     def claimed(self, partition: str, checkpoint: int | None) -> None:
-        """Note a start; a graceful stop is noted by `left`, progress by `passed`."""
+        """Note a start; `left` notes a graceful stop, `passed` progress."""
         before, starts = self._notes.starts.get(partition, (None, 0))
         # guard: count-starts
         self._notes.starts[partition] = checkpoint, starts + 1 if before == checkpoint else 1
         self._note()
 
     def left(self, partition: str) -> None:
-        """Note that the process has outlived what there is in the partition."""
+        """Note that the process has survived what is in the partition."""
         if self._notes.starts.pop(partition, None):
             self._note()
 
     def passed(self, partition: str, sequence_number: int) -> None:
-        """Note that the partition has got as far as this: a checkpoint was written."""
+        """Note progress: a checkpoint was written at this sequence number."""
         before = self._notes.starts.pop(partition, None), len(self._notes.deaths)
         for name in list(self._notes.deaths):
             where, number, _ = name.split("/")
@@ -85,7 +93,7 @@ class Quarantine:
 
     @contextmanager
     def guard(self, partition: str, message: Message) -> Iterator[None]:
-        """Process a message, no other at the same time; it is innocent if the block ends."""
+        """Process a message, and no other meanwhile; it is cleared when the block ends."""
         if self.is_quarantined(partition, message):
             yield
             return
@@ -96,24 +104,24 @@ class Quarantine:
             yield
         finally:
             self._notes.deaths.pop(name, None)  # guard: survivor-is-cleared
-            if self._notes.suspect == name:  # it may be settled, and the next one under way
+            if self._notes.suspect == name:  # else the next one is being processed
                 self._notes.suspect = ""
             self._note()
 
     def over(self) -> None:
-        """Note that the process has outlived what may have killed it."""
+        """Note that the process has survived everything that may have killed it."""
         self.one_by_one = False
-        condemned = {name: n for name, n in self._notes.deaths.items() if n >= _DEATHS}
-        self._notes = _Notes(deaths=condemned)
+        quarantined = {name: n for name, n in self._notes.deaths.items() if n >= _DEATHS}
+        self._notes = _Notes(deaths=quarantined)
         self._note()
-        log.info("messages are taken as ever")
+        log.info("messages are processed concurrently again")
 
     def _note(self) -> Future[None]:
-        """Write in turn, and where a disk that hangs holds up nothing else."""
+        """Write in order, in a thread of its own: a disk may hang."""
         return self._writer.submit(self._write, msgspec.json.encode(self._notes))
 
     def _write(self, notes: bytes) -> None:
-        """Write in place: a page is written whole or not at all, and on a full disk too."""
+        """Write in place: a page is written whole or not at all, also on a full disk."""
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
@@ -122,11 +130,11 @@ class Quarantine:
                 os.close(file)
         except OSError as error:
             self._repeated.error(
-                "starts cannot be counted, a message that kills the process would not be found",
+                "starts cannot be counted, a message that kills the process is not identified",
                 reason=log.describe(error),
             )
 
 
 def _name(partition: str, message: Message) -> str:
-    """Return what names a message for good: numbers start again in a hub that is made anew."""
+    """Return a name that no other message has, not even one in a recreated hub."""
     return f"{partition}/{message.sequence_number}/{message.enqueued}"

@@ -1,4 +1,12 @@
-"""The embedded checkpoint store: a file in the state directory, so that none else is needed."""
+"""The embedded checkpoint store: SQLite in the state directory, for an installation of one replica.
+
+A row has a key made of namespace, hub, consumer group and partition, and a checkpoint as JSON with
+a checksum of both. SQLite finds damage of its pages, not of what they hold: a flipped bit can be
+another number, or another partition's checkpoint. A row whose checksum is wrong is ignored. From a
+damaged file the rows with a right one are moved to a new file. Version 0.1.0 wrote no checksums.
+
+Owners are kept in memory: the state directory is locked, so no other process can have any.
+"""
 
 import asyncio
 import json
@@ -6,7 +14,9 @@ import math
 import sqlite3
 import time
 import uuid
+import zlib
 from collections.abc import Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -14,16 +24,18 @@ from typing import Any, Final
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
+from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
-# A full disk or a lock of somebody else's says nothing about the file.
+_WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
+# A full disk, or a lock that another process has, says nothing about the file.
 _UNDAMAGED: Final = {
     sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
@@ -31,27 +43,29 @@ _UNDAMAGED: Final = {
 
 
 class EmbeddedCheckpointStore(CheckpointStore):
-    """Checkpoints in SQLite, for the one process that holds the state directory.
-
-    Ownership is kept in memory: no other process can have any.
-    """
+    """Checkpoints in a file, which is created if it is missing."""
 
     def __init__(self, path: Path) -> None:
         self._ownership: dict[str, dict[str, Any]] = {}
         self._lock = Lock()  # statements come from several threads, the connection is one
         try:
             self._database = _open(path)
-        except (sqlite3.DatabaseError, ValueError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNDAMAGED:
-                raise StateError(f"'{path}' cannot be opened: {log.describe(error)}") from None
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            if isinstance(error, sqlite3.Error) and _code(error) in _UNDAMAGED:
+                what = f"'{path}' cannot be opened: {causes.of_file(error, path)}"
+                raise StateError(what) from None
+            rows = _intact_rows(path)
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.rename(aside)
             log.error(
-                "checkpoints damaged, reading starts at StartPosition",
+                "checkpoints damaged, partitions without one start at StartPosition",
                 file=str(aside),
+                kept=len(rows),
                 reason=log.describe(error),
             )
             self._database = _open(path)
+            for row in rows:
+                self._execute(_WRITE, *row)
 
     def close(self) -> None:
         """Close the file, after a statement that nobody waits for any more: it is in a thread."""
@@ -86,21 +100,29 @@ class EmbeddedCheckpointStore(CheckpointStore):
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
         """Return the checkpoints of a consumer group."""
-        statement = "SELECT value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
+        statement = "SELECT key, value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
-        rows = await asyncio.to_thread(self._execute, statement, prefix)
-        return [json.loads(value) for (value,) in rows]
+        found = []
+        for key, value in await asyncio.to_thread(self._execute, statement, prefix):
+            try:
+                found.append(_decode(key, value)[0])
+            except (ValueError, KeyError, TypeError) as error:
+                reason = log.describe(error)
+                log.error("checkpoint unusable, it is ignored", key=key, reason=reason)
+        return found
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
         """Write a checkpoint; it is on the disk, or an error, when this returns."""
-        statement = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
-        await asyncio.to_thread(
-            self._execute, statement, _key_of(checkpoint), json.dumps(checkpoint)
-        )
+        # guard: checkpoints-on-disk
+        await asyncio.to_thread(self._execute, _WRITE, *_encode(checkpoint))
 
     def _execute(self, statement: str, *values: str) -> list[tuple[str, ...]]:
         with self._lock, self._database:
             return self._database.execute(statement, values).fetchall()
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _key(*parts: str) -> str:
@@ -112,20 +134,70 @@ def _key_of(entry: dict[str, Any]) -> str:
     return _key(*(entry[name] for name in names))
 
 
+def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
+    key = _key_of(checkpoint)
+    return key, json.dumps({**checkpoint, "checksum": _checksum(key, checkpoint)})
+
+
+def _decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
+    """Return a row's checkpoint, and whether it has a checksum; ValueError if it is damaged."""
+    entry = json.loads(value)
+    if not isinstance(entry, dict):
+        raise TypeError("it is no object")
+    checksum = entry.pop("checksum", None)
+    if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
+        raise ValueError("its checksum is wrong")
+    if type(entry["sequence_number"]) is not int or type(entry["offset"]) not in {str, int}:
+        raise ValueError("it has no place in the hub")
+    return entry, checksum is not None
+
+
+def _checksum(key: str, checkpoint: dict[str, Any]) -> int:
+    return zlib.crc32(f"{key}{json.dumps(checkpoint, sort_keys=True)}".encode())
+
+
 def _open(path: Path) -> sqlite3.Connection:
     """Open the file and read all of it once, so that damage shows now."""
-    # guard: checkpoints-on-disk
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
+        database.text_factory = _text
         # The journal stays as large as it is: a disk that is full takes checkpoints all the same.
         database.execute("PRAGMA journal_mode=PERSIST")
         verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         database.execute(_TABLE)
-        for (value,) in database.execute("SELECT value FROM checkpoint"):
-            json.loads(value)
+        if _tables(database) != ["checkpoint"]:
+            raise sqlite3.DatabaseError("its table has another name")
+        database.execute("SELECT key, value FROM checkpoint LIMIT 1")
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _intact_rows(path: Path) -> list[tuple[str, str]]:
+    """Return the rows of a damaged file that have a right checksum."""
+    rows: list[tuple[str, str]] = []
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    with (
+        suppress(sqlite3.Error, UnicodeError),
+        closing(sqlite3.connect(address, uri=True)) as database,
+    ):
+        database.text_factory = _text
+        for table in _tables(database):
+            for key, value in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
+                with suppress(ValueError, KeyError, TypeError):
+                    if _decode(key, value)[1]:
+                        rows.append((key, value))
+    return rows
+
+
+def _tables(database: sqlite3.Connection) -> list[str]:
+    return [
+        name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    ]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")

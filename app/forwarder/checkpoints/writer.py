@@ -1,8 +1,18 @@
-"""Checkpoints of the owned partitions, written at intervals and never on the delivery path."""
+"""Writes checkpoints of the owned partitions, at intervals and never on the delivery path.
+
+A checkpoint is the watermark of a partition: everything up to it is settled. It never moves
+another process's checkpoint back. A process that was frozen, or cut off from the store, has lost
+its partitions meanwhile without knowing; the store refuses its checkpoint (SupersededError).
+
+A partition without a checkpoint gets one when it is claimed, before its first message is received:
+the place before the first message to read. Otherwise `latest`, or an age, would be computed again
+at each restart, and skip what came since. If that cannot be written the claim fails, and the
+client claims the partition again, unless reading starts at `earliest`, which skips nothing.
+"""
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +28,9 @@ from forwarder.errors import SupersededError
 from forwarder.outage import Outage
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
+
+StartingPlace = Callable[[str], Awaitable[dict[str, Any]]]
+"""Returns `sequence_number` and `offset` of the message before the first to read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,10 +50,7 @@ class Owned:
 
 
 class Checkpoints:
-    """Writes watermarks to the store, but never moves another process's checkpoint back.
-
-    A process that was frozen, or cut off from the store, has lost its partitions meanwhile.
-    """
+    """The checkpoints of the partitions that this process owns."""
 
     def __init__(self, store: GenerationStore, quarantine: Quarantine, settings: Settings) -> None:
         self._store = store
@@ -50,10 +60,12 @@ class Checkpoints:
         self.outage = Outage("checkpoints cannot be written", "checkpoints are written again")
         self.owned: dict[str, Owned] = {}
 
-    async def claim(self, context: PartitionContext, partition: Partition) -> Owned:
+    async def claim(
+        self, context: PartitionContext, partition: Partition, starting_place: StartingPlace
+    ) -> Owned:
         """Start writing checkpoints of this partition, which the client reads from the listed one.
 
-        What another process has written since then is not ours to move back.
+        SupersededError if another process has written one since the listing.
         """
         number = context.partition_id
         where = {
@@ -62,8 +74,10 @@ class Checkpoints:
             "consumer_group": context.consumer_group,
             "partition_id": number,
         }
-        listed = self._store.listed.get(number, where)
-        owned = self.owned[number] = Owned(context, partition, listed)
+        owned = Owned(context, partition, self._store.listed.get(number, where))
+        if "sequence_number" not in owned.checkpoint:
+            await self._start(owned, await starting_place(number))
+        self.owned[number] = owned
         self.quarantine.claimed(number, owned.stored)
         return owned
 
@@ -81,8 +95,24 @@ class Checkpoints:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write the checkpoints that have moved; a failure is said, counted and tried again."""
+        """Write the checkpoints that have moved; a failure is logged, counted and tried again."""
         await self._round(self.owned.values())
+
+    async def _start(self, owned: Owned, place: dict[str, Any]) -> None:
+        """Write where reading starts, if nobody has written a checkpoint yet."""
+        checkpoint = {**owned.checkpoint, **place}
+        try:
+            async with asyncio.timeout(_STORE_TIMEOUT):
+                await self._store.update_checkpoint(checkpoint, start=True)
+        except SupersededError:
+            raise
+        except Exception as error:
+            self.outage.fail(str(causes.of_store(error, self._settings)))
+            if self._settings.start_position != "earliest":  # guard: start-is-written
+                raise
+        else:
+            owned.checkpoint = checkpoint
+            self.outage.end()
 
     async def _round(self, owned: Iterable[Owned]) -> None:
         results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
@@ -98,8 +128,12 @@ class Checkpoints:
             mark = owned.partition.watermark.position
             if not mark or mark.sequence_number == owned.stored:
                 return False
-            place = {"offset": mark.offset, "sequence_number": mark.sequence_number}
-            checkpoint = {**owned.checkpoint, **place}
+            checkpoint = {
+                **owned.checkpoint,
+                "offset": mark.offset,
+                "sequence_number": mark.sequence_number,
+                "enqueued": mark.enqueued,
+            }
             result = "error"
             try:
                 async with asyncio.timeout(_STORE_TIMEOUT):
@@ -110,7 +144,7 @@ class Checkpoints:
             except SupersededError:
                 result = "superseded"
                 self._superseded.error(
-                    "checkpoint left alone, another process is ahead",
+                    "checkpoint not written, another process is ahead",
                     partition=owned.partition.number,
                 )
             finally:

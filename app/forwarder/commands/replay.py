@@ -20,6 +20,7 @@ from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
 from forwarder.errors import ForwarderError
 from forwarder.hub.login import login
+from forwarder.redaction import printable
 from forwarder.sink.webhook import Sink
 from forwarder.storage import has_account
 
@@ -90,8 +91,7 @@ async def replay(settings: Settings, selected: Selection, stop: asyncio.Event) -
     summary = sys.stderr if selected.action == "show" else sys.stdout
     summary.write(f"{work.counts()}\n")
     for reason, count in work.staying.most_common():
-        text = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in reason)
-        summary.write(f"{count:10,} {text}\n")
+        summary.write(f"{count:10,} {printable(reason)}\n")
     return not failure and (selected.action != "post" or not work.staying)
 
 

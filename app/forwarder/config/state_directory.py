@@ -8,7 +8,7 @@ from pathlib import Path
 
 from forwarder.errors import StateError
 
-_WITHOUT_LOCKS = {"cifs", "smb3", "smbfs", "nfs", "nfs4", "fuse.blobfuse2", "9p"}
+WITHOUT_LOCKS = {"cifs", "smb3", "smbfs", "nfs", "nfs4", "fuse.blobfuse2", "9p"}
 
 
 @contextmanager
@@ -28,16 +28,15 @@ def state_directory(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def without_locks(path: Path) -> str:
-    """Return the type of the network file system that holds a path, "" if it is a local one."""
+def file_system(path: Path) -> str:
+    """Return the type of the file system that holds a path, as in /proc/mounts, "" if unknown."""
     best = "", ""
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-        target = str(path.resolve())
+        target = path.resolve()
     except OSError:
         return ""
     for _, where, kind, *_rest in (line.split() for line in mounts):
-        inside = target == where or target.startswith(where.rstrip("/") + "/")
-        if inside and len(where) >= len(best[0]):
+        if target.is_relative_to(where) and len(where) >= len(best[0]):
             best = where, kind
-    return best[1] if best[1] in _WITHOUT_LOCKS else ""
+    return best[1]

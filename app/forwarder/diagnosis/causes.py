@@ -18,7 +18,7 @@ from typing import Any, Final
 from forwarder import log
 from forwarder.config.network import hub_proxy
 from forwarder.config.settings import Settings
-from forwarder.config.state_directory import without_locks
+from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
 from forwarder.errors import ForwarderError
 
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
@@ -79,7 +79,7 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the storage client, or of the embedded store."""
     if (address := store_address(settings)) is None:
-        return _of_file(error, settings)
+        return of_file(error, settings.state_directory)
     connection = settings.blob_connection
     names = {
         "account": address[0],
@@ -203,11 +203,11 @@ def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: s
     return first_match(TEXTS[part], text, names) or Diagnosis("other", log.describe(error))
 
 
-def _of_file(error: BaseException, settings: Settings) -> Diagnosis:
-    """Return the cause of an error of the state directory; SQLite needs locks for its file."""
+def of_file(error: BaseException, path: Path) -> Diagnosis:
+    """Return the cause of an error in the state directory; SQLite needs locks for its file."""
     what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
-    text = TEXTS["file"]
-    if kind := without_locks(settings.state_directory):
+    text, kind = TEXTS["file"], file_system(path)
+    if kind in WITHOUT_LOCKS or "locked" in what or "no such table" in what:
         return Diagnosis("file system", text["what"].format(kind=kind, error=what), text["remedy"])
     return Diagnosis("file", what, text["other"])
 

@@ -25,6 +25,7 @@ from forwarder.checkpoints.writer import Checkpoints, Owned
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
+from forwarder.errors import SupersededError
 from forwarder.hub.balancer import Balancer
 from forwarder.hub.client import connect
 from forwarder.hub.intake import Intake
@@ -113,7 +114,7 @@ class Consumer:
             # No checkpoint is written of the old hub; what was received of it is delivered.
             self._stale_owned = list(self._checkpoints.owned.values())
             self._checkpoints.owned.clear()
-            self._store.say(self._hub.created)
+            self._store.log_recreated(self._hub.created)
             self.reopen()
         elif self._known < self._hub.last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(self._hub.last))
@@ -175,7 +176,7 @@ class Consumer:
         await self._client.close()
         self._client = connect(self._settings, self._credential)
         self._store.created = self._hub.created
-        self._store.foreign |= {one.partition.number: one.stored for one in self._stale_owned}
+        self._store.stale |= {one.partition.number: one.stored for one in self._stale_owned}
         self._stale_owned.clear()
         self._known = set(self._hub.last)
         self._reopening = False
@@ -220,7 +221,12 @@ class Consumer:
             partition = Partition(number, self._delivery)
             host, hub, group = self._place.values()
             context = PartitionContext(host, hub, group, number)
-            owned = await self._checkpoints.claim(context, partition)
+            try:
+                start_at = self._hub.starting_place
+                owned = await self._checkpoints.claim(context, partition, start_at)
+            except SupersededError:
+                self._wake.set()  # to list the checkpoints again
+                continue
             if self._stopping:
                 return
             partition.start_after = owned.stored
@@ -335,8 +341,8 @@ class Consumer:
 
     def _mark_stale(self, partition: Partition) -> None:
         """Note that the partition's checkpoint is of another hub: StartPosition holds."""
-        if self._store.foreign.get(partition.number) != partition.start_after:
-            self._store.foreign[partition.number] = partition.start_after
+        if self._store.stale.get(partition.number) != partition.start_after:
+            self._store.stale[partition.number] = partition.start_after
             log.error(
                 "checkpoint is of another hub, reading starts at StartPosition",
                 partition=partition.number,

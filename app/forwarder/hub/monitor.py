@@ -17,7 +17,8 @@ from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.hub.client import SHARED, attach, connect
-from forwarder.hub.transport import Management
+from forwarder.hub.message import Received
+from forwarder.hub.transport import Link, Management
 from forwarder.outage import Outage
 
 _TIMEOUT: Final = 20.0  # seconds for one poll
@@ -28,6 +29,7 @@ class _Partition(NamedTuple):
     number: str
     begin: int
     last: int
+    last_offset: str
     last_enqueued: datetime
 
     @classmethod
@@ -37,6 +39,7 @@ class _Partition(NamedTuple):
             properties[b"partition"].decode(),
             properties[b"begin_sequence_number"],
             properties[b"last_enqueued_sequence_number"],
+            properties[b"last_enqueued_offset"].decode() or "-1",  # of none
             datetime.fromtimestamp(moment, UTC),
         )
 
@@ -64,6 +67,7 @@ class HubMonitor:
         `latest` becomes the numbers of the partitions' ends at the first poll, or each receiver
         that is reopened would start at an end of its own.
         """
+        self._offsets: dict[str, str] = {}
         self.outage = Outage("hub does not answer", "hub answers")
         self.outage.begin("it has not answered yet")
         self.answered = asyncio.Event()
@@ -82,12 +86,7 @@ class HubMonitor:
             async with self._turn, asyncio.timeout(_TIMEOUT):
                 hub = await self._management.read("com.microsoft:eventhub")
                 partitions = [
-                    _Partition.of(
-                        await self._management.read(
-                            "com.microsoft:partition", partition=number.decode()
-                        )
-                    )
-                    for number in hub[b"partition_ids"]
+                    await self._partition(number.decode()) for number in hub[b"partition_ids"]
                 ]
                 newest = max(one.last_enqueued for one in partitions)
                 self._note(hub[b"created_at"] / 1000, partitions)
@@ -106,6 +105,55 @@ class HubMonitor:
             else:
                 self._quiet.forget()
             self.outage.end(partitions=len(self.last))
+
+    async def starting_place(self, partition: str) -> dict[str, Any]:
+        """Return where reading starts without a checkpoint: the place of the message before.
+
+        Offset "-1" is before the first message, for every SDK.
+        """
+        number, offset = self.first[partition] - 1, "-1"
+        if isinstance(self.start, dict):
+            number, offset = self.start.get(partition, -1), self._offsets.get(partition, "-1")
+        elif isinstance(self.start, datetime):
+            async with asyncio.timeout(_TIMEOUT):
+                number, offset = await self._before(partition, self.start)
+        return {"sequence_number": number, "offset": offset}
+
+    async def _before(self, partition: str, instant: datetime) -> tuple[int, str]:
+        """Return number and offset of the last message up to an instant."""
+        async with self._turn:
+            found = await self._partition(partition)
+        if found.last_enqueued <= instant:
+            return found.last, found.last_offset
+        first = await self._receive(partition, instant)
+        number = (first.sequence_number or 0) - 1
+        if number < found.begin:
+            return number, "-1"
+        before = await self._receive(partition, number)
+        # It may have expired meanwhile.
+        return number, before.offset if before.sequence_number == number else "-1"
+
+    async def _receive(self, partition: str, position: int | datetime) -> Received:
+        """Return the first message behind an instant, or at a sequence number."""
+        receiver = await attach(
+            self._client,
+            self._settings,
+            partition,
+            position,
+            inclusive=isinstance(position, int),
+            owner=True,
+        )
+        link = Link(receiver)
+        try:
+            while not link.messages:
+                await link.read(_TIMEOUT)
+            return link.messages[0]
+        finally:
+            await link.close()
+
+    async def _partition(self, number: str) -> _Partition:
+        kind = "com.microsoft:partition"
+        return _Partition.of(await self._management.read(kind, partition=number))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -126,8 +174,9 @@ class HubMonitor:
         self.last = {one.number: one.last for one in partitions}
         if self.start == "@latest":
             self.start = self.last
+            self._offsets = {one.number: one.last_offset for one in partitions}
         elif isinstance(self.start, dict) and created != self.created:
-            self.start = {}  # everything in a new hub came after the start
+            self.start, self._offsets = {}, {}  # everything in a new hub came after the start
         self.created = created
         self.first = {one.number: self._first(one) for one in partitions}
 

@@ -24,7 +24,7 @@ async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) ->
         stage.webhook.rule = stage.ledger.answer
         async with stage.forwarder() as forwarder:
             await stage.ledger.settled()
-            await forwarder.wait_for("messages are taken as ever")
+            await forwarder.wait_for("messages are processed concurrently again")
             judge_sums(await forwarder.metrics())
         stage.ledger.classify()
 
