@@ -76,9 +76,7 @@ MUTATIONS: dict[str, Mutation] = {
         "one",
         "tests/integration/test_checkpoint_stores.py::TestBlob::test_a_partition_is_given_up_although_its_claim_is_being_renewed",
     ),
-    "ownership-age-by-store-clock": Mutation(
-        "return list(found)", scenario("clocks of replicas jump")
-    ),
+    "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clocks of replicas jump")),
     "own-claim-never-expires": Mutation(
         '{**one, "holder": one["owner_id"]}', scenario("clocks of replicas jump")
     ),
@@ -86,6 +84,14 @@ MUTATIONS: dict[str, Mutation] = {
     "count-starts": Mutation("self._notes.starts[partition] = checkpoint, 1", scenario("poison")),
     "survivor-is-cleared": Mutation('name = ""', "tests/unit/checkpoints/test_quarantine.py"),
     "end-of-one-by-one": Mutation("pass", scenario("poison")),
+    "start-is-written": Mutation(
+        "if False:",
+        "tests/faults/test_start.py::test_a_partition_is_not_read_while_its_start_cannot_be_written",
+    ),
+    "start-replaces-nothing": Mutation(
+        "if False:",
+        "tests/integration/test_checkpoint_stores.py::TestBlob::test_a_start_replaces_no_checkpoint",
+    ),
     "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store away")),
     "accepted-statuses": Mutation(
         "if status == 500 or status in range(200, 300):", scenario("sink answers badly")

@@ -25,6 +25,8 @@ class Store:
         self.front = Azurite(0, 0)
         self.status = 0
         """The answer to every request that changes something, instead of the store's own."""
+        self.refused_path = ""
+        """Changes of blobs whose path has this in it are refused."""
         self.unlisted = 0
         """So many listings of checkpoints are refused."""
         self.delay = 0.0
@@ -53,8 +55,9 @@ class Store:
         body = await request.read()
         if self.delay:
             await asyncio.sleep(self.delay)
-        if self.status and request.method in {"PUT", "DELETE"}:
-            return web.Response(status=self.status, headers={"x-ms-error-code": "ByOrder"})
+        refused = self.refused_path and self.refused_path in request.path
+        if (status := 503 if refused else self.status) and request.method in {"PUT", "DELETE"}:
+            return web.Response(status=status, headers={"x-ms-error-code": "ByOrder"})
         if self.unlisted and "/checkpoint/" in request.query.get("prefix", ""):
             self.unlisted -= 1
             return web.Response(status=503)

@@ -49,7 +49,7 @@ def unquoted(owned: dict[str, Any]) -> dict[str, Any]:
 def places(checkpoints: Any) -> list[dict[str, Any]]:
     """Return checkpoints by partition, without what is said of them."""
     return [
-        {k: v for k, v in one.items() if k not in {"etag", "hub_created", "written"}}
+        {k: v for k, v in one.items() if k not in {"etag", "hub_created", "written", "enqueued"}}
         for one in by_partition(checkpoints)
     ]
 
