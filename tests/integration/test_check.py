@@ -130,7 +130,9 @@ async def test_messages_behind_the_checkpoints_are_counted(
             (f"127.0.0.1:{server.port}/{HUB}/$default/0/", 2),
             ("old/hub/g/0/", 9),
         ):
-            value = json.dumps({"partition_id": "0", "sequence_number": number})
+            names = ("fully_qualified_namespace", "eventhub_name", "consumer_group", "partition_id")
+            row = dict(zip(names, place.split("/"), strict=False))
+            value = json.dumps({**row, "sequence_number": number, "offset": "1"})
             database.execute("INSERT INTO checkpoint VALUES (?, ?)", (place, value))
         before = held(tmp_path)  # before the lock: whoever closes the file drops it
         database.execute("BEGIN EXCLUSIVE")

@@ -1,24 +1,16 @@
-"""The checkpoint store in a storage account, shared by all replicas and readable by other SDKs.
-
-A checkpoint is an empty blob `NAMESPACE/HUB/GROUP/checkpoint/PARTITION` with its place as metadata,
-an owner one under `ownership`. The SDKs for Python, .NET and Java write the path in lower case, and
-so does this. The one for Go keeps the capitals that it was given (`$Default`), so that neither sees
-the other: its checkpoints are read as well, and its owners reported (azeventhubs 1.4 and 2.0).
+"""The checkpoint store in a storage account, shared by all replicas; see `listing` for its blobs.
 
 Every write is conditional on the blob's ETag, and a checkpoint never replaces one that is ahead.
-The age of an owner is told by the store's clock. Metadata that no SDK would write counts as
-missing, so that one damaged blob does not stop the partitions of the others.
+The age of an owner is told by the store's clock.
 """
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -28,19 +20,12 @@ from azure.core.exceptions import (
 )
 from azure.eventhub.aio import CheckpointStore
 from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
-from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
-from forwarder import log
+from forwarder.checkpoints.listing import PARTS, entry, path, read_checkpoints
 from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
 from forwarder.storage import open_client, open_container
-
-_NO_OFFSET: Final = (None, "", "no offset")
-# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
-_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
-_PARTS: Final = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
-_ACTIVE: Final = 60.0  # seconds after which any SDK has renewed its claims
 
 
 @asynccontextmanager
@@ -69,7 +54,7 @@ class _BlobStore(BlobCheckpointStore):
         The client judges by this machine's clock when an owner was seen last. So the age is told
         by the store's clock, and holds whatever the time is here.
         """
-        place = names or dict(zip(_PARTS, where, strict=True))
+        place = names or dict(zip(PARTS, where, strict=True))
         try:
             return await self._owners(place)
         except ResourceNotFoundError:
@@ -79,7 +64,7 @@ class _BlobStore(BlobCheckpointStore):
 
     async def _owners(self, place: Mapping[str, str]) -> list[dict[str, Any]]:
         responses: list[str] = []
-        prefix = _path(place, "", "ownership")
+        prefix = path(place, "", "ownership")
         blobs = self.container.list_blobs(
             name_starts_with=prefix,
             include=["metadata"],
@@ -125,27 +110,17 @@ class _BlobStore(BlobCheckpointStore):
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
         """List checkpoints as any SDK writes them, ours before those with other capitals."""
-        place = dict(
-            zip(_PARTS, (fully_qualified_namespace, eventhub_name, consumer_group), strict=True)
-        )
-        found: list[dict[str, Any]] = []
-        ours = _path(place, "")
-        others = [f"{one}checkpoint/" for one in await other_spellings(self.container, place)]
-        for prefix in (ours, *others):
-            async for blob in self.container.list_blobs(prefix, include=["metadata"]):
-                partition = blob.name.removeprefix(prefix)
-                entry = {**place, "partition_id": partition, **_entry(blob)}
-                found.append(entry if prefix == ours else {**entry, "etag": None})
-        return found
+        names = (fully_qualified_namespace, eventhub_name, consumer_group)
+        return await read_checkpoints(self.container, dict(zip(PARTS, names, strict=True)))
 
     async def announce(self, place: Mapping[str, str], replica: str) -> None:
         """Announce a replica that owns no partition."""
-        await self.container.upload_blob(_path(place, replica, "replica"), b"", overwrite=True)
+        await self.container.upload_blob(path(place, replica, "replica"), b"", overwrite=True)
 
     async def withdraw(self, place: Mapping[str, str], replica: str) -> None:
         """Take an announcement back."""
         with suppress(ResourceNotFoundError):
-            await self.container.delete_blob(_path(place, replica, "replica"))
+            await self.container.delete_blob(path(place, replica, "replica"))
 
     async def list_replicas(self, place: Mapping[str, str], expiry: float) -> set[str]:
         """Return the replicas announced within `expiry` seconds by the store's clock.
@@ -153,7 +128,7 @@ class _BlobStore(BlobCheckpointStore):
         An older announcement is of a replica that was killed: it is deleted.
         """
         found: set[str] = set()
-        prefix = _path(place, "", "replica")
+        prefix = path(place, "", "replica")
         async for blob in self.container.list_blobs(name_starts_with=prefix):
             replica = blob.name.removeprefix(prefix)
             if time.time() - self._ahead - blob.last_modified.timestamp() > expiry:
@@ -170,7 +145,7 @@ class _BlobStore(BlobCheckpointStore):
         SupersededError if it is: another process writes it. With `start` it is also raised if
         somebody has written any since the listing. The entry's ETag is renewed in place.
         """
-        blob = self.container.get_blob_client(_path(checkpoint, checkpoint["partition_id"]))
+        blob = self.container.get_blob_client(path(checkpoint, checkpoint["partition_id"]))
         try:
             await _write(blob, checkpoint)
         except (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError):
@@ -179,41 +154,12 @@ class _BlobStore(BlobCheckpointStore):
             checkpoint["etag"] = None
             with suppress(ResourceNotFoundError):
                 found = await blob.get_blob_properties()
-                number = _entry(found)["sequence_number"]
+                number = entry(found)["sequence_number"]
                 # guard: never-behind-another-process
                 if number is not None and number > checkpoint["sequence_number"]:
                     raise SupersededError from None
                 checkpoint["etag"] = found.etag
             await _write(blob, checkpoint)
-
-
-async def other_spellings(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
-    """Return where another SDK keeps its blobs of this hub and consumer group, with other capitals.
-
-    Its owners that are active are logged: neither side sees that the other has a partition, and
-    both take it again and again.
-    """
-    found = [""]
-    for part in _PARTS:
-        found = [
-            one.name
-            for prefix in found
-            async for one in container.walk_blobs(prefix, delimiter="/")
-            if one.name.lower() == f"{prefix}{place[part]}/".lower()
-        ]
-    others = [one for one in found if one != one.lower()]
-    for prefix in others:
-        async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
-            age = (datetime.now(UTC) - blob.last_modified).total_seconds()
-            if age < _ACTIVE and (blob.metadata or {}).get("ownerid"):
-                log.error(
-                    "consumer group is read by another program",
-                    blob=blob.name,
-                    reason="it uses the Azure SDK for Go, which does not see this one, and both "
-                    "take the same partitions; stop it, or set ConsumerGroup to another one",
-                )
-                break
-    return others
 
 
 def _holding(ownership: Mapping[str, Any]) -> tuple[str, str]:
@@ -240,41 +186,3 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
         else blob.upload_blob(b"", metadata=metadata)
     )
     checkpoint["etag"] = written["etag"]
-
-
-def _path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
-    return "/".join((*(place[part] for part in _PARTS), kind, name)).lower()
-
-
-def _entry(blob: BlobProperties) -> dict[str, Any]:
-    """Return a checkpoint's place, its tag, and when it was written, in Unix seconds."""
-    try:
-        place = _place(blob.metadata or {})
-    except ValueError as error:
-        log.error("checkpoint unusable, it is ignored", blob=blob.name, reason=log.describe(error))
-        place = {"offset": None, "sequence_number": None}
-    return {**place, "etag": blob.etag, "written": blob.last_modified.timestamp()}
-
-
-def _place(metadata: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a place in the hub, without an offset if there is none; ValueError if it is damaged.
-
-    Azure.Messaging.EventHubs.Processor 5.11 (.NET) writes the offset "" or "no offset", Java none.
-    Some versions of the one for .NET leave out the number.
-    """
-    number, offset = metadata.get("sequencenumber"), metadata.get("offset")
-    sequence_number = int(number) if number else None
-    if sequence_number is not None and not -1 <= sequence_number < 2**63:
-        raise ValueError(f"sequence number {number}")
-    if offset in _NO_OFFSET:
-        offset = None
-    elif not _OFFSET.fullmatch(str(offset)):
-        raise ValueError(f"offset '{offset}'")
-    # No other SDK writes these.
-    created, enqueued = metadata.get("hubcreated"), metadata.get("enqueued")
-    return {
-        "offset": offset,
-        "sequence_number": sequence_number,
-        "hub_created": float(created) if created else None,
-        "enqueued": float(enqueued) if enqueued else None,
-    }

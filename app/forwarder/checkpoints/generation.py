@@ -81,22 +81,9 @@ class GenerationStore(CheckpointStore):
         """Whether other replicas use the store as well."""
         return hasattr(self._store, "list_replicas")
 
-    async def list_replicas(self, *what: Any) -> set[str]:
-        """Return what the store has."""
-        found: set[str] = await self._shared.list_replicas(*what)
-        return found
-
-    async def announce(self, *what: Any) -> None:
-        """Announce a replica in the store."""
-        await self._shared.announce(*what)
-
-    async def withdraw(self, *what: Any) -> None:
-        """Withdraw it there."""
-        await self._shared.withdraw(*what)
-
-    @property
-    def _shared(self) -> Any:
-        return self._store
+    def __getattr__(self, name: str) -> Any:
+        """Return what only a shared store has: see the balancer."""
+        return getattr(self._store, name)
 
     async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
         """Claim in the store."""

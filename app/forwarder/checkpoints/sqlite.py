@@ -105,7 +105,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
         found = []
         for key, value in await asyncio.to_thread(self._execute, statement, prefix):
             try:
-                found.append(_decode(key, value)[0])
+                found.append(decode(key, value)[0])
             except (ValueError, KeyError, TypeError) as error:
                 reason = log.describe(error)
                 log.error("checkpoint unusable, it is ignored", key=key, reason=reason)
@@ -139,7 +139,7 @@ def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
     return key, json.dumps({**checkpoint, "checksum": _checksum(key, checkpoint)})
 
 
-def _decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
+def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
     """Return a row's checkpoint, and whether it has a checksum; ValueError if it is damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
@@ -188,7 +188,7 @@ def _intact_rows(path: Path) -> list[tuple[str, str]]:
         for table in _tables(database):
             for key, value in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
                 with suppress(ValueError, KeyError, TypeError):
-                    if _decode(key, value)[1]:
+                    if decode(key, value)[1]:
                         rows.append((key, value))
     return rows
 

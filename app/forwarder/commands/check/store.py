@@ -1,15 +1,15 @@
 """The store: is it there, may it be used, which checkpoints does it have of this hub."""
 
 import asyncio
-import json
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from forwarder.checkpoints.sqlite import decode
 from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
@@ -32,8 +32,12 @@ class StoreCheck:
         self._container: Any = None
         self._there = False
         host = settings.hub_connection.host if settings.hub_connection else ""
-        names = (host or settings.event_hub_namespace or "", settings.event_hub_name)
-        self._prefix = "/".join((*names, settings.consumer_group, "")).lower()
+        self._place = {
+            "fully_qualified_namespace": host or settings.event_hub_namespace or "",
+            "eventhub_name": settings.event_hub_name,
+            "consumer_group": settings.consumer_group,
+        }
+        self._prefix = "/".join((*self._place.values(), "")).lower()
         self.found: dict[str, int] | None = None
 
     def steps(self) -> list[Step]:
@@ -82,15 +86,20 @@ class StoreCheck:
             raise BrokenError(why.kind, why.what, why.remedy)
         return text
 
-    async def _list(self) -> str:
+    async def _list(self) -> str | Doubt:
+        from forwarder.checkpoints import listing  # noqa: PLC0415 - costs 24 MB
+
         self.found = {}
         newest = datetime.min.replace(tzinfo=UTC)
         if self._there:
-            prefix = f"{self._prefix}checkpoint/"
-            async for blob in self._container.list_blobs(prefix, include=["metadata"]):
-                newest = max(newest, blob.last_modified)
-                if number := (blob.metadata or {}).get("sequencenumber"):
-                    self.found[blob.name.removeprefix(prefix)] = int(number)
+            for entry in await listing.read_checkpoints(self._container, self._place):
+                newest = max(newest, datetime.fromtimestamp(entry["written"], UTC))
+                if (number := entry["sequence_number"]) is not None:
+                    held = self.found.get(entry["partition_id"], number)
+                    self.found[entry["partition_id"]] = max(held, number)
+            if owner := await listing.active_elsewhere(self._container, self._place):
+                text = f"consumer group is read by another program: '{owner}'"
+                return Doubt(text, listing.ELSEWHERE)
         return _described(self.found, newest)
 
     async def _directory(self) -> str | Skip:
@@ -107,16 +116,20 @@ class StoreCheck:
             if path.parent.is_dir():
                 self.found = {}
             return Skip("none here")
-        rows = [json.loads(value) for value in await asyncio.to_thread(_rows, path, self._prefix)]
+        rows = await asyncio.to_thread(_rows, path, self._prefix)
         self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
         return _described(self.found, datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
 
-def _rows(path: Path, prefix: str) -> list[str]:
+def _rows(path: Path, prefix: str) -> list[dict[str, Any]]:
     """Read a store that another process may be writing, without a lock."""
+    found = []
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-        found = database.execute("SELECT key, value FROM checkpoint").fetchall()
-    return [value for key, value in found if key.startswith(prefix)]
+        for key, value in database.execute("SELECT key, value FROM checkpoint"):
+            with suppress(ValueError, KeyError, TypeError):  # the forwarder logs and ignores it
+                if key.startswith(prefix):
+                    found.append(decode(key, value)[0])
+    return found
 
 
 def _described(found: dict[str, int], newest: datetime) -> str:

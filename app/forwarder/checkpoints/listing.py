@@ -1,0 +1,111 @@
+"""The blobs of a checkpoint store: their names, and what other SDKs write there.
+
+A checkpoint is an empty blob `NAMESPACE/HUB/GROUP/checkpoint/PARTITION` with its place as metadata,
+an owner one under `ownership`. The SDKs for Python, .NET and Java write the name in lower case, and
+so does this. The one for Go keeps the capitals that it was given (`$Default`), so that neither sees
+the other: its checkpoints are read as well, and its owners reported (azeventhubs 1.4 and 2.0).
+
+Metadata that no SDK would write counts as missing, so that one damaged blob does not stop the
+partitions of the others.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from azure.storage.blob import BlobProperties
+from azure.storage.blob.aio import ContainerClient
+
+from forwarder import log
+
+_NO_OFFSET: Final = (None, "", "no offset")
+# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
+_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
+PARTS: Final = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
+_ACTIVE: Final = 60.0  # seconds after which any SDK has renewed its claims
+ELSEWHERE: Final = (
+    "it uses the Azure SDK for Go, which does not see this forwarder: both take the same "
+    "partitions again and again; stop it, or set ConsumerGroup to a group of its own"
+)
+
+
+async def read_checkpoints(
+    container: ContainerClient, place: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the checkpoints of a hub and consumer group, those of the Go SDK after ours.
+
+    If one of its owners is active, that is logged.
+    """
+    if owner := await active_elsewhere(container, place):
+        log.error("consumer group is read by another program", blob=owner, reason=ELSEWHERE)
+    found: list[dict[str, Any]] = []
+    ours = path(place, "")
+    for prefix in (ours, *[f"{one}checkpoint/" for one in await _elsewhere(container, place)]):
+        async for blob in container.list_blobs(prefix, include=["metadata"]):
+            partition = blob.name.removeprefix(prefix)
+            one = {**place, "partition_id": partition, **entry(blob)}
+            found.append(one if prefix == ours else {**one, "etag": None})
+    return found
+
+
+async def active_elsewhere(container: ContainerClient, place: Mapping[str, str]) -> str:
+    """Return an ownership blob with other capitals than ours that was renewed just now, or ""."""
+    for prefix in await _elsewhere(container, place):
+        async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
+            age = (datetime.now(UTC) - blob.last_modified).total_seconds()
+            if age < _ACTIVE and (blob.metadata or {}).get("ownerid"):
+                return blob.name
+    return ""
+
+
+async def _elsewhere(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
+    """Return the prefixes of this hub and consumer group with other capitals than ours."""
+    found = [""]
+    for part in PARTS:
+        found = [
+            one.name
+            for prefix in found
+            async for one in container.walk_blobs(prefix, delimiter="/")
+            if one.name.lower() == f"{prefix}{place[part]}/".lower()
+        ]
+    return [one for one in found if one != one.lower()]
+
+
+def path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
+    """Return the name of a blob, in lower case; without a name of its own what all begin with."""
+    return "/".join((*(place[part] for part in PARTS), kind, name)).lower()
+
+
+def entry(blob: BlobProperties) -> dict[str, Any]:
+    """Return a checkpoint's place, its tag, and when it was written, in Unix seconds."""
+    try:
+        place = _place(blob.metadata or {})
+    except ValueError as error:
+        log.error("checkpoint unusable, it is ignored", blob=blob.name, reason=log.describe(error))
+        place = {"offset": None, "sequence_number": None}
+    return {**place, "etag": blob.etag, "written": blob.last_modified.timestamp()}
+
+
+def _place(metadata: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a place in the hub, without an offset if there is none; ValueError if it is damaged.
+
+    Azure.Messaging.EventHubs.Processor 5.11 (.NET) writes the offset "" or "no offset", Java none.
+    Some versions of the one for .NET leave out the number.
+    """
+    number, offset = metadata.get("sequencenumber"), metadata.get("offset")
+    sequence_number = int(number) if number else None
+    if sequence_number is not None and not -1 <= sequence_number < 2**63:
+        raise ValueError(f"sequence number {number}")
+    if offset in _NO_OFFSET:
+        offset = None
+    elif not _OFFSET.fullmatch(str(offset)):
+        raise ValueError(f"offset '{offset}'")
+    # No other SDK writes these.
+    created, enqueued = metadata.get("hubcreated"), metadata.get("enqueued")
+    return {
+        "offset": offset,
+        "sequence_number": sequence_number,
+        "hub_created": float(created) if created else None,
+        "enqueued": float(enqueued) if enqueued else None,
+    }
