@@ -66,6 +66,11 @@ MUTATIONS: dict[str, Mutation] = {
         "pass", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
     ),
     "drain": Mutation("consumer.cancel()", scenario("stopped while the sink is slow")),
+    "drain-before-release": Mutation(
+        "pass",
+        "tests/integration/test_balancer.py::test_nothing_comes_twice_when_replicas_come",
+    ),
+    "away-from-hub": Mutation("return False", scenario("replica cut off from the hub")),
     "cancel-until-done": Mutation(
         "for _ in (0,):",
         "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",

@@ -26,6 +26,21 @@ async def leaves(play: Play, seconds: float) -> None:
         await play.owned(one=2, two=2)
 
 
+async def loses_the_hub(play: Play, seconds: float) -> None:
+    """One reaches the store but not the hub: the other one has all partitions until it does."""
+    async with play.moving():
+        play.server.faults.cut_off = play.running["two"].pid
+        play.server.faults.drop()
+        await play.owned(one=4, two=0)
+        await play.settled()
+        samples = await play.running["two"].metrics()
+        assert samples.total("aks_audit_hub_up") == 0
+        await asyncio.sleep(seconds)
+        await play.owned(one=4, two=0)
+        play.server.faults.cut_off = None
+        await play.owned(one=2, two=2)
+
+
 async def is_killed(play: Play, _: float) -> None:
     """One is killed, and started again when the other has its partitions."""
     async with play.moving():

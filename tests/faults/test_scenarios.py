@@ -131,6 +131,11 @@ SCENARIOS: dict[str, Scenario] = {
     "replicas come and go": Scenario(
         [(replicas.joins, 0), (replicas.leaves, 4)], blobs=True, quick=True
     ),
+    "replica cut off from the hub": Scenario(
+        [(replicas.joins, 0), (replicas.loses_the_hub, 2)],
+        blobs=True,
+        said=["hub does not answer", "hub answers"],
+    ),
     "replica killed": Scenario([(replicas.joins, 0), (replicas.is_killed, 0)], blobs=True),
     "replica frozen": Scenario(
         [(replicas.joins, 0), (replicas.is_frozen, 0)],

@@ -207,6 +207,36 @@ async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
         await monitor.close()
 
 
+async def test_lag_and_age_grow_while_the_hub_cannot_be_asked(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    """Nobody knows what is there by now: it is not supposed to be nothing."""
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="6") as running:
+        publish(hub, 3)
+        await webhook.until(lambda: webhook.total == 3)
+        assert await running.total("oldest_undelivered_seconds") == 0
+        server.faults.refuse_connections()
+        server.faults.drop()
+        await running.until(lambda: running.entries("hub does not answer"))
+        for seconds in (1, 2):
+
+            async def grown(seconds: float = seconds) -> bool:
+                ages = [
+                    await running.total("oldest_undelivered_seconds", partition=n) for n in "01"
+                ]
+                lags = [await running.total("lag_messages", partition=n) for n in "01"]
+                return min(ages) >= seconds and min(lags) >= 1
+
+            await running.until(grown)
+        await server.faults.accept_connections()
+
+        async def known() -> bool:
+            return await running.total("oldest_undelivered_seconds") == 0
+
+        await running.until(known)
+        assert await running.total("hub_up") == 1
+
+
 async def test_it_is_unready_until_the_hub_has_answered(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:

@@ -192,9 +192,8 @@ class Consumer:
             if opened and not self._stopping:
                 await self._open(sorted(opened))
             reason = "HUB_AWAY" if away else "BALANCED"
-            await asyncio.gather(
-                *(self._give_up(number, reason, drain=_DRAINING) for number in shares.excess)
-            )
+            released = (self._give_up(number, reason, _DRAINING) for number in shares.excess)
+            await asyncio.gather(*released)
         except Exception as error:  # noqa: BLE001 - whatever a store raises
             reason = str(causes.of_store(error, self._settings))
             self._repeated.error("checkpoints cannot be read", reason=reason)
@@ -207,7 +206,7 @@ class Consumer:
         if since is None or not self._store.shared:
             return False
         heard = max([since, *(partition.progress for partition in self.partitions.values())])
-        return time.monotonic() - heard > expiry
+        return time.monotonic() - heard > expiry  # guard: away-from-hub
 
     def _lag(self, number: str) -> int:
         partition = self.partitions.get(number)
@@ -291,7 +290,7 @@ class Consumer:
         if partition and drain:
             try:
                 async with asyncio.timeout(drain):
-                    await partition.drain()
+                    await partition.drain()  # guard: drain-before-release
             except TimeoutError:
                 partition.cancel()
         if partition:

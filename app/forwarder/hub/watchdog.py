@@ -10,6 +10,7 @@ received and wait for the sink, or for room, do not make a partition stalled.
 import asyncio
 import time
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 from forwarder import log
@@ -21,6 +22,7 @@ from forwarder.hub.monitor import HubMonitor
 
 _INTERVAL: Final = 10.0  # seconds between two polls of the hub, at most
 _SOON: Final = 1.0  # seconds to the next poll of a hub that does not answer
+_RATE: Final = 1 / 60  # messages per second and partition: AKS writes at least some every minute
 _STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, fail
 
 
@@ -52,6 +54,9 @@ class Watchdog:
         self._consumer = consumer
         self._checkpoints = checkpoints
         self._stalls: dict[str, _Stall] = {}
+        self._polled = time.monotonic()
+        self._rates: dict[str, float] = {}
+        self._lasts: dict[str, int] = {}
 
     async def run(self) -> None:
         """Poll the hub, and compare it with what was received, for ever."""
@@ -59,6 +64,7 @@ class Watchdog:
         while True:
             await self._hub.poll()
             if not self._hub.outage.reason:
+                self._note_rates()
                 self._consumer.check()
                 self._forget()
                 for number, partition in self._consumer.partitions.items():
@@ -81,15 +87,22 @@ class Watchdog:
         return stall.since if stall else self._consumer.partitions[number].progress
 
     def lag(self, number: str) -> int:
-        """Return how many messages in the hub are behind the checkpoint."""
-        return max(0, self._last(number) - self._stored(number))
+        """Return how many messages in the hub are behind the checkpoint.
+
+        While the hub cannot be asked, as many as came before are supposed to come.
+        """
+        known = max(0, self._last(number) - self._stored(number))
+        return known + ceil(self._unheard() * self._rates.get(number, _RATE))
 
     def oldest(self, number: str) -> float:
         """Return the age in seconds of the oldest message that is not delivered.
 
         Of messages that are still in the hub only a bound is known: they are younger than the
-        last one received.
+        last one received, and than the last poll while the hub cannot be asked.
         """
+        return max(self._oldest(number), self._unheard())
+
+    def _oldest(self, number: str) -> float:
         partition = self._consumer.partitions[number]
         if oldest := partition.watermark.oldest or partition.blocked_message:
             return max(0.0, time.time() - oldest.enqueued)
@@ -98,6 +111,19 @@ class Watchdog:
         if newest := partition.last_received:
             return max(0.0, time.time() - newest.enqueued)
         return time.monotonic() - self.since(number)
+
+    def _unheard(self) -> float:
+        """Return for how many seconds the hub has not answered; 0 while it does."""
+        return time.monotonic() - self._polled if self._hub.outage.reason else 0.0
+
+    def _note_rates(self) -> None:
+        """Note how fast messages come."""
+        now, before, self._lasts = time.monotonic(), self._lasts, self._hub.last
+        for number, last in self._lasts.items():
+            rate = (last - before.get(number, last)) / max(now - self._polled, 0.001)
+            known = self._rates.get(number, rate)
+            self._rates[number] = max(_RATE, known + (rate - known) / 4)
+        self._polled = now
 
     def _watch(self, number: str, partition: Partition) -> None:
         """Reopen a partition that gets nothing while the hub has more, then the whole client."""

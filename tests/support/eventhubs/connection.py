@@ -35,6 +35,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        if self.server.faults.cuts_off(transport.get_extra_info("peername")[1]):
+            transport.abort()
+            return
         self.transport.set_write_buffer_limits(high=1 << 20)
         self.writable = True
         self.server.connections.add(self)

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
+import psutil
+
 from support.eventhubs.codec import AmqpError
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Faults:
         """So many of the next messages are delivered twice."""
         self.drop_after: int | None = None
         """Every connection drops after so many more transfer frames, counted over all of them."""
+        self.cut_off: int | None = None
+        """The process with this id cannot connect; what it has open is dropped by `drop`."""
         self.drop_mid_message = False
         """Every connection drops after the first frame of the next message of several frames."""
 
@@ -42,6 +46,13 @@ class Faults:
         self.drop_after, self.drop_mid_message = None, False
         for connection in list(self._server.connections):
             connection.drop(flush=flush)
+
+    def cuts_off(self, port: int) -> bool:
+        """Whether the process that connects from this port cannot."""
+        if self.cut_off is None:
+            return False
+        found = psutil.Process(self.cut_off).net_connections("tcp")
+        return any(one.laddr and one.laddr.port == port for one in found)
 
     def cut(self, *, more: bool) -> bool:
         """Count a transfer frame and return whether connections are to drop after it."""
