@@ -18,6 +18,7 @@ class EventQueue:
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
+        self._alone_bytes = max_bytes // 4
         self._events: deque[Queued] = deque()
 
     def __len__(self) -> int:
@@ -30,14 +31,21 @@ class EventQueue:
     def next_list(self, max_events: float) -> list[Queued]:
         """Take what fits into one POST, and not more than `max_events`.
 
-        An event above WebSinkMaxBytes is alone.
+        An event that a sink may mishandle is alone, so that it costs no other: a deeply nested one
+        or a large one. Falco answers 200 before it parses, and drops the whole body when its
+        parser gives up at 300 levels.
         """
         max_events = min(max_events, self._max_events)
         size = LIST_OVERHEAD
         taken: list[Queued] = []
         while self._events and len(taken) < max_events:
-            size += len(self._events[0][0].body) + 1
-            if taken and size > self._max_bytes:
+            event = self._events[0][0]
+            length = len(event.body)
+            size += length + 1
+            alone = length > self._alone_bytes
+            if taken and (alone or size > self._max_bytes):
                 break
             taken.append(self._events.popleft())
+            if alone:
+                break
         return taken

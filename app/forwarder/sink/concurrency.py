@@ -53,6 +53,7 @@ class Slot:
     events: int
     load: int
     """Events in flight when it started, its own included."""
+    held: bool = True
 
 
 class AdaptiveConcurrency:
@@ -108,7 +109,10 @@ class AdaptiveConcurrency:
             raise
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back without a verdict on the sink."""
+        """Give a slot back, unless it was, without a verdict on the sink."""
+        if not slot.held:
+            return
+        slot.held = False
         self._in_flight -= 1
         self._load -= slot.events
         self._dispatch()

@@ -8,6 +8,7 @@ start is decided for the sink as a whole, see `concurrency`.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,7 +21,7 @@ from forwarder.diagnosis import causes
 from forwarder.errors import MisconfiguredError, OversizedError, Rejected, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
-from forwarder.sink.concurrency import MAX_BACKOFF, AdaptiveConcurrency
+from forwarder.sink.concurrency import MAX_BACKOFF, AdaptiveConcurrency, Slot
 from forwarder.sink.response import classify, is_html
 from forwarder.sink.tls import BearerToken, SinkTls
 
@@ -30,6 +31,7 @@ LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
 _MAX_RESPONSE: Final = 65_536  # bytes; more are not read, and close the connection
 _FAILURES_TO_BE_DOWN: Final = 3  # in a row: a single one is ordinary
 _RESETS_TO_SPLIT: Final = 3  # of the connection, while the same list was posted
+_RESETS_TO_REJECT: Final = 6  # while a single event was posted
 _TRIES_IN_FRONT: Final = 3  # of a list, before others get their turn
 
 
@@ -46,6 +48,7 @@ class Sink:
         self._url = settings.web_sink_url
         self._shown_url = str(shown_url(self._url))
         self._single = settings.web_sink_max_events == 1
+        self._max_rejects = settings.web_sink_max_rejects
         self._rejects = self._failures = 0  # in a row
         self._token = BearerToken(settings.web_sink_token_file)
         self._tls = SinkTls.of(settings, metrics.certificate_expiry)
@@ -76,74 +79,53 @@ class Sink:
     async def post(self, events: Sequence[bytes]) -> None:
         """Post these events until the sink accepts them.
 
-        Raises Rejected for 400, 413, 415 and 422, and OversizedError, but not for one event, if
-        the sink resets the connection again and again or needs smaller lists to be in time.
+        Raises Rejected for 400, 413, 415 and 422, and OversizedError for a list at which the sink
+        resets the connection while it answers others, or that is too large to be in time.
         """
         body = encode(events, single=self._single)
         tries = resets = 0
         while True:
             slot = await self.concurrency.acquire(len(events), retry=0 < tries < _TRIES_IN_FRONT)
-            tries += 1
-            if len(events) > self.concurrency.max_events:
-                self.concurrency.release(slot)
-                raise OversizedError("the sink is late with larger lists")
             try:
-                await self._attempt(body, len(events))
+                if len(events) > self.concurrency.max_events:
+                    raise OversizedError("the sink is late with larger lists")
+                tries += 1
+                await self._attempt(slot, body, resets)
             except RetryableError as error:
-                timed_out = error.reason == "timeout"
-                self._metrics.retries.labels(error.reason).inc()
-                self.concurrency.failed(slot, timed_out=timed_out, retry_after=error.after or 0.0)
                 resets += isinstance(error, _ResetError)
-                if resets and resets % _RESETS_TO_SPLIT == 0:
-                    if len(events) > 1:
-                        raise OversizedError(str(error)) from None
-                    await self._blame(error)
+                self._failed(slot, error)
             except Rejected:
-                self.concurrency.succeeded(slot)
-                raise
-            except BaseException:
-                self.concurrency.release(slot)
-                raise
+                if self._rejects < self._max_rejects:
+                    self._rejects += len(events) == 1
+                    self._accepted(slot)
+                    raise
+                self._failed(slot, self._only_rejects())
             else:
-                self.concurrency.succeeded(slot)
+                self._rejects = 0
+                self._accepted(slot)
                 return
+            finally:
+                self.concurrency.release(slot)
 
     async def probe(self) -> None:
         """Post an empty list, once; RetryableError or Rejected if the sink did not accept it."""
         await self._request(encode([], single=False), 0)
 
-    async def _blame(self, error: RetryableError) -> None:
-        """Raise Rejected if the sink resets the connection for one event, and is up otherwise."""
+    async def _attempt(self, slot: Slot, body: bytes, resets: int) -> None:
+        """Post once. `resets` of the connection have come before."""
         try:
-            await self.probe()
-        except Rejected:
-            pass
-        except RetryableError:
-            return
-        raise Rejected(str(error))
-
-    async def _attempt(self, body: bytes, events: int) -> None:
-        """Post once and keep the state of the sink; RetryableError or Rejected."""
-        try:
-            await self._request(body, events)
-        except RetryableError as error:
-            self._failed(error)
-            raise
-        except Rejected:
-            if self._rejects >= self._settings.web_sink_max_rejects:
-                hold = MisconfiguredError(
-                    f"{self._rejects} events rejected in a row and none accepted",
-                    reason="rejects",
-                    do="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
-                    "WebSinkMaxRejects",
-                )
-                self._failed(hold)
-                raise hold from None
-            self._rejects += events == 1
-            self._answered()
-            raise
-        self._rejects = 0
-        self._answered()
+            await self._request(body, slot.events)
+        except _ResetError as error:
+            if (resets + 1) % _RESETS_TO_SPLIT:
+                raise
+            with suppress(Rejected):  # that is an answer as well
+                await self.probe()
+            if slot.events > 1:
+                self._accepted(slot)
+                raise OversizedError(str(error)) from None
+            if resets + 1 < _RESETS_TO_REJECT:
+                raise
+            raise Rejected(str(error)) from None
 
     async def _request(self, body: bytes, events: int) -> None:
         """Send one POST and classify the response."""
@@ -199,18 +181,31 @@ class Sink:
                 "WebSinkURL",
             )
 
-    def _failed(self, error: RetryableError) -> None:
+    def _failed(self, slot: Slot, error: RetryableError) -> None:
+        self._metrics.retries.labels(error.reason).inc()
+        wait = error.after or 0.0
+        self.concurrency.failed(slot, timed_out=error.reason == "timeout", retry_after=wait)
         self._failures += 1
-        waits = (error.after or 0.0) > MAX_BACKOFF
-        if waits or isinstance(error, MisconfiguredError) or self._failures >= _FAILURES_TO_BE_DOWN:
+        misconfigured = isinstance(error, MisconfiguredError)
+        if misconfigured or wait > MAX_BACKOFF or self._failures >= _FAILURES_TO_BE_DOWN:
             self.outage.fail(str(error), url=self._shown_url)
             self._metrics.sink_up.set(0)
 
-    def _answered(self) -> None:
+    def _accepted(self, slot: Slot) -> None:
+        """Note that the sink answered and can be posted to."""
+        self.concurrency.succeeded(slot)
         self._failures = 0
         if self.outage.since is not None:
             self.outage.end(url=self._shown_url)
             self._metrics.sink_up.set(1)
+
+    def _only_rejects(self) -> MisconfiguredError:
+        return MisconfiguredError(
+            f"{self._rejects} events rejected in a row and none accepted",
+            reason="rejects",
+            do="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
+            "WebSinkMaxRejects",
+        )
 
 
 def encode(events: Sequence[bytes], *, single: bool) -> bytes:

@@ -1,0 +1,230 @@
+"""The sink under pressure: slow, gone, flapping, late, particular about sizes, Falco."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from support import events
+from support.environment import environment
+from support.eventhubs import Server
+from support.harness import HUB
+from support.inprocess import DeliveryOnly, delivering, forwarding
+from support.webhook import Answer, Webhook, unpack
+
+
+@asynccontextmanager
+async def backlog(
+    webhook: Webhook, state: Path, waiting: int, **variables: str
+) -> AsyncIterator[DeliveryOnly]:
+    """Have this many events wait in four partitions."""
+    async with delivering(webhook.url, state, **variables) as delivery:
+        for number, message in enumerate(events.messages(waiting, per_message=100)):
+            await delivery.take(message.body, str(number % 4))
+        yield delivery
+
+
+# A slow sink
+
+
+async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> None:
+    """16 lists of 100 at once would take it 4 s, and time out after 1 s."""
+    async with (
+        Webhook(rate=400) as webhook,
+        backlog(webhook, tmp_path, 3_000, WebSinkTimeout="1") as delivery,
+    ):
+        started = time.monotonic()
+        await delivery.drain()
+        seconds = time.monotonic() - started
+        assert await delivery.outcomes() == {"delivered": 3_000}
+        assert webhook.duplicates < 0.05 * 3_000
+        assert 3_000 / seconds > 0.85 * webhook.rate
+        assert 1 <= await delivery.total("post_concurrency") <= 2
+        (entry,) = delivery.entries("post concurrency")
+        assert (entry["message"], entry["demand"]) == ("post concurrency reduced", 16)
+        webhook.rate = 100_000
+        for number, message in enumerate(events.messages(4_000, per_message=100)):
+            await delivery.take(message.body, str(number % 4))
+        await delivery.drain()
+        assert await delivery.total("post_concurrency") > 4
+        assert delivery.entries("post concurrency restored")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("within", ["3", "10"])
+@pytest.mark.parametrize("rate", [50, 150, 500])
+async def test_a_slow_sink_with_20000_events_waiting(
+    tmp_path: Path, rate: float, within: str
+) -> None:
+    async with environment(tmp_path) as stage:
+        webhook, waiting = stage.webhook, 20_000
+        webhook.rate = rate
+        for number, message in enumerate(events.messages(waiting)):
+            stage.hub.publish(number % 4, message.body)
+        settings = {"WebSinkTimeout": within, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
+        async with stage.forwarder(None, **settings):
+            await webhook.until(lambda: len(webhook.taken) == waiting, 2 * waiting / rate)
+            assert webhook.first
+            assert webhook.duplicates < 0.05 * waiting
+            assert waiting / (time.time() - webhook.first) > 0.85 * rate
+
+
+async def test_a_sink_that_is_slow_per_post_gets_posts_side_by_side(tmp_path: Path) -> None:
+    """Its latency is the same however much is in flight: 40 lists one by one would take 20 s."""
+    async with Webhook() as webhook:
+        webhook.rule = lambda _: Answer(delay=0.5)
+        async with backlog(webhook, tmp_path, 4_000, WebSinkTimeout="1") as delivery:
+            started = time.monotonic()
+            await delivery.drain()
+            assert time.monotonic() - started < 10
+            assert await delivery.outcomes() == {"delivered": 4_000}
+        assert webhook.duplicates == 0
+
+
+async def test_a_sink_that_is_late_with_large_lists_gets_smaller_ones(tmp_path: Path) -> None:
+    async with Webhook() as webhook:
+        webhook.rule = lambda post: Answer(delay=9 if len(unpack(post.body)) > 30 else 0)
+        async with backlog(webhook, tmp_path, 400, WebSinkTimeout="0.3") as delivery:
+            await delivery.drain()
+            assert await delivery.outcomes() == {"delivered": 400}
+
+
+# An outage
+
+
+@pytest.mark.parametrize("answer", [Answer(503), Answer(429), Answer(drop=True)], ids=str)
+async def test_one_post_probes_a_sink_that_is_down_and_all_resume_at_once(
+    webhook: Webhook, tmp_path: Path, answer: Answer
+) -> None:
+    webhook.rule = lambda _: answer
+    async with backlog(webhook, tmp_path, 4_000) as delivery:
+        await delivery.wait_for("sink down")
+        await asyncio.sleep(4)
+        assert len(webhook.posts) < 12
+        assert await delivery.total("post_concurrency") == 1
+        webhook.rule = None
+        await delivery.wait_for("sink up")
+        up = time.monotonic()
+        await delivery.drain()
+        assert time.monotonic() - up < 5
+        assert await delivery.outcomes() == {"delivered": 4_000}
+        pauses = [
+            later.at - earlier.at
+            for earlier, later in zip(webhook.posts, webhook.posts[1:], strict=False)
+        ]
+        assert max(pauses) < 6
+        assert webhook.duplicates == 0
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", [10, 60, 600])
+async def test_all_that_waited_arrives_within_seconds_of_the_first_success(
+    tmp_path: Path, seconds: float
+) -> None:
+    async with environment(tmp_path) as stage:
+        webhook = stage.webhook
+        webhook.rule = lambda _: 503
+        for number, message in enumerate(events.messages(8_000)):
+            stage.hub.publish(number % 4, message.body)
+        async with stage.forwarder(WebSinkMaxEvents="100", VerboseLevel="1"):
+            await asyncio.sleep(seconds)
+            webhook.rule = None
+            await webhook.until(lambda: webhook.first, 10)
+            await webhook.until(lambda: len(webhook.taken) == 8_000, 5)
+            assert webhook.duplicates == 0
+
+
+async def test_a_stop_during_an_outage_drains_when_the_sink_is_back(tmp_path: Path) -> None:
+    async with environment(tmp_path) as stage:
+        stage.webhook.rule = lambda _: 503
+        stage.ledger.publish(2_000)
+        async with stage.forwarder(ShutdownGrace="20") as forwarder:
+            await forwarder.wait_for("sink down")
+            await asyncio.sleep(2)
+            forwarder.terminate()
+            await forwarder.wait_for("stopping")
+            stage.webhook.rule = None
+            assert await forwarder.wait() == 0
+        assert stage.webhook.total == 2_000
+        async with stage.forwarder() as forwarder:
+            await forwarder.wait_for("partition claimed")
+            stage.ledger.publish(10)
+            await stage.webhook.until(lambda: len(stage.webhook.taken) == 2_010)
+        assert stage.webhook.duplicates == 0
+
+
+@pytest.mark.parametrize("header", ["0", "Mon, 23 Nov 2020 09:14:10 GMT"])
+async def test_retry_after_nothing_is_no_busy_loop(
+    webhook: Webhook, tmp_path: Path, header: str
+) -> None:
+    webhook.rule = lambda _: Answer(429, {"Retry-After": header})
+    async with backlog(webhook, tmp_path, 100):
+        await asyncio.sleep(2)
+        assert len(webhook.posts) < 8
+
+
+async def test_a_sink_that_asks_for_patience_makes_it_unready_and_not_dead(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    webhook.rule = lambda _: Answer(429, {"Retry-After": "300"})
+    server.hubs[HUB].publish(0, next(events.messages(1)).body)
+    async with forwarding(server, webhook.url, tmp_path, StallTimeout="1") as running:
+        await running.wait_for("sink down")
+        await asyncio.sleep(2)
+        assert await running.reasons("/livez") == []
+        assert await running.reasons("/readyz") == ["sink: 429"]
+        assert len(webhook.posts) == 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -> None:
+    async with environment(tmp_path) as stage:
+        webhook = stage.webhook
+        async with stage.traffic(), stage.forwarder(WebSinkMaxEvents="100") as forwarder:
+            limits = []
+            for _ in range(4):
+                for rate, rule in (
+                    (1e9, None),
+                    (300, None),
+                    (1e9, lambda _: 429),
+                    (1e9, lambda _: Answer(drop=True)),
+                ):
+                    webhook.rate, webhook.rule = rate, rule
+                    await asyncio.sleep(7)
+                    metrics = await forwarder.metrics()
+                    limits.append(metrics.total("aks_audit_post_concurrency"))
+            webhook.rate, webhook.rule = 1e9, None
+            await forwarder.wait_for("sink up")
+        async with stage.forwarder(WebSinkMaxEvents="100"):
+            await stage.ledger.settled(60)
+        assert set(limits[2::4] + limits[3::4]) == {1}
+        assert webhook.duplicates < 0.1 * webhook.total
+
+
+# Events that a sink cannot bear
+
+
+async def test_a_list_at_which_the_connection_is_reset_is_halved(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    """The sink resets bodies above 30 KB; an event that is one alone is a dead letter."""
+    webhook.rule = lambda post: Answer(drop=True) if len(post.body) > 30_000 else None
+    small = [*next(events.messages(100, per_message=100, events=events.typical_events())).events]
+    giant = next(
+        events.messages(
+            1, events=[small[0].replace(b'"verb"', b'"x":"%b","verb"' % (b"x" * 40_000))]
+        )
+    )
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(events.envelope([*small[:50], *giant.events, *small[50:]]))
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 100, "dead_lettered": 1}
+        (record,) = delivery.dead_letters()
+        assert record["body"].encode() == giant.events[0]
+    assert webhook.taken == {events.key(event): 1 for event in small}
