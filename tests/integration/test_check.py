@@ -411,3 +411,43 @@ async def test_network_rules_of_the_namespace_are_named_and_no_command_changes_r
     assert one["found"].startswith("127.0.0.1 refuses the address of this pod: its network rules")
     assert "az eventhubs namespace network-rule-set list" in one["do"]
     assert "authorization-rule" not in reason
+
+
+@pytest.mark.parametrize("where", ["file", "account"])
+async def test_dead_letters_are_counted_by_reason(
+    server: Server, webhook: Webhook, tmp_path: Path, where: str
+) -> None:
+    async with azurite() as store:
+        more = {"BlobStorageConnectionString": store.connection_string}
+        environment = settings(
+            server, webhook.url, tmp_path, **(more if where == "account" else {})
+        )
+        server.hubs[HUB].publish(0, b"\x1b[31mnot JSON")
+        server.hubs[HUB].publish(0, b'{"records":[{"category":"kube-audit"}]}')
+        fill(server)
+        async with Forwarder(environment) as forwarder:
+            await webhook.until(lambda: webhook.total == 40)
+            forwarder.terminate()
+            await forwarder.wait()
+        status, report = await check(environment)
+    assert status == 0
+    found = report["dead letters"]
+    assert found["state"] == "warn"
+    assert found["found"].startswith("2: 1 ")
+    assert "python -m forwarder replay" in found["do"]
+
+
+async def test_a_share_without_locks_is_named_with_what_to_use_instead(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    """Azure Files shows SQLite a file that is locked for ever, as another connection does here."""
+    fill(server)
+    with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        async with Forwarder(settings(server, webhook.url, tmp_path)) as forwarder:
+            await forwarder.until(
+                lambda: [one for one in forwarder.log if one["level"] == "error"], 60
+            )
+    reason = next(one["reason"] for one in forwarder.log if one["level"] == "error")
+    assert "where SQLite cannot lock its file" in reason
+    assert "use a disk (persistence.storageClass: managed-csi), or a storage account" in reason

@@ -55,7 +55,8 @@ def account_url(text: str) -> URL:
 
 def proxy_url(text: str) -> URL:
     """Parse the URL of an HTTP proxy, whose scheme may be missing, as in curl."""
-    if (url := _url(text if "://" in text else f"http://{text}")) is None:
+    url = _url(text if "://" in text else f"http://{text}")
+    if url is None or url.path != "/" or not re.fullmatch(r"[\w.:-]+", url.host or ""):
         raise ValueError("is not a URL such as http://proxy:3128")
     return url
 

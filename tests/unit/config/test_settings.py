@@ -551,3 +551,57 @@ def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         settings.verbose_level = 4  # type: ignore[misc]  # that it fails is the point
     assert replace(settings, verbose_level=4).verbose_level == 4
+
+
+BEARER = "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJzdWIiOiJhYmMxMjMifQ.QWJjRGVmMTIz"
+# What somebody may paste into the wrong place: never repeated, whatever is said about it.
+PASTED = {
+    "hub": (HUB, KEY),
+    "storage": (STORAGE, ACCOUNT_KEY),
+    "signature": (f"{ENDPOINT};SharedAccessSignature={SIGNATURE}", "sig=signature"),
+    "hub's key": ("Qm9Kx7Zt4Lw2Vn8Pc5Rd1Hs6Gf3Jy0Ua+AEhXb/Tk9E=",) * 2,
+    "account's key": (ACCOUNT_KEY_OF_64_BYTES,) * 2,
+    "client secret": ("q7X8Q~kLm3Np5Rs7Tv9Wx1Yz3Ab5Cd7Ef9Gh1J",) * 2,
+    "token": (BEARER,) * 2,
+    "hexadecimal": ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b",) * 2,
+}
+# These take any text, so that one of the right form is a value.
+ANYTHING = {"StateDirectory", "NO_PROXY", "Categories", "ResourceIds"}
+
+
+@pytest.mark.parametrize("way", ["", "_FILE"])
+@pytest.mark.parametrize("pasted", PASTED)
+@pytest.mark.parametrize("variable", sorted(Settings.variables()))
+def test_a_secret_in_a_wrong_place_is_refused_and_never_repeated(
+    variable: str, pasted: str, way: str
+) -> None:
+    text, secret = PASTED[pasted]
+    named = {variable: text} if not way else {f"{variable}{way}": text}
+    if variable not in {"EhubNamespaceConnectionString", "EventHubNamespace"}:
+        named["EventHubNamespace"] = HOST
+    try:
+        settings = Settings.from_env(named)
+        assert not way
+        right = "ConnectionString" in variable or variable in ANYTHING
+        assert right or pasted in {"client secret", "token", "hexadecimal"}
+        said = repr(settings) if "ConnectionString" in variable else ""
+    except SettingsError as error:
+        said = "".join(error.problems)
+    assert secret not in said
+
+
+def test_every_secret_is_known(tmp_path: Path) -> None:
+    """For redaction, which knows their encodings; those in files as they are now."""
+    connection, token = tmp_path / "connection", tmp_path / "token"
+    connection.write_text(HUB)
+    token.write_text("b3arer-token\n")
+    settings = read(
+        EhubNamespaceConnectionString_FILE=str(connection),
+        BlobStorageConnectionString=f"BlobEndpoint=https://a/;{SIGNATURE.replace(' ', '=', 1)}",
+        WebSinkURL="https://sink/?code=s3cret-in-query",
+        WebSinkTokenFile=str(token),
+        HTTPS_PROXY="http://someone:pr0xy%2Fpassword@proxy:3128",
+    )
+    connection.write_text(HUB.replace(KEY, "cmVuZXdlZA=="))
+    known = {KEY, "cmVuZXdlZA==", "signature", "s3cret-in-query", "b3arer-token", "pr0xy/password"}
+    assert known <= set(settings.secrets)

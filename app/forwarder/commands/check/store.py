@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+from collections import Counter
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,17 @@ from urllib.parse import parse_qs
 from forwarder.checkpoints.sqlite import decode
 from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
 from forwarder.config.settings import Settings
+from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
+from forwarder.deadletters.files import DeadLetterFiles
+from forwarder.deadletters.record import parse
+from forwarder.deadletters.store import DIRECTORY, DeadLetterStore
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import StateError
 from forwarder.storage import open_container
 
+_MOST_BYTES: Final = 20_000_000  # of dead letters are read
+_REASON: Final = 80  # characters
 _ELSEWHERE: Final = (
     "'{}' is not in this pod, ask the forwarder: "
     "kubectl exec deployment/aks-audit -- python -m forwarder check"
@@ -47,8 +54,13 @@ class StoreCheck:
                 Step("store login", self._login, 15),
                 Step("container", self._exists),
                 Step("checkpoints", self._list, 15),
+                Step("dead letters", self._dead_letters),
             ]
-        return [Step("state directory", self._directory), Step("checkpoints", self._read)]
+        return [
+            Step("state directory", self._directory),
+            Step("checkpoints", self._read),
+            Step("dead letters", self._dead_letters),
+        ]
 
     def explain(self, error: BaseException) -> Diagnosis:
         """Return the cause of an error."""
@@ -102,13 +114,17 @@ class StoreCheck:
                 return Doubt(text, listing.ELSEWHERE)
         return _described(self.found, newest)
 
-    async def _directory(self) -> str | Skip:
+    async def _directory(self) -> str | Doubt | Skip:
         path = self._settings.state_directory
         if not path.is_dir():
             return Skip(_ELSEWHERE.format(path))
         if not os.access(path, os.W_OK | os.X_OK):
             raise StateError(f"'{path}' cannot be written by user {os.getuid()}")
-        return f"'{path}' may be written"
+        kind = file_system(path)
+        if kind in WITHOUT_LOCKS:
+            text = causes.TEXTS["file"]
+            return Doubt(text["what"].format(kind=kind, error=f"'{path}'"), text["remedy"])
+        return f"'{path}' may be written, on {kind}"
 
     async def _read(self) -> str | Skip:
         path = self._settings.state_directory / "checkpoints.db"
@@ -119,6 +135,35 @@ class StoreCheck:
         rows = await asyncio.to_thread(_rows, path, self._prefix)
         self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
         return _described(self.found, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+
+    async def _dead_letters(self) -> str | Doubt | Skip:
+        """Count dead letters by reason, of the newest files or blobs."""
+        store: DeadLetterStore
+        directory = self._settings.state_directory / DIRECTORY
+        if self._there:
+            from forwarder.deadletters.blobs import DeadLetterBlobs  # noqa: PLC0415 - see _login
+
+            store = DeadLetterBlobs(self._container)
+        elif directory.is_dir():
+            store = DeadLetterFiles(directory, self._settings.dead_letter_max_bytes)
+        else:
+            return Skip("none here")
+        counts, read = Counter[str](), 0
+        for name, size in reversed((await store.sizes()).items()):
+            if counts and (read := read + size) > _MOST_BYTES:
+                break
+            for _, record in parse(await store.read(name)):
+                reason = record.reason if record else "not a dead letter"
+                counts[": ".join(reason.split(": ")[:2])[:_REASON]] += 1
+        if not counts:
+            return "none"
+        more = "at least " if read > _MOST_BYTES else ""
+        return Doubt(
+            f"{more}{counts.total():,}: "
+            + ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common(5)),
+            "when the cause is repaired post them again: python -m forwarder replay; --show prints "
+            "them, --discard --reason TEXT removes those that can never be accepted",
+        )
 
 
 def _rows(path: Path, prefix: str) -> list[dict[str, Any]]:
