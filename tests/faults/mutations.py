@@ -110,7 +110,7 @@ MUTATIONS: dict[str, Mutation] = {
     "no-response-is-retried": Mutation("return", scenario("sink away")),
     "timeout-is-retried": Mutation("return", scenario("sink slow")),
     "post-timeout": Mutation("timeout=aiohttp.ClientTimeout(total=None),", scenario("sink slow")),
-    "token-reread": Mutation("if self._version is None:", scenario("token rotated")),
+    "token-reread": Mutation("if not self._versions:", scenario("token rotated")),
     "split-rejected-list": Mutation("if events:", scenario("killed")),
     "second-half": Mutation("pass", scenario("killed")),
     "earliest": Mutation(

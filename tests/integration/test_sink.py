@@ -4,10 +4,12 @@ import asyncio
 import math
 import re
 import ssl
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -468,3 +470,104 @@ async def test_a_sink_that_repeats_the_credentials_does_not_get_them_into_log_or
     assert "not for" in shown
     for authorization in authorizations(webhook):
         assert str(authorization).split()[1] not in shown
+
+
+class Secret:
+    """A Secret as the kubelet mounts it: its files change by swapping a symbolic link."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._versions = 0
+
+    @property
+    def settings(self) -> dict[str, str]:
+        names = {
+            "WebSinkCAFile": "ca.crt",
+            "WebSinkCertFile": "tls.crt",
+            "WebSinkKeyFile": "tls.key",
+        }
+        return {name: str(self._folder / "..data" / file) for name, file in names.items()}
+
+    def write(self, ca: trustme.CA, expiry: datetime | None = None) -> None:
+        """Write the CA and a client certificate of it."""
+        self._versions += 1
+        version = self._folder / f"..{self._versions}"
+        version.mkdir()
+        client = ca.issue_cert("forwarder", not_after=expiry)
+        ca.cert_pem.write_to_path(version / "ca.crt")
+        (version / "tls.crt").write_bytes(b"".join(one.bytes() for one in client.cert_chain_pems))
+        client.private_key_pem.write_to_path(version / "tls.key")
+        link = self._folder / "..data_tmp"
+        link.symlink_to(version.name)
+        link.replace(self._folder / "..data")
+
+
+def client_tls(ca: trustme.CA) -> ssl.SSLContext:
+    context = server_tls(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(context)
+    return context
+
+
+async def test_renewed_certificates_are_read_again(tmp_path: Path) -> None:
+    old, new, secret = trustme.CA(), trustme.CA(), Secret(tmp_path)
+    secret.write(old)
+    async with (
+        Webhook(tls=client_tls(old)) as webhook,
+        delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        await delivery.drain()
+        await webhook.stop()
+        webhook.tls = client_tls(new)
+        await webhook.start()
+        await delivery.take(fresh(3).body)
+        await delivery.wait_for("sink down")
+        secret.write(new)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 6}
+        assert await delivery.total("sink_up") == 1
+
+
+async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path: Path) -> None:
+    ca, secret = trustme.CA(), Secret(tmp_path)
+    expiry = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    secret.write(ca, expiry)
+    async with (
+        Webhook(tls=client_tls(ca)) as webhook,
+        delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
+    ):
+        file = secret.settings["WebSinkCertFile"]
+        name = "tls_certificate_expiry_seconds"
+        assert await delivery.total(name, file=file) == expiry.timestamp()
+        year = timedelta(days=365).total_seconds()
+        assert (
+            await delivery.total(name, file=secret.settings["WebSinkCAFile"]) > time.time() + year
+        )
+        await delivery.take(fresh(3).body)
+        await delivery.drain()
+        (entry,) = delivery.entries("client certificate expires")
+        date = f"{expiry:%FT%TZ}"
+        assert entry["reason"] == f"the client certificate in {file} expires on {date}"
+        await asyncio.sleep(3)
+        await webhook.stop()
+        await webhook.start()
+        await delivery.take(fresh(3).body)
+        down = await delivery.wait_for("sink down")
+        assert down["reason"].startswith(f"the client certificate in {file} has expired on {date}")
+        secret.write(ca)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 6}
+        assert await delivery.total(name, file=file) > time.time() + year
+
+
+async def test_a_trusted_ca_is_added_to_the_public_ones(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path
+) -> None:
+    async with (
+        Webhook(tls=server_tls(ca)) as webhook,
+        delivering(webhook.url, tmp_path, TrustedCAFile=str(ca_file)) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 3}

@@ -23,7 +23,7 @@ from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.sink.concurrency import MAX_BACKOFF, AdaptiveConcurrency, Slot
 from forwarder.sink.response import classify, is_html
-from forwarder.sink.tls import BearerToken, SinkTls
+from forwarder.sink.tls import SinkTls, authorization
 
 _OPEN: Final = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":['
 _CLOSE: Final = b"]}"
@@ -50,8 +50,9 @@ class Sink:
         self._single = settings.web_sink_max_events == 1
         self._max_rejects = settings.web_sink_max_rejects
         self._rejects = self._failures = 0  # in a row
-        self._token = BearerToken(settings.web_sink_token_file)
-        self._tls = SinkTls.of(settings, metrics.certificate_expiry)
+        self._authorization = authorization(settings.web_sink_token_file)
+        https = self._url.scheme == "https"
+        self._tls = SinkTls(settings, metrics.certificate_expiry) if https else None
         self._html_logged = False
         self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
         self.outage = Outage("sink down", "sink up")
@@ -132,7 +133,7 @@ class Sink:
         if log.enabled(log.POST):
             log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
         started = time.perf_counter()
-        headers = {"Content-Type": "application/json", **self._token.header()}
+        headers = {"Content-Type": "application/json", **self._authorization.get()}
         try:
             async with self._session.post(
                 self._url,

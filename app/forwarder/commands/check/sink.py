@@ -46,9 +46,9 @@ class SinkCheck:
         return f"port {self._address[1]} is open"
 
     async def _tls(self) -> str | Doubt | Skip:
-        if not (tls := SinkTls.of(self._settings)):
+        if self._url.scheme == "http":
             return Skip("WebSinkURL is http")
-        found, days = await reach.connect(*self._address, tls.context())
+        found, days = await reach.connect(*self._address, SinkTls(self._settings).context())
         return found if days > _SOON else Doubt(found, "renew the certificate of the sink")
 
     async def _request(self) -> str | Skip:
