@@ -1,13 +1,17 @@
 """Measures the forwarder: hub, sink and forwarder are processes of their own on loopback.
 
-Each work is carried for some seconds by the forwarder and by a baseline in turn, several times;
-what is told are medians. CPU and memory are the forwarder's alone. No test asserts a figure.
+Each work is carried for some seconds by the forwarder and, in turns, by what it is compared with,
+several times; the report has medians. CPU and memory are the forwarder's alone. No test asserts a
+figure.
 """
 
 import argparse
 import asyncio
+import io
 import signal
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -29,14 +33,15 @@ async def main(options: argparse.Namespace) -> int:
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    console = Console()
-    old = Results.read(options.base) if options.base else None
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    old = Results.read(Path(options.base)) if options.base.endswith(".json") else None
+    app = "" if old or not options.base else earlier(options.base)
     if (busy := psutil.cpu_percent(interval=1)) > _BUSY:
         console.print(f"[yellow]others use {busy:.0f} % of this machine's CPU: expect noise")
     started = time.monotonic()
     whole = not (options.short or options.works)
     names = options.works or [name for name in WORKS if WORKS[name].short or whole]
-    results = await run(names, GROWTH if whole else (), console, short=options.short)
+    results = await run(names, GROWTH if whole else (), console, short=options.short, app=app)
     report.show(results, console)
     kept = KEPT / time.strftime("%Y%m%d-%H%M%S.json")
     results.write(kept)
@@ -46,13 +51,29 @@ async def main(options: argparse.Namespace) -> int:
         plots.draw(results, KEPT)
         drawn = ", ".join(str(one.relative_to(ROOT)) for one in sorted(KEPT.glob("*.svg")))
         console.print(f"drawn: {drawn}", soft_wrap=True)
-    if old:
+    if old := old or results.earlier():
         report.compare(old, results, console)
     if results.failed:
         return 1
     if options.readme:
         write(results)
     return 0
+
+
+def earlier(base: str) -> str:
+    """Return the `app` folder of a checkout, or of a commit, which is unpacked for that."""
+    if Path(base).is_dir():
+        return str(Path(base).resolve() / "app")
+    folder = KEPT / "versions" / base
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = subprocess.run(
+        ["git", "-C", ROOT, "archive", base, "app"],
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    return str(folder / "app")
 
 
 def write(results: Results) -> None:
@@ -69,7 +90,12 @@ if __name__ == "__main__":
         "works", nargs="*", choices=[*WORKS, []], metavar="WORK", help=", ".join(WORKS)
     )
     parser.add_argument("--short", action="store_true", help="a minute, without growth")
-    parser.add_argument("--base", type=Path, metavar="JSON", help="what an earlier run kept")
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="COMMIT, FOLDER or JSON",
+        help="an earlier version to measure in turns with this one, or the results of a run of it",
+    )
     parser.add_argument(
         "--readme",
         metavar="1 or JSON",

@@ -5,15 +5,16 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import psutil
 
 from bench.rounds import Round
+from bench.sink import SLICE
 from bench.works import WORKS
 
 _NOISE = 0.05  # a smaller change is not told, however clear
@@ -21,48 +22,91 @@ _NOISE = 0.05  # a smaller change is not told, however clear
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a round; or, if it `compares`, of a round and its baseline's."""
+    """A quantity of a round; or, if it `compares`, of a round and that of its comparison."""
 
     name: str
     of: Callable[[Round, Round], float]
     more: bool = False
     """Whether more is better."""
     compares: bool = False
+    unit: str = ""
     digits: int = 0
 
 
+def _recovery(one: Round) -> float:
+    """Return the seconds from the first accepted event until nine tenths of the full rate."""
+    whole = one.slices[:-1] or one.slices  # the last one is cut short
+    full = statistics.median(sorted(whole)[len(whole) // 2 :])
+    return next(i for i, events in enumerate(whole) if events >= 0.9 * full) * SLICE
+
+
 MEASURES = {
-    "rate": Measure("events a second", lambda r, _: r.rate, more=True),
-    "cpu": Measure("CPU an event, us", lambda r, _: r.cpu_each * 1e6, digits=1),
+    "rate": Measure("events per second", lambda r, _: r.rate, more=True),
+    "cpu": Measure("CPU per event, us", lambda r, _: r.cpu_each * 1e6, digits=1),
     "memory": Measure("memory, MiB", lambda r, _: r.memory),
     "start": Measure("exec to first event, s", lambda r, _: r.start, digits=2),
     "delay": Measure("enqueued to accepted, ms", lambda r, _: statistics.median(r.ages) * 1e3),
     "share": Measure("CPU, % of a core", lambda r, _: 100 * r.cpu / r.seconds, digits=1),
+    "recovery": Measure("first 2xx to full rate, s", lambda r, _: _recovery(r), digits=2),
+    "drained": Measure("first 2xx to the last event, s", lambda r, _: r.drained, digits=1),
+    "goodput": Measure(
+        "goodput, % of what the sink takes",
+        lambda r, _: 100 * r.distinct / (r.drained or 1) / r.capacity,
+        more=True,
+    ),
+    "copies": Measure(
+        "copies, % of events",
+        lambda r, _: 100 * (r.accepted - r.distinct) / max(1, r.distinct),
+        digits=1,
+    ),
+    "slowest": Measure(
+        "records per second of the slowest partition",
+        lambda r, _: min(r.records.values(), default=0) / r.seconds,
+        more=True,
+    ),
     "gain": Measure(
-        "times the baseline",
+        "times the plain forwarder",
         lambda r, other: r.rate / other.rate,
         more=True,
         compares=True,
+        unit=" x",
     ),
     # What two would do on cores of their own: here they share two cores with hub and sink.
     "scale": Measure(
-        "times one, by CPU an event",
+        "times one, by CPU per event",
         lambda r, other: 2 * other.cpu_each / r.cpu_each,
         more=True,
         compares=True,
+        unit=" x",
         digits=2,
+    ),
+    "dearer": Measure(
+        "CPU per event, times the comparison",
+        lambda r, other: r.cpu_each / other.cpu_each,
+        compares=True,
+        unit=" x",
+        digits=2,
+    ),
+    "added": Measure(
+        "CPU per record, us more than the comparison",
+        lambda r, other: (r.cpu_each_record - other.cpu_each_record) * 1e6,
+        compares=True,
+        digits=1,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of a work: its value in each round, and the baseline's in the same rounds."""
+    """A measure of a work: its value in each round, and in the same rounds those of others."""
 
     work: str
     measure: str
     now: list[float]
     baseline: list[float] = field(default_factory=list)
+    """Of what the work is compared with."""
+    before: list[float] = field(default_factory=list)
+    """Of an earlier version."""
 
     @property
     def median(self) -> float:
@@ -77,26 +121,51 @@ class Figure:
         return [now / then if more else then / now for now, then in pairs]
 
     @property
+    def share(self) -> float | None:
+        """Its share of the earlier version's, the median of all rounds; None without one."""
+        pairs = [one for one in zip(self.now, self.before, strict=False) if one[1]]
+        return statistics.median(now / then for now, then in pairs) if pairs else None
+
+    @property
     def target(self) -> float | None:
-        """What is aimed at."""
+        """An absolute target."""
         return WORKS[self.work].targets[self.measure]
 
     @property
+    def aim(self) -> float | None:
+        """A target for its share of the earlier version's."""
+        return WORKS[self.work].ratios.get(self.measure)
+
+    @property
     def met(self) -> bool | None:
-        """Whether it is; None if nothing is aimed at."""
-        if self.target is None:
-            return None
-        more = MEASURES[self.measure].more
-        return self.median >= self.target if more else self.median <= self.target
+        """Whether the target is met; None if there is none or nothing to compare with."""
+        if self.target is not None:
+            more = MEASURES[self.measure].more
+            return self.median >= self.target if more else self.median <= self.target
+        if self.aim is not None and self.share is not None:
+            return self.share <= self.aim
+        return None
 
 
-def figures(work: str, rounds: list[tuple[Round, Round | None]]) -> Iterator[Figure]:
-    """Yield a work's figures from its rounds, each with its baseline's if there is one."""
+class Rounds(NamedTuple):
+    """A round, that of the comparison, and both of the earlier version."""
+
+    now: Round
+    other: Round | None = None
+    before: Round | None = None
+    other_before: Round | None = None
+
+
+def figures(work: str, rounds: Sequence[Rounds]) -> Iterator[Figure]:
+    """Yield a work's figures from its rounds."""
     for name in WORKS[work].targets:
         measure = MEASURES[name]
-        now = [measure.of(one, other or one) for one, other in rounds]
-        others = [other for _, other in rounds if other and not measure.compares]
-        yield Figure(work, name, now, [measure.of(other, other) for other in others])
+        now = [measure.of(one.now, one.other or one.now) for one in rounds]
+        others = [one.other for one in rounds if one.other and not measure.compares]
+        before = [
+            measure.of(one.before, one.other_before or one.before) for one in rounds if one.before
+        ]
+        yield Figure(work, name, now, [measure.of(other, other) for other in others], before)
 
 
 @dataclass(frozen=True)
@@ -158,6 +227,11 @@ class Results:
         """Keep them."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def earlier(self) -> Self | None:
+        """Return the figures of the earlier version that was measured in turns with this one."""
+        found = [replace(one, now=one.before) for one in self.figures if one.before]
+        return replace(self, figures=found, growth=[]) if found else None
 
     def medians(self) -> Mapping[tuple[str, str], float]:
         """Return the figures' medians, by work and measure."""

@@ -38,7 +38,7 @@ EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
 def fill(server: Server, load: Load) -> None:
     """Publish a load's messages, from partition to partition in turn."""
     size = load.per_message
-    whole = max(5, _TEMPLATES // size) * size
+    whole = load.messages * size if load.unique else max(5, _TEMPLATES // size) * size
     made = list(messages(whole, per_message=size, events=EVENTS[load.events]()))
     for number, message in zip(range(load.messages), itertools.cycle(made), strict=False):
         server.hubs[HUB].publish(number % load.partitions, message.body)

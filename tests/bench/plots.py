@@ -69,11 +69,11 @@ def _backlog(canvas: Canvas, points: list[Grown]) -> None:
 
 
 def _size(canvas: Canvas, points: list[Grown]) -> None:
-    _pair(canvas, points, ("events a second", lambda one: one.rate), "KB a message")
+    _pair(canvas, points, ("events per second", lambda one: one.rate), "KB per message")
 
 
 def _partitions(canvas: Canvas, points: list[Grown]) -> None:
-    _pair(canvas, points, ("events a second", lambda one: one.rate), "partitions")
+    _pair(canvas, points, ("events per second", lambda one: one.rate), "partitions")
 
 
 def _latency(canvas: Canvas, points: list[Grown]) -> None:
@@ -81,7 +81,7 @@ def _latency(canvas: Canvas, points: list[Grown]) -> None:
     for number, (series, line) in enumerate(groupby(points, lambda one: one.series)):
         _line(axes, line, lambda one: one.rate, number)
         axes.lines[-1].set_label(f"WebSinkConcurrency {series}")
-    axes.set_title("events a second", fontsize=11, loc="left")
+    axes.set_title("events per second", fontsize=11, loc="left")
     axes.set_xscale("symlog", linthresh=5, linscale=0.5)
     axes.set_xticks(sorted({one.x for one in points}))
     axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""Hub, sink, store and carriers as processes of their own on loopback."""
+"""Hub, sink, store and what carries the load, as processes of their own on loopback."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import sys
 import tempfile
 import uuid
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -15,26 +16,25 @@ from typing import Any
 
 import aiohttp
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.works import Carrier, Load
 from support.azurite import Azurite, azurite
-from support.harness import free_port
+from support.harness import Samples, free_port
 from support.process import APP
 
 _PATIENCE = 60  # seconds for what comes at once
 
 
 @asynccontextmanager
-async def child(*arguments: str, **environment: str) -> AsyncIterator[Process]:
-    """Run `python -m …` with this environment until the block ends."""
+async def child(*arguments: str, app: str = "", **environment: str) -> AsyncIterator[Process]:
+    """Run `python -m …` with this environment until the block ends; `app` is a version's folder."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         *arguments,
         env={
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{APP}:{Path(__file__).parents[1]}",
+            "PYTHONPATH": f"{app or APP}:{Path(__file__).parents[1]}",
             **environment,
         },
         stdin=DEVNULL,
@@ -52,9 +52,12 @@ async def child(*arguments: str, **environment: str) -> AsyncIterator[Process]:
 class Carriers:
     """The processes that carry a load."""
 
-    def __init__(self, processes: list[Process], ports: list[int]) -> None:
+    def __init__(
+        self, processes: list[Process], ports: list[int], http: aiohttp.ClientSession
+    ) -> None:
         self.processes = processes
         self._ports = ports
+        self._http = http
         self._watched = [psutil.Process(one.pid) for one in processes]
 
     def cpu(self) -> float:
@@ -72,29 +75,38 @@ class Carriers:
         if ended := [one for one in self.processes if one.returncode is not None]:
             raise RuntimeError(f"a process that is measured ended with {ended[0].returncode}")
 
-    async def balanced(self, http: aiohttp.ClientSession, partitions: int) -> None:
+    async def balanced(self, partitions: int) -> None:
         """Wait until each has its share of the partitions."""
         share = partitions / len(self._ports)
         async with asyncio.timeout(_PATIENCE):
-            while not all([await _owned(http, port) == share for port in self._ports]):
+            while not all([await self._owned(port) == share for port in self._ports]):
                 self.check()
                 await asyncio.sleep(0.1)
 
+    async def records(self) -> dict[str, float]:
+        """Return how many records were received, by partition."""
+        counts: Counter[str] = Counter()
+        for port in self._ports:
+            for (name, labels), value in (await self._metrics(port)).items():
+                if name == "aks_audit_records_total":
+                    counts[dict(labels)["partition"]] += int(value)
+        return dict(counts)
 
-async def _owned(http: aiohttp.ClientSession, port: int) -> float:
-    """Return how many partitions a forwarder has, -1 if it does not answer yet."""
-    try:
-        async with http.get(f"http://127.0.0.1:{port}/metrics") as response:
-            text = await response.text()
-    except aiohttp.ClientConnectionError:
-        return -1
-    found = (s for family in text_string_to_metric_families(text) for s in family.samples)
-    return next((s.value for s in found if s.name == "aks_audit_partitions_owned"), -1)
+    async def _owned(self, port: int) -> float:
+        """Return how many partitions a forwarder has, -1 if it does not answer yet."""
+        try:
+            return (await self._metrics(port)).total("aks_audit_partitions_owned")
+        except aiohttp.ClientConnectionError:
+            return -1
+
+    async def _metrics(self, port: int) -> Samples:
+        async with self._http.get(f"http://127.0.0.1:{port}/metrics") as response:
+            return Samples.parse(await response.text())
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A hub with a load, a sink and perhaps a store; who carries the load comes and goes."""
+class Setup:
+    """A hub with a load, a sink and perhaps a store; what carries the load comes and goes."""
 
     load: Load
     http: aiohttp.ClientSession
@@ -106,7 +118,7 @@ class Stage:
     store: Azurite | None
 
     async def counts(self, path: str = "stats") -> dict[str, Any]:
-        """Ask the sink; see bench.sink.Counts."""
+        """Ask the sink; see `bench.sink.Counts.report`."""
         async with self.http.get(self.url.replace("k8s_audit", path)) as response:
             found: dict[str, Any] = await response.json()
             return found
@@ -122,6 +134,7 @@ class Stage:
                 await stack.enter_async_context(
                     child(
                         carrier.module,
+                        app=carrier.app,
                         EhubNamespaceConnectionString=self.hubs[carrier.tls],
                         WebSinkURL=self.url,
                         BlobStorageConnectionString=shared,
@@ -134,28 +147,28 @@ class Stage:
                 )
                 for port in ports
             ]
-            yield Carriers(processes, ports)
+            yield Carriers(processes, ports, self.http)
 
 
 @asynccontextmanager
-async def staged(load: Load, *, store: bool = False) -> AsyncIterator[Stage]:
-    """Set the stage for a load."""
+async def setup(load: Load, *, store: bool = False) -> AsyncIterator[Setup]:
+    """Start hub, sink and perhaps a store for a load."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         hub = await enter(child("bench.hub", json.dumps(asdict(load)), str(folder)))
-        sink = await enter(child("bench.sink", str(load.delay), str(int(load.pace > 0))))
-        yield Stage(
+        sink = await enter(child("bench.sink", json.dumps(asdict(load))))
+        yield Setup(
             load,
             await enter(aiohttp.ClientSession()),
             folder,
-            json.loads(await _said(hub)),
-            await _said(sink),
+            json.loads(await _printed(hub)),
+            await _printed(sink),
             await enter(azurite()) if store else None,
         )
 
 
-async def _said(process: Process) -> str:
+async def _printed(process: Process) -> str:
     """Return what a child prints when it is ready."""
     assert process.stdout
     return (await process.stdout.readline()).decode().strip()

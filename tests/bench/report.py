@@ -12,26 +12,37 @@ from rich.table import Table
 from bench.figures import MEASURES, Figure, Results, changes
 from bench.works import WORKS
 
-COLUMNS = ("", "now", "target", "baseline", "ratio", "spread")
+COLUMNS = ("figure", "now", "target", "before", "now/before", "other", "ratio", "spread")
+_BEFORE = COLUMNS[3:5]
 
 
-def cells(figure: Figure) -> tuple[str, ...]:
-    """Return a figure's row, for COLUMNS."""
+def cells(figure: Figure) -> dict[str, str]:
+    """Return a figure's row, by COLUMNS."""
     measure = MEASURES[figure.measure]
 
     def shown(value: float) -> str:
-        return f"{value:,.{measure.digits}f}" + " x" * measure.compares
+        return f"{value:,.{measure.digits}f}{measure.unit}"
 
     ratio = statistics.median(figure.ratios) if figure.ratios else None
     aim = "" if figure.target is None else f"{'≥' if measure.more else '≤'} {figure.target:,g}"
-    return (
+    if figure.aim is not None:
+        aim = f"≤ {figure.aim:g} × before"
+    values = (
         measure.name,
         shown(figure.median),
         aim,
+        shown(statistics.median(figure.before)) if figure.before else "",
+        "" if figure.share is None else f"{figure.share:.2f}",
         shown(statistics.median(figure.baseline)) if figure.baseline else "",
         "" if ratio is None else f"{ratio:,.{1 if ratio < 10 else 0}f} x",
         f"± {spread(figure.now):.0%}".replace("%", " %") if len(figure.now) > 1 else "",
     )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _columns(results: Results) -> list[str]:
+    """Return the columns that a run has something for."""
+    return [one for one in COLUMNS if one not in _BEFORE or any(f.before for f in results.figures)]
 
 
 def spread(values: Sequence[float]) -> float:
@@ -42,8 +53,9 @@ def spread(values: Sequence[float]) -> float:
 def show(results: Results, console: Console) -> None:
     """Print the table."""
     table = Table(box=SIMPLE)
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    columns = _columns(results)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
     colours = {None: "", True: "[green]", False: "[red]"}
     work = ""
     for figure in results.figures:
@@ -51,8 +63,9 @@ def show(results: Results, console: Console) -> None:
             work = figure.work
             table.add_section()
             table.add_row(f"[bold]{WORKS[work].title}")
-        name, now, *rest = cells(figure)
-        table.add_row(f"  {name}", colours[figure.met] + now, *rest)
+        row = cells(figure)
+        row["now"] = colours[figure.met] + row["now"]
+        table.add_row(*(f"  {row[one]}" if one == "figure" else row[one] for one in columns))
     console.print(f"{results.machine}; medians of {results.rounds} rounds", soft_wrap=True)
     console.print(table)
     if results.growth:
@@ -65,12 +78,12 @@ def show(results: Results, console: Console) -> None:
 def _growth(results: Results) -> Table:
     titles = {
         "partitions": "partitions",
-        "size": "KB a message",
+        "size": "KB per message",
         "backlog": "events waiting",
         "latency": "ms to answer",
     }
     table = Table(box=SIMPLE)
-    for column in ("", "events a second", "CPU an event, us", "memory, MiB", "s"):
+    for column in ("", "events per second", "CPU per event, us", "memory, MiB", "s"):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     growth = ""
     for one in results.growth:
@@ -94,7 +107,7 @@ def compare(old: Results, new: Results, console: Console) -> None:
         measure = MEASURES[now.measure]
         console.print(
             f"{'[green]better' if better else '[red]worse'}[/]  {WORKS[now.work].title}, "
-            f"{measure.name}: {cells(then)[1]} → {cells(now)[1]} "
+            f"{measure.name}: {cells(then)['now']} → {cells(now)['now']} "
             f"({now.median / then.median - 1:+.0%})",
             soft_wrap=True,
         )
@@ -104,17 +117,19 @@ def compare(old: Results, new: Results, console: Console) -> None:
 
 def markdown(results: Results) -> str:
     """Return the table as Markdown."""
-    lines = ["| work | " + " | ".join(("figure", *COLUMNS[1:])) + " |"]
-    lines.append("|---|---" + "|--:" * (len(COLUMNS) - 1) + "|")
+    columns = _columns(results)
+    lines = ["| work | " + " | ".join(columns) + " |"]
+    lines.append("|---|---" + "|--:" * (len(columns) - 1) + "|")
     work = ""
     for figure in results.figures:
         title = WORKS[figure.work].title if figure.work != work else ""
         work = figure.work
-        name, now, *rest = cells(figure)
-        marked = f"**{now}**" if figure.met else now
-        lines.append("| " + " | ".join((title, name, marked, *rest)).replace("|  |", "| |") + " |")
+        row = cells(figure)
+        if figure.met:
+            row["now"] = f"**{row['now']}**"
+        lines.append("| " + " | ".join((title, *(row[one] for one in columns))) + " |")
     lines += ["", f"{results.machine}; {results.when}, medians of {results.rounds} rounds."]
-    return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+    return re.sub("  +", " ", "\n".join(lines))
 
 
 def put(path: Path, mark: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A run: works by turns with their baselines, then what grows, with its progress shown."""
+"""A run: works in turns with what they are compared with, then what grows."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.figures import Grown, Results, figures
-from bench.processes import staged
-from bench.rounds import Round, play
+from bench.figures import Grown, Results, Rounds, figures
+from bench.processes import setup
+from bench.rounds import Round, measure
 from bench.works import DRAIN, WORKS, Carrier, Point, Work
 
 _START = 2.0  # seconds, about, for starting what is measured
@@ -33,16 +33,24 @@ class Bar:
 
 
 async def run(
-    names: Iterable[str], growth: Sequence[Point], console: Console, *, short: bool
+    names: Iterable[str],
+    growth: Sequence[Point],
+    console: Console,
+    *,
+    short: bool,
+    app: str = "",
 ) -> Results:
-    """Measure works and growths; the works in few short rounds if that is wanted."""
+    """Measure works and growths; the works in few short rounds if that is wanted.
+
+    `app` is the folder of an earlier version, which carries the works in turn with this one.
+    """
     results = Results.empty()
     works = {name: WORKS[name] for name in names}
     if short:
         works = {
             name: replace(work, rounds=2, seconds=work.seconds / 3) for name, work in works.items()
         }
-    total = sum(work.rounds * _guess(work) for work in works.values())
+    total = sum(work.rounds * _guess(work) for work in works.values()) * (2 if app else 1)
     total += sum(map(_guess_point, growth))
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
@@ -51,31 +59,42 @@ async def run(
         bar = Bar(progress, total)
         for name, work in works.items():
             with results.trying(work.title):
-                results.figures += figures(name, await _measure(work, bar))
+                results.figures += figures(name, await _measure(work, bar, app))
         for point in growth:
             with results.trying(f"{point.growth} {point.x:g}"):
                 results.growth.append(await _grow(point, bar))
     return results
 
 
-async def _measure(work: Work, bar: Bar) -> list[tuple[Round, Round | None]]:
-    """Carry a work so many times, by turns with its baseline."""
+async def _measure(work: Work, bar: Bar, app: str) -> list[Rounds]:
+    """Carry a work several times, in turns with what it is compared with."""
     found = []
-    async with staged(work.load, store=work.carrier.shared) as stage:
+    async with setup(work.load, store=work.carrier.shared) as place:
+
+        async def carry(carrier: Carrier | None, app: str = "") -> Round | None:
+            if not carrier:
+                return None
+            of = replace(carrier, app=app) if carrier.module == "forwarder" else carrier
+            return await measure(place, of, work.seconds, work.settle)
+
         for number in range(work.rounds):
-            with bar.part(f"{work.title}, round {number + 1}", _guess(work)):
-                one = await play(stage, work.carrier, work.seconds, work.settle)
-                other = None
-                if work.against:
-                    other = await play(stage, work.against, work.seconds, work.settle)
-                found.append((one, other))
+            with bar.part(f"{work.title}, round {number + 1}", _guess(work) * (2 if app else 1)):
+                before = other_before = None
+                if app:
+                    before, other_before = (
+                        await carry(work.carrier, app),
+                        await carry(work.against, app),
+                    )
+                now = await carry(work.carrier)
+                assert now
+                found.append(Rounds(now, await carry(work.against), before, other_before))
     return found
 
 
 async def _grow(point: Point, bar: Bar) -> Grown:
     with bar.part(f"{point.growth} {point.x:,g}", _guess_point(point)):
-        async with staged(point.load) as stage:
-            one = await play(stage, Carrier(settings=point.settings), point.seconds)
+        async with setup(point.load) as place:
+            one = await measure(place, Carrier(settings=point.settings), point.seconds)
         if one.seconds >= DRAIN:
             raise TimeoutError(f"not through in {DRAIN:.0f} s")
         return Grown.of(point.growth, point.series, point.x, one)
@@ -83,7 +102,8 @@ async def _grow(point: Point, bar: Bar) -> Grown:
 
 def _guess(work: Work) -> float:
     """Guess how many seconds a round takes."""
-    each = work.seconds + work.settle + (_BALANCE if work.carrier.shared else _START)
+    each = work.load.outage + work.seconds + work.settle
+    each += _BALANCE if work.carrier.shared else _START
     return each * (2 if work.against else 1)
 
 

@@ -1,21 +1,28 @@
-"""A sink that costs as little as can be: `python -m bench.sink DELAY AGES` prints its URL.
+"""A sink that costs as little as possible: `python -m bench.sink LOAD` prints its URL.
 
-It answers after DELAY seconds. GET /stats tells what came since GET /start, which forgets all
-before it; if AGES is 1 also how old the first event of each post was.
+LOAD is JSON. The sink answers after its `delay`. With a `capacity` it serves one POST at a time and
+also those whose client has gone. For `outage` seconds it answers 503. GET /stats reports
+what came since GET /start; with a `pace` also how old the first event of each POST was.
 """
 
 import asyncio
 import json
+import re
 import sys
 import time
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 import uvloop
+
+from bench.works import Load
 
 _END = b"\r\n\r\n"
 _ID = b'"auditID":'
 _STAMP = b'"stageTimestamp":"'
+_IDS = re.compile(rb'"auditID":"([^"]+)"')
+SLICE = 0.25
+"""Seconds that an entry of `slices` is for."""
 
 
 class Counts:
@@ -25,16 +32,32 @@ class Counts:
         self.events = 0
         self.first = self.last = 0.0
         self.ages: list[float] = []
+        self.slices: list[int] = []
+        """Events accepted in each slice of time since the first one."""
+        self.ids: set[bytes] = set()
+        self.began = self.free_at = 0.0
+        """When the first POST came, and when what is in the queue will have been served."""
 
-    def add(self, body: bytes, *, age: bool) -> None:
-        """Count the events of a post, and tell the age of the first one."""
+    def add(self, body: bytes, load: Load) -> None:
+        """Count the events of a POST that is accepted."""
         self.last = time.monotonic()
         self.first = self.first or self.last
-        self.events += body.count(_ID)
-        if age:
+        number = body.count(_ID)
+        self.events += number
+        index = int((self.last - self.first) / SLICE)
+        self.slices += [0] * (index + 1 - len(self.slices))
+        self.slices[index] += number
+        if load.unique:
+            self.ids.update(_IDS.findall(body))
+        if load.pace:
             start = body.index(_STAMP) + len(_STAMP)
             made = datetime.fromisoformat(body[start : body.index(b'"', start)].decode())
             self.ages.append((datetime.now(UTC) - made).total_seconds())
+
+    def report(self) -> dict[str, Any]:
+        """Return what /stats says."""
+        names = ("events", "first", "last", "ages", "slices")
+        return {name: getattr(self, name) for name in names} | {"distinct": len(self.ids)}
 
 
 class Connection(asyncio.Protocol):
@@ -42,8 +65,8 @@ class Connection(asyncio.Protocol):
 
     counts = Counts()
 
-    def __init__(self, delay: float, *, ages: bool) -> None:
-        self._delay, self._ages = delay, ages
+    def __init__(self, load: Load) -> None:
+        self._load = load
         self._buffer = bytearray()
         self._body = self._length = 0
 
@@ -68,26 +91,45 @@ class Connection(asyncio.Protocol):
         if path != b"/k8s_audit":
             if path == b"/start":
                 Connection.counts = Counts()
-            self._answer(json.dumps(vars(self.counts)).encode())
+            self._answer(json.dumps(self.counts.report()).encode())
             return
-        self.counts.add(body, age=self._ages)
-        if self._delay:
-            asyncio.get_running_loop().call_later(self._delay, self._answer, b"")
-        else:
-            self._answer(b"")
+        self._accept(body)
 
-    def _answer(self, body: bytes) -> None:
-        if self._transport.is_closing():  # the forwarder has ended meanwhile
+    def _accept(self, body: bytes) -> None:
+        """Serve a POST: at once, after the delay, or when its turn comes."""
+        counts, load, now = self.counts, self._load, time.monotonic()
+        counts.began = counts.began or now
+        if now - counts.began < load.outage:
+            self._answer(b"", b"503 Service Unavailable")
+            return
+        if not load.capacity:
+            counts.add(body, load)
+            if load.delay:
+                asyncio.get_running_loop().call_later(load.delay, self._answer, b"")
+            else:
+                self._answer(b"")
+            return
+        counts.free_at = max(now, counts.free_at) + body.count(_ID) / load.capacity
+
+        def serve() -> None:
+            if counts is Connection.counts:
+                counts.add(body, load)
+                self._answer(b"")
+
+        asyncio.get_running_loop().call_later(counts.free_at - now, serve)
+
+    def _answer(self, body: bytes, status: bytes = b"200 OK") -> None:
+        if self._transport.is_closing():  # the client has gone
             return
         self._transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(body), body)
+            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, len(body), body)
         )
 
 
-async def _serve(delay: float, *, ages: bool) -> None:
+async def _serve(load: Load) -> None:
     listener = await asyncio.get_running_loop().create_server(
-        lambda: Connection(delay, ages=ages), "127.0.0.1", 0
+        lambda: Connection(load), "127.0.0.1", 0
     )
     port = listener.sockets[0].getsockname()[1]
     print(f"http://127.0.0.1:{port}/k8s_audit", flush=True)  # noqa: T201  whoever started it reads it
@@ -95,4 +137,4 @@ async def _serve(delay: float, *, ages: bool) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(float(sys.argv[1]), ages=sys.argv[2] == "1"))
+    uvloop.run(_serve(Load(**json.loads(sys.argv[1]))))
