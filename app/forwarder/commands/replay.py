@@ -1,44 +1,61 @@
-"""`replay`: post dead letters again, beside a running forwarder or without one."""
+"""`replay`: post dead letters again, or events of the hub, also beside a running forwarder."""
 
 import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import stamina
 from azure.core.exceptions import AzureError
 
 from forwarder import log
+from forwarder.commands.backfill import Backfill
 from forwarder.commands.progress import progress
 from forwarder.commands.repost import Repost, Selection
 from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
-from forwarder.deadletters.files import DeadLetterFiles
-from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
 from forwarder.errors import ForwarderError
-from forwarder.hub.login import login
-from forwarder.redaction import printable
 from forwarder.sink.webhook import Sink
-from forwarder.storage import has_account
 
 _PATIENCE: Final = 5.0  # seconds that the sink may be down
-_AT_ONCE: Final = 8  # batches
-
 
 HELP: Final = "post dead letters again; those that the sink accepts are removed, the others stay"
 
 
+class Work(Protocol):
+    """What is posted again: see Repost and Backfill."""
+
+    sink: Sink
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the sink has accepted everything."""
+
+    def share(self) -> float:
+        """Return how much is done, from 0 to 1."""
+
+    def counts(self) -> str:
+        """Return the counts as a line."""
+
+    def summary(self) -> Iterator[str]:
+        """Yield the lines that follow the counts."""
+
+    async def run(self, stack: AsyncExitStack) -> None:
+        """Post; `stack` closes what is opened."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `replay`."""
-    parser.add_argument(
-        "--since",
-        type=_instant,
-        metavar="WHEN",
-        help="only those since an ISO 8601 instant, or not older than an age such as 6h",
-    )
+    for option, text in (
+        ("--since", "only those since an ISO 8601 instant, or not older than an age such as 6h"),
+        ("--until", "with --hub: only those until then"),
+    ):
+        parser.add_argument(option, type=_instant, metavar="WHEN", help=text)
     parser.add_argument(
         "--reason", default="", metavar="TEXT", help="only those with this text in their reason"
     )
@@ -49,62 +66,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--discard", "discard", "remove them for good; needs --reason or --since"),
     ):
         action.add_argument(option, dest="action", action="store_const", const=name, help=text)
+    parser.add_argument(
+        "--hub", action="store_true", help="post events of the hub instead; needs --since"
+    )
+    parser.add_argument(
+        "--consumer-group", metavar="NAME", help="with --hub: to read in, beside a forwarder"
+    )
     parser.set_defaults(action="post", error=parser.error)
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
-    """Run `replay` with these arguments; True if it succeeded."""
-    if given.action == "discard" and not given.reason and not given.since:
-        given.error("--discard needs --reason or --since")
-    return await replay(settings, Selection(given.since, given.reason, given.action), stop)
+    """Run `replay` with these arguments; True if everything that was selected is accepted."""
+    if wrong := _contradiction(given):
+        given.error(wrong)
+    if given.hub:
+        settings = replace(settings, consumer_group=given.consumer_group or settings.consumer_group)
+        dry_run = given.action == "count"
+        return await _run(Backfill(settings, given.since, given.until, dry_run=dry_run), stop)
+    selection = Selection(given.since, given.reason, given.action)
+    return await _run(Repost(settings, selection), stop, quiet=given.action == "show")
 
 
-async def replay(settings: Settings, selected: Selection, stop: asyncio.Event) -> bool:
-    """Post the dead letters that are there now; True if all that were selected are accepted."""
+def _contradiction(given: argparse.Namespace) -> str:
+    if not given.hub:
+        if given.until or given.consumer_group:
+            return "--until and --consumer-group need --hub"
+        if given.action == "discard" and not given.reason and not given.since:
+            return "--discard needs --reason or --since"
+        return ""
+    if given.reason or given.action not in {"post", "count"}:
+        return "--reason, --show and --discard are for dead letters, not for --hub"
+    if not given.since:
+        return "--hub needs --since"
+    return "--until is before --since" if given.until and given.until <= given.since else ""
+
+
+async def _run(work: Work, stop: asyncio.Event, *, quiet: bool = False) -> bool:
+    """Do the work, show its progress, and print what became of it."""
     stamina.instrumentation.set_on_retry_hooks([])  # failures are in the summary
-    work, failure = Repost(settings, selected), ""
+    failure = ""
     try:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(work.sink)
-            todo = [
-                (store, name, size)
-                for store in await _stores(settings, stack)
-                for name, size in (await store.sizes()).items()
-            ]
-            total = sum(size for _, _, size in todo) or 1
-            left = iter(todo)
-
-            async def worker() -> None:
-                for store, name, _ in left:
-                    await work.run(store, name)
-
-            shown = progress(lambda: work.bytes / total, work.counts)
-            async with shown, asyncio.TaskGroup() as group:
+            async with progress(work.share, work.counts), asyncio.TaskGroup() as group:
                 watch = group.create_task(_watch(work.sink, stop))
-                async with asyncio.TaskGroup() as workers:
-                    for _ in range(_AT_ONCE):
-                        workers.create_task(worker())
+                await work.run(stack)
                 watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
         failure = f"{log.describe(errors)}\n"
     sys.stderr.write(failure)
-    summary = sys.stderr if selected.action == "show" else sys.stdout
-    summary.write(f"{work.counts()}\n")
-    for reason, count in work.staying.most_common():
-        summary.write(f"{count:10,} {printable(reason)}\n")
-    return not failure and (selected.action != "post" or not work.staying)
-
-
-async def _stores(settings: Settings, stack: AsyncExitStack) -> list[DeadLetterStore]:
-    """Return the store in use and, with a storage account, what an earlier one left on disk."""
-    found: list[DeadLetterStore] = []
-    directory = settings.state_directory / DIRECTORY
-    if directory.is_dir():
-        found.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
-    if has_account(settings):
-        opened = open_dead_letters(settings, await login(settings, stack), settings.state_directory)
-        found.append(await stack.enter_async_context(opened))
-    return found
+    lines = [work.counts(), *work.summary()]
+    (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in lines))
+    return not failure and work.succeeded
 
 
 async def _watch(sink: Sink, stop: asyncio.Event) -> None:

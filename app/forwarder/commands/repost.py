@@ -1,4 +1,4 @@
-"""Reposting: what becomes of the dead letters of one batch, by the rules of a partition's delivery.
+"""Reposting: dead letters are posted again, batch by batch, by the rules of a partition's delivery.
 
 A record that holds an event is posted as it is: the audit policy has seen it. One that holds an
 Azure Monitor record or a whole message is unpacked again, with the settings of now. What the sink
@@ -10,8 +10,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -20,15 +20,21 @@ import msgspec
 from forwarder import __version__
 from forwarder.audit.envelope import Unpacked, unpack
 from forwarder.config.settings import Settings
+from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import Record, parse
-from forwarder.deadletters.store import DeadLetterStore
+from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
+from forwarder.hub.login import login
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.policy.filter import filter_for
+from forwarder.redaction import printable
 from forwarder.sink.webhook import Sink
+from forwarder.storage import has_account
+
+_AT_ONCE = 8  # batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class Repost:
         )
         self._metrics = Metrics(__version__)
         self.sink = Sink(self._settings, self._metrics)
-        self.selected = self.accepted = self.unreadable = self.bytes = 0
+        self.selected = self.accepted = self.unreadable = 0
+        self._done, self._total = 0, 1  # bytes
         self.staying: Counter[str] = Counter()
         """The records that stay, by reason."""
 
@@ -68,7 +75,51 @@ class Repost:
         )
         return f"{counts}, {self.unreadable:,} lines unreadable" if self.unreadable else counts
 
-    async def run(self, store: DeadLetterStore, name: str) -> None:
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing stays that was to be posted."""
+        return self._selection.action != "post" or not self.staying
+
+    def share(self) -> float:
+        """Return how much is done, from 0 to 1."""
+        return self._done / self._total
+
+    def summary(self) -> Iterator[str]:
+        """Yield a line for each reason why records stay."""
+        for reason, count in self.staying.most_common():
+            yield f"{count:10,} {printable(reason)}"
+
+    async def run(self, stack: AsyncExitStack) -> None:
+        """Process the batches that are there now, some at once."""
+        todo = [
+            (store, name, size)
+            for store in await self._stores(stack)
+            for name, size in (await store.sizes()).items()
+        ]
+        self._total = sum(size for _, _, size in todo) or 1
+        left = iter(todo)
+
+        async def worker() -> None:
+            for store, name, _ in left:
+                await self._batch(store, name)
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(_AT_ONCE):
+                workers.create_task(worker())
+
+    async def _stores(self, stack: AsyncExitStack) -> list[DeadLetterStore]:
+        """Return the store in use and, with a storage account, what an earlier one left on disk."""
+        settings, found = self._settings, list[DeadLetterStore]()
+        directory = settings.state_directory / DIRECTORY
+        if directory.is_dir():
+            found.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
+        if has_account(settings):
+            credential = await login(settings, stack)
+            opened = open_dead_letters(settings, credential, settings.state_directory)
+            found.append(await stack.enter_async_context(opened))
+        return found
+
+    async def _batch(self, store: DeadLetterStore, name: str) -> None:
         """Process a batch, and leave in it what stays, also when cancelled."""
         before = await store.read(name)
         rest: list[bytes] = []
@@ -95,7 +146,7 @@ class Repost:
             after = b"".join(rest)
             if after != before and self._selection.action in {"post", "discard"}:
                 await store.replace(name, after)
-            self.bytes += len(before)
+            self._done += len(before)
 
     async def _post(self, chosen: Sequence[tuple[int, Record]], rest: list[bytes]) -> None:
         """Post records, and take out of the rest what is accepted."""

@@ -1,0 +1,160 @@
+"""`replay --hub` posts events of the hub again, and disturbs no forwarder that reads it."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from support import events, stores
+from support.environment import Environment, environment
+from support.process import Forwarder
+from support.webhook import Webhook
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Environment]:
+    async with environment(tmp_path / "state", partitions=3) as stage:
+        stage.hub.groups |= {"own", "backfill"}
+        yield stage
+
+
+@pytest.fixture
+async def sensor() -> AsyncIterator[Webhook]:
+    """Return a second sink, which is to get the events again."""
+    async with Webhook() as sensor:
+        yield sensor
+
+
+async def replay(variables: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+    async with Forwarder(variables, "replay", "--hub", *arguments) as command:
+        status = await command.wait()
+        return status, "\n".join([*command.lines, command.stderr])
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments"),
+    [("$Default", ["--consumer-group", "backfill"]), ("own", [])],
+    ids=["a group for it", "the default group"],
+)
+async def test_a_running_forwarder_is_not_disturbed(
+    stage: Environment, sensor: Webhook, group: str, arguments: list[str]
+) -> None:
+    async with stage.forwarder(None, ConsumerGroup=group) as forwarder:
+        stage.ledger.publish(300)
+        await stage.ledger.settled()
+        await forwarder.until(lambda: sum(stores.embedded(stage.state).values()) == 27)
+        before = stores.embedded(stage.state)
+        variables = stage.settings(WebSinkURL=sensor.url, ConsumerGroup=group)
+        status, output = await replay(variables, "--since", "10m", *arguments)
+        assert status == 0, output
+        assert sensor.taken.keys() == stage.ledger.published.keys()
+        assert sensor.duplicates == 0
+        assert "30 messages read, 300 events selected, 300 accepted, 0 refused" in output
+        assert "partition 2: 10 messages, 100 events, 100 accepted, 0 refused, 0 filtered" in output
+        assert stores.embedded(stage.state) == before
+        stage.ledger.publish(30)
+        await stage.ledger.settled()
+        assert not forwarder.entries("partition given up")
+        assert not forwarder.entries("receiving failed")
+    stage.ledger.classify()
+    assert stage.webhook.duplicates == 0
+
+
+async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
+    stage: Environment, sensor: Webhook
+) -> None:
+    async with stage.forwarder() as forwarder:
+        stage.ledger.publish(30)
+        await stage.ledger.settled()
+        variables = stage.settings(WebSinkURL=sensor.url)
+        status, output = await replay(variables, "--since", "10m")
+        assert (status, sensor.total) == (1, 0)
+        assert "is read in consumer group '$Default'" in output
+        assert "--consumer-group" in output
+        assert not forwarder.entries("partition given up")
+
+
+async def test_since_and_until_select_by_the_time_in_the_hub(
+    stage: Environment, sensor: Webhook
+) -> None:
+    now = datetime.now(UTC)
+    ages = [60, 50, 40, 30, 20, 10]
+    messages = events.messages(60, per_message=10)
+    found = {}
+    for age, message in zip(ages, messages, strict=True):
+        stage.hub.publish(0, message.body, enqueued=now - timedelta(minutes=age))
+        found[age] = set(message.events)
+    variables = stage.settings(WebSinkURL=sensor.url)
+    selected = ("--since", "45m", "--until", "15m")
+    status, output = await replay(variables, *selected, "--dry-run")
+    assert (status, sensor.total) == (0, 0), output
+    assert "3 messages read, 30 events selected, 0 accepted" in output
+    status, output = await replay(variables, *selected)
+    assert status == 0, output
+    assert set(sensor.bytes.values()) == found[40] | found[30] | found[20]
+    assert not stores.embedded(stage.state)
+    instant = (now - timedelta(minutes=10)).isoformat()
+    status, output = await replay(variables, "--since", instant)
+    assert status == 0, output
+    assert "1 messages read" in output
+
+
+async def test_the_policy_applies_and_what_is_refused_is_counted(
+    stage: Environment, sensor: Webhook, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.json"
+    head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
+    rules = [{"level": "None", "verbs": ["get"]}, {"level": "RequestResponse"}]
+    policy.write_text(json.dumps({**head, "rules": rules}))
+    (message,) = events.messages(20, per_message=20, events=events.typical_events())
+    gets = [one for one in message.events if json.loads(one)["verb"] == "get"]
+    others = [one for one in message.events if one not in gets]
+    stage.hub.publish(0, message.body)
+    stage.hub.publish(1, b"no envelope")
+    variables = stage.settings(WebSinkURL=sensor.url, AuditPolicyFile=str(policy))
+    sensor.rule = lambda post: 422 if others[0] in post.body else 200
+    status, output = await replay(variables, "--since", "1h")
+    assert status == 1, output
+    assert set(sensor.bytes.values()) == set(others[1:])
+    assert f"{len(others)} events selected, {len(others) - 1} accepted, 1 refused" in output
+    assert f"1 refused, {len(gets)} filtered, 0 skipped, 0 unusable" in output
+    assert "partition 1: 1 messages, 0 events, 0 accepted, 0 refused, 0 filtered" in output
+
+
+async def test_it_reads_on_when_the_connection_breaks(stage: Environment, sensor: Webhook) -> None:
+    for message in events.messages(3000, per_message=10):
+        stage.hub.publish(0, message.body)
+    variables = stage.settings(WebSinkURL=sensor.url)
+    async with Forwarder(variables, "replay", "--hub", "--since", "1h") as command:
+        await sensor.until(lambda: sensor.total > 100)
+        stage.server.faults.drop()
+        assert await command.wait() == 0, command.stderr
+    assert (len(sensor.taken), sensor.duplicates) == (3000, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--hub needs --since"),
+        (["--since", "1h", "--reason", "x"], "for dead letters"),
+        (["--since", "1h", "--show"], "for dead letters"),
+        (["--since", "1h", "--until", "2h"], "--until is before --since"),
+    ],
+)
+async def test_arguments_that_contradict_end_with_2(
+    stage: Environment, arguments: list[str], message: str
+) -> None:
+    status, output = await replay(stage.settings(), *arguments)
+    assert (status, message in output) == (2, True), output
+
+
+async def test_a_hub_that_does_not_answer_is_named(stage: Environment, sensor: Webhook) -> None:
+    variables = stage.settings(WebSinkURL=sensor.url)
+    port = stage.server.port
+    stage.server.stop_listening()
+    status, output = await replay(variables, "--since", "1h")
+    assert status == 1
+    assert f"127.0.0.1:{port}" in output
+    assert "Traceback" not in output
