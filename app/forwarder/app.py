@@ -28,7 +28,7 @@ from forwarder.hub.watchdog import Watchdog
 from forwarder.metrics import Metrics
 from forwarder.server.health import Health
 from forwarder.server.http import serve
-from forwarder.sink.webhook import Sink, shown_url
+from forwarder.sink.webhook import Sink
 
 _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
 _CANCEL_AGAIN: Final = 2.0  # seconds
@@ -60,7 +60,6 @@ async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
     """Build the pipeline from its end to its beginning; `stack` closes what is opened."""
     stamina.instrumentation.set_on_retry_hooks([])  # retries are in our own log and metrics
     state = stack.enter_context(state_directory(settings.state_directory))
-    _log_start(settings)
     credential = await login(settings, stack)
     metrics = Metrics(__version__)
 
@@ -125,18 +124,3 @@ async def _open_store(
     from forwarder.checkpoints.blob import open_blob_store  # noqa: PLC0415 - costs 24 MB
 
     return await stack.enter_async_context(open_blob_store(settings, credential))
-
-
-def _log_start(settings: Settings) -> None:
-    log.info("start", version=__version__, url=str(shown_url(settings.web_sink_url)))
-    hub, blob = settings.hub_connection, settings.blob_connection
-    log.write(
-        log.POST,
-        "settings",
-        EventHubName=settings.event_hub_name,
-        BlobContainerName=settings.blob_container_name,
-        WebSinkURL=str(shown_url(settings.web_sink_url)),
-        VerboseLevel=settings.verbose_level,
-        EhubNamespaceConnectionString=hub.length if hub else 0,
-        BlobStorageConnectionString=blob.length if blob else 0,
-    )

@@ -10,6 +10,7 @@ from signal import Signals
 import uvloop
 
 from forwarder import __version__, log
+from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError, SettingsError
 
@@ -39,7 +40,8 @@ def main(
             stop.set()
         if given.command:
             return 0 if await given.run(given, settings, stop) else 1
-        from forwarder.app import run  # noqa: PLC0415 - wrong settings are reported without it
+        _log_start(settings)
+        from forwarder.app import run  # noqa: PLC0415 - most of the time of a start is this import
 
         await run(settings, stop)
         return 0
@@ -68,6 +70,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser.parse_args(arguments)
+
+
+def _log_start(settings: Settings) -> None:
+    log.info("start", version=__version__, url=str(shown_url(settings.web_sink_url)))
+    hub, blob = settings.hub_connection, settings.blob_connection
+    log.write(
+        log.POST,
+        "settings",
+        EventHubName=settings.event_hub_name,
+        BlobContainerName=settings.blob_container_name,
+        WebSinkURL=str(shown_url(settings.web_sink_url)),
+        VerboseLevel=settings.verbose_level,
+        EhubNamespaceConnectionString=hub.length if hub else 0,
+        BlobStorageConnectionString=blob.length if blob else 0,
+    )
 
 
 def _stop(stop: asyncio.Event) -> None:

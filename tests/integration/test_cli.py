@@ -107,7 +107,7 @@ async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
     ):
         assert await forwarder.wait() == 1
         assert listener.connections == 0
-    [entry] = forwarder.log
+    [_, entry] = forwarder.log
     assert (entry["level"], entry["message"]) == ("error", "cannot run")
     assert entry["reason"].startswith(f"StateDirectory '{state}' cannot be written")
 
@@ -119,7 +119,7 @@ async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_
         await first.wait_for("partition claimed")
         async with stage.forwarder() as second:
             assert await second.wait() == 1
-        [entry] = second.log
+        [_, entry] = second.log
         assert entry["message"] == "cannot run"
         assert f"StateDirectory '{stage.state}' is in use" in entry["reason"]
         assert first.process.returncode is None

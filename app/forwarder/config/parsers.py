@@ -117,6 +117,11 @@ def certificates(text: str) -> Path:
     return path
 
 
+def shown_url(url: URL) -> URL:
+    """Return the URL without what may be secret: user, password and query."""
+    return url.with_user(None).with_query(None).with_fragment(None)
+
+
 def _url(text: str) -> URL | None:
     try:
         url = URL(text)

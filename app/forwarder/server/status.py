@@ -6,10 +6,10 @@ from dataclasses import fields
 from typing import Any, Final
 
 from forwarder import __version__, log
+from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.server.health import Health
 from forwarder.server.history import State
-from forwarder.sink.webhook import shown_url
 
 _STARTED: Final = time.monotonic()
 

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-from yarl import URL
 
 from forwarder import log
+from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.errors import MisconfiguredError, OversizedError, Rejected, RetryableError
@@ -212,8 +212,3 @@ class Sink:
 def encode(events: Sequence[bytes], *, single: bool) -> bytes:
     """Return a request's body: an EventList, or with `single` the bare event."""
     return events[0] if single else _OPEN + b",".join(events) + _CLOSE
-
-
-def shown_url(url: URL) -> URL:
-    """Return the URL without what may be secret: user, password and query."""
-    return url.with_user(None).with_query(None).with_fragment(None)

@@ -16,11 +16,11 @@ from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
 from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Result, Step, walk
+from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.hub.login import login
 from forwarder.redaction import printable, redact
-from forwarder.sink.webhook import shown_url
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
 _CLOSE: Final = 5.0

@@ -5,13 +5,14 @@ from typing import Final
 from forwarder import __version__
 from forwarder.commands.check import reach
 from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
+from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import Rejected, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.sink.tls import SinkTls
-from forwarder.sink.webhook import Sink, shown_url
+from forwarder.sink.webhook import Sink
 
 _SOON: Final = 14.0  # days
 
