@@ -1,6 +1,7 @@
 """The sink under pressure: slow, gone, flapping, late, particular about sizes, Falco."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,14 @@ async def backlog(
         for number, message in enumerate(events.messages(waiting, per_message=100)):
             await delivery.take(message.body, str(number % 4))
         yield delivery
+
+
+def nested(levels: int) -> bytes:
+    """Return an event nested this deep."""
+    event = json.loads(events.typical_events()[0])
+    text = json.dumps(event | {"auditID": "deep", "requestObject": 0}, separators=(",", ":"))
+    deep = '{"a":' * levels + "1" + "}" * levels
+    return text.replace('"requestObject":0', f'"requestObject":{deep}').encode()
 
 
 # A slow sink
@@ -228,3 +237,30 @@ async def test_a_list_at_which_the_connection_is_reset_is_halved(
         (record,) = delivery.dead_letters()
         assert record["body"].encode() == giant.events[0]
     assert webhook.taken == {events.key(event): 1 for event in small}
+
+
+async def test_an_event_that_falco_cannot_parse_costs_no_other(tmp_path: Path) -> None:
+    small = [*next(events.messages(40, per_message=40, events=events.typical_events())).events]
+    deep, large = nested(400), small[0].replace(b'"verb"', b'"x":"%b","verb"' % (b"x" * 262_144))
+    async with (
+        Webhook(falco=True) as webhook,
+        delivering(webhook.url, tmp_path, WebSinkConcurrency="1") as delivery,
+    ):
+        await delivery.take(events.envelope([*small[:10], deep, *small[10:30], large, *small[30:]]))
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 42}
+        assert webhook.taken == {events.key(event): 1 for event in small}
+        sizes = [len(unpack(post.body)) for post in webhook.posts]
+        assert sizes == [10, 1, 20, 1, 10]
+        assert unpack(webhook.posts[1].body) == [deep]
+
+
+@pytest.mark.parametrize(("levels", "posts"), [(90, 1), (110, 3)])
+async def test_above_100_levels_an_event_is_posted_alone(
+    webhook: Webhook, tmp_path: Path, levels: int, posts: int
+) -> None:
+    small = events.typical_events()[:4]
+    async with delivering(webhook.url, tmp_path) as delivery:
+        await delivery.take(events.envelope([*small[:2], nested(levels), *small[2:]]))
+        await delivery.drain()
+    assert len(webhook.posts) == posts

@@ -42,7 +42,7 @@ class EventQueue:
             event = self._events[0][0]
             length = len(event.body)
             size += length + 1
-            alone = length > self._alone_bytes
+            alone = length > self._alone_bytes or event.post_alone
             if taken and (alone or size > self._max_bytes):
                 break
             taken.append(self._events.popleft())
