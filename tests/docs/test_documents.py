@@ -30,6 +30,7 @@ EXAMPLES = {
     "STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=YQ==",
     "STORAGE_ID": "/a",
     **dict.fromkeys(("NAMESPACE", "REPOSITORY", "STORAGE"), "a"),
+    "CONTAINER": "checkpoints",
     "CLIENT_ID": "00000000-0000-0000-0000-000000000000",
 }
 
