@@ -17,9 +17,11 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from forwarder.audit import records, truncated
+from forwarder.audit import records
+from forwarder.audit.truncated import complete, is_rfc3339
 from forwarder.errors import UnusableError
 
+_NO_OBJECT: Final = Raw()
 _MAX_LEVELS: Final = 100
 _MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
 _ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
@@ -103,15 +105,8 @@ class _Event(Struct, gc=False):
     verb: str
     user: Raw
     stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
-    request_object: Raw = field(default_factory=Raw, name="requestObject")
-    response_object: Raw = field(default_factory=Raw, name="responseObject")
-
-
-class _AcceptAll:
-    wants = None
-
-    def apply(self, event: bytes, _: str | None) -> tuple[bytes, Fields, None]:
-        return event, _decode_event(event), None
+    request_object: Raw = field(default=_NO_OBJECT, name="requestObject")
+    response_object: Raw = field(default=_NO_OBJECT, name="responseObject")
 
 
 class _Properties(Struct, gc=False):
@@ -127,10 +122,9 @@ class _Record(Struct, gc=False):
 
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
 _decode_records: Final = msgspec.json.Decoder(list[_Record]).decode
-_ACCEPT_ALL: Final = _AcceptAll()
 
 
-def unpack(
+def unpack(  # noqa: C901 - the one loop that every event goes through
     message: bytes,
     categories: frozenset[str],
     filter: Filter | None = None,  # noqa: A002
@@ -145,38 +139,48 @@ def unpack(
         found = _decode_records(records.list_in(message))
     except records.UNREADABLE:
         found = _read_slowly(unpacked, message, categories)
-    chosen = filter or _ACCEPT_ALL
-    wants, apply, ruled = chosen.wants, chosen.apply, unpacked.ruled
+    wants, apply, ruled = filter and filter.wants, filter and filter.apply, unpacked.ruled
+    left: bytes | None
+    fields: Fields
+    rule: tuple[str, str] | None = None
     for record in found:
         if record.category not in categories or (wants and not wants(record.resource_id)):
             unpacked.skipped += 1
             continue
-        log, completed = record.properties.log, False
+        completed = False
         try:
-            body, fields, rule = apply(log.encode().strip(), record.resource_id)
+            left = event = record.properties.log.encode().strip()
+            if apply:
+                left, fields, rule = apply(event, record.resource_id)
+            else:
+                fields = _decode_event(event)
             stamp = fields.stage_timestamp
-            if stamp is not UNSET and not truncated.is_rfc3339(stamp):
+            if stamp is not UNSET and not is_rfc3339(stamp):
                 raise UnusableError("its stageTimestamp is not RFC 3339")
         except (UnusableError, *records.UNREADABLE):
+            log, completed = record.properties.log, True
             try:
-                text = truncated.complete(log, record.time)
-                body, fields, rule = apply(text.encode(), record.resource_id)
-                stamp = fields.stage_timestamp
+                event = complete(log, record.time).encode()
+                left, fields, rule = (apply or _accept)(event, record.resource_id)
             except (UnusableError, *records.UNREADABLE) as error:
                 unpacked.refused.append(Unusable(log.encode(), str(error)))
                 continue
-            completed = True
+            stamp = fields.stage_timestamp
         if rule:
             ruled[rule] = ruled.get(rule, 0) + 1
-        if body is None:
+        if left is None:
             unpacked.filtered += 1
             continue
         request, response = fields.request_object, fields.response_object
         deep = bool(request or response) and (_is_deep(request) or _is_deep(response))
-        unpacked.events.append(Event(body, stamp or "", completed, deep))
+        unpacked.events.append(Event(left, stamp or "", completed, deep))
     if len(unpacked.refused) > _MAX_UNUSABLE:
         _join(unpacked.refused)
     return unpacked
+
+
+def _accept(event: bytes, _: str | None) -> tuple[bytes, Fields, None]:
+    return event, _decode_event(event), None
 
 
 def categories(message: bytes) -> list[str]:
@@ -223,7 +227,9 @@ def _is_deep(value: Raw) -> bool:
     if len(value) < 2 * _MAX_LEVELS:
         return False
     text = bytes(value)
-    if text.count(b"{") + text.count(b"[") < _MAX_LEVELS:
+    if (most := text.count(b"{") + text.count(b"[")) < _MAX_LEVELS:
+        return False
+    if most - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:  # as in managedFields
         return False
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")

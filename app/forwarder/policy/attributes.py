@@ -18,6 +18,7 @@ _FILLED_IN: Final = ("create", "update")  # verbs of requests that carry the who
 _TRUNCATED: Final = b'"audit.aks/truncated"'
 _MISSING: Final = b'"audit.aks/missing"'
 UNKNOWN: Final = "unknown"
+_NO_OBJECT: Final = Raw()
 
 
 class User(Struct, gc=False):
@@ -45,9 +46,9 @@ class OddFields(Struct, gc=False):
     verb: str
     user: Any
     stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
-    request_object: Raw = field(default_factory=Raw, name="requestObject")
-    response_object: Raw = field(default_factory=Raw, name="responseObject")
-    annotations: Raw = field(default_factory=Raw)
+    request_object: Raw = field(default=_NO_OBJECT, name="requestObject")
+    response_object: Raw = field(default=_NO_OBJECT, name="responseObject")
+    annotations: Raw = _NO_OBJECT
 
 
 class EventFields(OddFields, gc=False, kw_only=True):
