@@ -115,6 +115,34 @@ def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
     assert table.splitlines()[-1].startswith("left: ")
 
 
+def test_a_policy_may_come_from_standard_input_in_the_form_of_the_chart() -> None:
+    rules = b"rules: [{level: None, verbs: [watch]}, {level: Metadata}]"
+    found = explained(FILE, "--policy", "-", given=rules)
+    assert [rule["level"] for rule in found["rules"][:2]] == ["None", "Metadata"]
+
+
+HOSTILE = "a\x1b[2J\r\nleft: forged \u202e\x9b1m"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--event"]])
+def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    policy = write(tmp_path / "p", {"level": "None", "users": [HOSTILE]}, {"level": "Metadata"})
+    event = json.loads(REAL[0])
+    event |= dict.fromkeys(("auditID", "stage", "verb", "requestURI"), HOSTILE)
+    event["user"]["username"] = event["objectRef"]["resource"] = HOSTILE + "!"
+    status, table, _ = run(
+        "explain", "-", *arguments, "--policy", policy, given=json.dumps(event).encode()
+    )
+    assert status == 0
+    assert all(line.isprintable() for line in table.split("\n"))
+    assert not any(line.startswith("left: forged") for line in table.split("\n"))
+    _, _, errors = run("explain", FILE, "--policy", f"/{HOSTILE}")
+    assert errors
+    assert all(line.isprintable() for line in errors.split("\n")[:-1])
+
+
 def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
     event = json.loads(REAL[0])
     event["user"]["username"] = "me\x1b[2J"

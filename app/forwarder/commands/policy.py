@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         default="",
         metavar="POLICY",
-        help="FILE, quiet or security; overrides AuditPolicyFile",
+        help="FILE (- for standard input), quiet or security; overrides AuditPolicyFile",
     )
     verb.add_argument("--event", action="store_true", help="the first event, rule by rule")
     verb.add_argument("--json", action="store_true", help="print JSON")
@@ -88,10 +88,10 @@ def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -
         else:
             made = report(rules, lines, settings.categories)
     except SettingsError as error:
-        sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+        sys.stderr.write("".join(f"{_plain(problem)}\n" for problem in error.problems))
         return 2
     except (ForwarderError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{_plain(str(error))}\n")
         return 1
     except msgspec.DecodeError:
         sys.stderr.write("no audit event is there\n")
@@ -99,7 +99,8 @@ def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
     else:
-        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in _lines(made)))
+        shown = _of_report(made) if isinstance(made, Report) else _of_trace(made)
+        sys.stdout.write("".join(f"{_plain(line.rstrip())}\n" for line in shown))
     return 0
 
 
@@ -109,7 +110,7 @@ def _policy(given: str) -> Policy:
     try:
         if not (source := given or variable(os.environ, _VARIABLE)[0]):
             raise PolicyError(["missing; give --policy FILE, --policy quiet or --policy security"])
-        return load(source)
+        return load("/dev/stdin" if source == "-" else source)
     except PolicyError as error:
         raise SettingsError([f"{name}: {problem}" for problem in error.problems]) from None
     except ValueError as error:
@@ -153,10 +154,6 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
         raise ForwarderError(str(causes.of_hub(error, settings))) from None
 
 
-def _lines(made: Report | Trace) -> Iterator[str]:
-    return _of_report(made) if isinstance(made, Report) else _of_trace(made)
-
-
 def _of_report(made: Report) -> Iterator[str]:
     yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
     for one in made.rules:
@@ -168,7 +165,7 @@ def _of_report(made: Report) -> Iterator[str]:
             f"{_bytes(one.came.bytes):>9} {size:>6} {_percent(one.left, one.came):>6}  "
             f"{one.conditions or 'everything'}"
         )
-        yield from (f"{'':24} {n:10,} x {_plain(kind)}" for kind, n in one.examples.items())
+        yield from (f"{'':24} {n:10,} x {kind}" for kind, n in one.examples.items())
     yield ""
     yield (
         f"{made.came.events:,} events, {_bytes(made.came.bytes)}; left by {made.policy}: "
@@ -182,11 +179,11 @@ def _of_report(made: Report) -> Iterator[str]:
 
 
 def _of_trace(made: Trace) -> Iterator[str]:
-    yield f"{made.audit_id} {made.stage}: {_plain(made.event)}"
+    yield f"{made.audit_id} {made.stage}: {made.event}"
     for one in made.checks:
         found = "matches" if one.matches else f"no, by its {one.because}"
         if one.because == "unsure":
-            found = "unsure: the event was cut off before what this rule asks for"
+            found = "unsure: the event has lost what this rule looks at"
         yield f"{one.rule:>6}  {one.level:15} {found:22} {one.conditions or 'everything'}"
     if made.left:
         yield f"left: {made.left:,} of {made.came:,} bytes, at level {made.level}"
@@ -203,6 +200,6 @@ def _bytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"  # noqa: PLR2004
 
 
-def _plain(text: str) -> str:
-    """Return a text that is harmless to a terminal, whatever a client sent."""
-    return text if text.isprintable() else repr(text)
+def _plain(line: str) -> str:
+    """Return a line that is harmless to a terminal and stays one, whatever a client sent."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)

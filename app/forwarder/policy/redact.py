@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw
 
 from forwarder.policy.attributes import EventFields
 from forwarder.policy.document import LEVELS
@@ -29,18 +29,6 @@ _TAIL: Final = re.compile(
 _MANAGED: Final = b'"managedFields"'
 
 
-class _Document(Struct, gc=False):
-    metadata: Raw = field(default_factory=Raw)
-    items: Raw = field(default_factory=Raw)
-    rows: Raw = field(default_factory=Raw)
-
-
-class _Metadata(Struct, gc=False):
-    managed_fields: Raw = field(default_factory=Raw, name="managedFields")
-
-
-_document: Final = msgspec.json.Decoder(_Document).decode
-_metadata: Final = msgspec.json.Decoder(_Metadata).decode
 _fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _items: Final = msgspec.json.Decoder(list[Raw]).decode
 
@@ -52,7 +40,7 @@ def edited(event: bytes, found: EventFields, level: str, edits: Edits) -> bytes:
     """Return the event at this level, with its top-level objects edited."""
     head, end = _HEADS.get(found.level, b"?"), event.rfind(_AFTER_OBJECTS)
     if not event.startswith(head) or end < 0 or not _TAIL.fullmatch(event, end):
-        return _rebuilt(event, level, edits)
+        return _rebuilt(event, found, level, edits)
     pieces = [event[end:]]
     objects = (b"responseObject", found.response_object), (b"requestObject", found.request_object)
     for name, raw in objects:
@@ -60,7 +48,7 @@ def edited(event: bytes, found: EventFields, level: str, edits: Edits) -> bytes:
             key, value = b',"%b":' % name, bytes(raw)
             start = end - len(value) - len(key)
             if not event.startswith(key, start) or not event.startswith(value, start + len(key)):
-                return _rebuilt(event, level, edits)
+                return _rebuilt(event, found, level, edits)
             if value := edits.get(name, value):
                 pieces += (value, key)
             end = start
@@ -87,16 +75,8 @@ def without_managed_fields(document: Raw) -> bytes:
     Returns b"" if there are none.
     """
     value = bytes(document)
-    if not (count := value.count(_MANAGED)) or not value.startswith(b"{"):
+    if _MANAGED not in value or not value.startswith(b"{"):
         return b""
-    found = _document(value)
-    if count == 1 and not found.items and not found.rows:
-        # Of what else is in an object, nothing is decoded.
-        metadata = bytes(found.metadata)
-        managed = _metadata(metadata).managed_fields if metadata.startswith(b"{") else Raw()
-        field = b",%b:%b" % (_MANAGED, managed)
-        if not managed or value.count(field) == 1:
-            return value.replace(field, b"") if managed else b""
     fields = _fields(value)
     for name, inside in (("items", ""), ("rows", "object")):
         if (raw := bytes(fields.get(name, b""))).startswith(b"["):
@@ -124,8 +104,10 @@ def _strip(fields: dict[str, Raw]) -> None:
             fields["metadata"] = Raw(_joined(metadata))
 
 
-def _rebuilt(event: bytes, level: str, edits: Edits) -> bytes:
-    fields = _fields(event) | {"level": Raw(msgspec.json.encode(level))}
+def _rebuilt(event: bytes, found: EventFields, level: str, edits: Edits) -> bytes:
+    fields = _fields(event)
+    if level != found.level:
+        fields["level"] = Raw(msgspec.json.encode(level))
     for name, instead in edits.items():
         if instead:
             fields[name.decode()] = Raw(instead)
