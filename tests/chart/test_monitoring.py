@@ -436,6 +436,23 @@ def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
     ]
 
 
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    def problems(board: dict[str, Any]) -> str:
+        found = subprocess.run(
+            [tool("dashboard")],
+            input=json.dumps(board),
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        return found.stderr
+
+    found = dashboard()
+    assert problems(found) == ""
+    found["panels"][1]["targets"][0]["legend"] = "a"
+    assert "unexpected field 'legend'" in problems(found)
+
+
 def test_dashboards_of_two_releases_differ_in_uid_file_and_chosen_release() -> None:
     names, uids = set(), set()
     for release, namespace in (("east", "a"), ("west", "a"), ("east", "b"), ("e" * 53, "b")):
