@@ -12,7 +12,8 @@ from typing import Final
 import msgspec
 
 from forwarder.commands.explain import Report, Share, Trace, events_in, report, trace
-from forwarder.config.settings import Settings, variable
+from forwarder.config.parsers import variable
+from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError, PolicyError, SettingsError
 from forwarder.hub.client import connect, peek

@@ -6,11 +6,15 @@
 import json
 import re
 import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated, Any, get_args
 
 from msgspec import Meta
 from yarl import URL
+
+from forwarder.redaction import redact
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _OLDEST = timedelta(days=3650)  # no hub keeps messages for longer than 90 days
@@ -23,6 +27,68 @@ def whole(lowest: int, highest: int | None = None) -> Meta:
     """Return the constraint for a whole number within these bounds."""
     bounds = f"from {lowest} to {highest}" if highest is not None else f"of at least {lowest}"
     return Meta(ge=lowest, le=highest, description=f"a whole number {bounds}")
+
+
+def text(pattern: str, description: str) -> Meta:
+    """Return the constraint for a text that matches a pattern as a whole."""
+    return Meta(pattern=rf"^(?:{pattern})$", description=description)
+
+
+# https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
+Hub = Annotated[str, text(r"\w[\w.-]{0,255}", "the name of an event hub")]
+Group = Annotated[str, text(r"\$Default|\w[\w.-]{0,49}", "the name of a consumer group")]
+Host = Annotated[str, text(r"[\w.-]+(:\d+)?", "a host name such as NAME.servicebus.windows.net")]
+# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+Container = Annotated[
+    str,
+    text(
+        r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
+        "the name of a container: 3 to 63 lower-case letters, digits and single hyphens between",
+    ),
+]
+Seconds = Annotated[
+    float, Meta(gt=0, le=86_400, description="a number of seconds above 0 and up to 86400")
+]
+Truth = Annotated[bool, Meta(description="true or false")]
+# Long words that may be keys or tokens: of mixed kinds of characters, or hexadecimal.
+_KEY = re.compile(r"(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[\w+/=~.-]{16,}|\b[0-9a-f]{24,}\b")
+
+
+def accepted(kind: Any) -> str:
+    """Describe what a field of this type accepts."""
+    for item in (kind, *get_args(kind)):  # of an optional type, the first
+        if metas := getattr(item, "__metadata__", None):
+            return str(metas[0].description)
+    return f"one of {', '.join(get_args(kind))}"
+
+
+def redacted(problem: str) -> str:
+    """Return it as one line, without what may be a key."""
+    return _KEY.sub("***", redact(" ".join(problem.split())))
+
+
+def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
+    """Return the text of a variable, and the file that NAME_FILE names if it is from there.
+
+    HTTPS_PROXY and NO_PROXY may be in lower case, which then counts, as in curl.
+    """
+    text = (name.isupper() and environ.get(name.lower())) or environ.get(name, "")
+    text, path = text.strip(), environ.get(f"{name}_FILE", "").strip()
+    if text and path:
+        raise ValueError(f"given both as {name} and as {name}_FILE, leave one out")
+    if not path:
+        return text, None
+    try:
+        return text_of(Path(path)), Path(path)
+    except (OSError, UnicodeDecodeError) as error:
+        shown = f", '{path}'," if Path(path).is_absolute() else ""  # it may be the secret itself
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"{name}_FILE{shown} cannot be read: {reason}") from None
+
+
+def text_of(path: Path) -> str:
+    """Read a variable from its file."""
+    return path.read_text(encoding="utf-8-sig").strip()
 
 
 def globs(text: str) -> tuple[str, ...]:

@@ -6,17 +6,15 @@ its bounds, or by a parser where a type says too little.
 
 import functools
 import os
-import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import msgspec
-from msgspec import Meta
 from yarl import URL
 
 from forwarder.config import parsers
@@ -29,41 +27,8 @@ from forwarder.config.connection_strings import (
 from forwarder.config.parsers import whole
 from forwarder.errors import PolicyError, SettingsError
 from forwarder.policy.document import Policy, load
-from forwarder.redaction import protect
+from forwarder.redaction import protect, redact
 
-# https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
-_Hub = Annotated[
-    str,
-    Meta(pattern=r"^[\w][\w.-]{0,255}$", description="the name of an event hub"),
-]
-_Group = Annotated[
-    str,
-    Meta(pattern=r"^(\$Default|[\w][\w.-]{0,49})$", description="the name of a consumer group"),
-]
-_Host = Annotated[
-    str,
-    Meta(
-        pattern=r"^[\w.-]+(:\d+)?$",
-        description="a host name such as NAME.servicebus.windows.net",
-    ),
-]
-# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
-_Container = Annotated[
-    str,
-    Meta(
-        pattern=r"^(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*$",
-        description="the name of a container: 3 to 63 lower-case letters, digits and single "
-        "hyphens between them",
-    ),
-]
-_Seconds = Annotated[
-    float, Meta(gt=0, le=86_400, description="a number of seconds above 0 and up to 86400")
-]
-_Truth = Annotated[bool, Meta(description="true or false")]
-# What may be a secret in the wrong place: a connection string, or a key on its own.
-_CONNECTION = re.compile(r"\b(\w*(?:key|sig|signature)\s*=\s*)[^;&'\s]{8,}", re.IGNORECASE)
-_KEY = re.compile(r"[A-Za-z0-9+/]{40,}={1,2}")
-_WORD = re.compile(r"[\w+/=~.-]{16,}")
 _protect = functools.lru_cache(protect)
 _SHORTEST_SECRET = 8  # characters; shorter header values, such as a tenant's number, are words
 
@@ -86,15 +51,15 @@ class Settings:
     blob_connection: BlobConnection | None = _variable(
         "BlobStorageConnectionString", None, blob_connection, secret=True
     )
-    event_hub_name: _Hub = _variable("EventHubName", "insights-logs-kube-audit")
-    blob_container_name: _Container = _variable("BlobContainerName", "kubeauditlogcontainer")
+    event_hub_name: parsers.Hub = _variable("EventHubName", "insights-logs-kube-audit")
+    blob_container_name: parsers.Container = _variable("BlobContainerName", "kubeauditlogcontainer")
     web_sink_url: URL = _variable(
         "WebSinkURL", URL("http://sysdig-agent:7765/k8s_audit"), parsers.web_url, secret=True
     )
     verbose_level: Annotated[int, whole(1, 4)] = _variable("VerboseLevel", 2)
-    event_hub_namespace: _Host | None = _variable("EventHubNamespace", None)
+    event_hub_namespace: parsers.Host | None = _variable("EventHubNamespace", None)
     blob_account_url: URL | None = _variable("BlobAccountUrl", None, parsers.account_url)
-    consumer_group: _Group = _variable("ConsumerGroup", "$Default")
+    consumer_group: parsers.Group = _variable("ConsumerGroup", "$Default")
     start_position: str | datetime | timedelta = _variable(
         "StartPosition", "earliest", parsers.start_position
     )
@@ -109,7 +74,7 @@ class Settings:
     web_sink_max_events: Annotated[int, whole(1, 10_000)] = _variable("WebSinkMaxEvents", 100)
     web_sink_max_bytes: Annotated[int, whole(1_024)] = _variable("WebSinkMaxBytes", 1_048_576)
     web_sink_concurrency: Annotated[int, whole(1, 100)] = _variable("WebSinkConcurrency", 4)
-    web_sink_timeout: _Seconds = _variable("WebSinkTimeout", 10.0)
+    web_sink_timeout: parsers.Seconds = _variable("WebSinkTimeout", 10.0)
     web_sink_headers: tuple[tuple[str, str], ...] = _variable(
         "WebSinkHeaders", (), parsers.headers, secret=True
     )
@@ -118,17 +83,17 @@ class Settings:
     web_sink_cert_file: Path | None = _variable("WebSinkCertFile", None, parsers.readable)
     web_sink_key_file: Path | None = _variable("WebSinkKeyFile", None, parsers.readable)
     web_sink_max_rejects: Annotated[int, whole(1)] = _variable("WebSinkMaxRejects", 100)
-    checkpoint_interval: _Seconds = _variable("CheckpointInterval", 5.0)
-    load_balancing_interval: _Seconds = _variable("LoadBalancingInterval", 10.0)
-    ownership_expiry: _Seconds = _variable("OwnershipExpiry", 60.0)
-    shutdown_grace: _Seconds = _variable("ShutdownGrace", 25.0)
-    stall_timeout: _Seconds = _variable("StallTimeout", 300.0)
+    checkpoint_interval: parsers.Seconds = _variable("CheckpointInterval", 5.0)
+    load_balancing_interval: parsers.Seconds = _variable("LoadBalancingInterval", 10.0)
+    ownership_expiry: parsers.Seconds = _variable("OwnershipExpiry", 60.0)
+    shutdown_grace: parsers.Seconds = _variable("ShutdownGrace", 25.0)
+    stall_timeout: parsers.Seconds = _variable("StallTimeout", 300.0)
     dead_letter_max_bytes: Annotated[int, whole(1_024)] = _variable(
         "DeadLetterMaxBytes", 104_857_600
     )
     receive_buffer_bytes: Annotated[int, whole(1_024)] = _variable("ReceiveBufferBytes", 33_554_432)
     audit_policy: Policy | None = _variable("AuditPolicyFile", None, load)
-    cluster_annotation: _Truth = _variable("ClusterAnnotation", default=False)
+    cluster_annotation: parsers.Truth = _variable("ClusterAnnotation", default=False)
     resource_ids: tuple[str, ...] = _variable("ResourceIds", (), parsers.globs)
     log_format: Literal["json", "text"] = _variable("LogFormat", "json")
     http_port: Annotated[int, whole(0, 65_535)] = _variable("HttpPort", 5000)
@@ -144,11 +109,11 @@ class Settings:
         problems: list[str] = []
         for name, variable_name in _names().items():
             try:
-                text, path = variable(environ, variable_name)
+                given, path = parsers.variable(environ, variable_name)
                 if path:
                     values["files"][name] = path
-                if text:
-                    values[name] = _parse(name, text)
+                if given:
+                    values[name] = _parse(name, given)
             except PolicyError as error:
                 problems += [f"{variable_name}: {problem}" for problem in error.problems]
             except ValueError as error:
@@ -165,10 +130,9 @@ class Settings:
         named = {problem.split(":")[0] for problem in problems}
         if "EventHubNamespace" in named:
             named.add("EhubNamespaceConnectionString")  # a login was given, none is missing
-        rules = (*settings._contradictions(), *settings._sink_contradictions())
-        problems += [line for line in rules if line.split(":")[0] not in named]
+        problems += [line for line in settings._contradictions() if line.split(":")[0] not in named]
         if problems:
-            raise SettingsError([_redacted(problem) for problem in problems])
+            raise SettingsError([parsers.redacted(problem) for problem in problems])
         return settings
 
     @classmethod
@@ -182,7 +146,7 @@ class Settings:
         Without such a file, or while its content is not usable, the value read at the start.
         """
         try:
-            found = _parse(name, _text_of(self.files[name]))
+            found = _parse(name, parsers.text_of(self.files[name]))
         except (KeyError, OSError, ValueError):
             return getattr(self, name)
         for secret in getattr(found, "secrets", ()):
@@ -215,67 +179,41 @@ class Settings:
                 "EhubNamespaceConnectionString: missing; set it to the connection string of the "
                 "Event Hubs namespace, or set EventHubNamespace to use Microsoft Entra ID"
             )
-        two_ways = "given together with {}; these are two ways of logging in, leave one out"
+        two_ways = "{}: given together with {}; these are two ways of logging in, leave one out"
         if self.hub_connection and self.event_hub_namespace:
-            yield "EventHubNamespace: " + two_ways.format("EhubNamespaceConnectionString")
+            yield two_ways.format("EventHubNamespace", "EhubNamespaceConnectionString")
         if self.blob_connection and self.blob_account_url:
-            yield "BlobAccountUrl: " + two_ways.format("BlobStorageConnectionString")
+            yield two_ways.format("BlobAccountUrl", "BlobStorageConnectionString")
         if self.ownership_expiry <= self.load_balancing_interval:
             yield (
                 f"OwnershipExpiry: {self.ownership_expiry:g} must exceed LoadBalancingInterval, "
                 f"{self.load_balancing_interval:g}, or partitions are lost between two renewals"
             )
+        headers = {name.lower() for name, _ in self.web_sink_headers}
+        logins = {
+            "a user in WebSinkURL": self.web_sink_url.user,
+            "Authorization in WebSinkHeaders": "authorization" in headers,
+            "WebSinkTokenFile": self.web_sink_token_file,
+        }
+        if len(given := [way for way, value in logins.items() if value]) > 1:
+            yield f"WebSinkURL: {' and '.join(given)}: these are two ways of logging in, keep one"
+        yield from self._tls_contradictions(self.web_sink_cert_file, self.web_sink_key_file)
 
-    def _sink_contradictions(self) -> Iterator[str]:
-        if self.web_sink_cert_file and not self.web_sink_key_file:
+    def _tls_contradictions(self, cert: Path | None, key: Path | None) -> Iterator[str]:
+        if cert and not key:
             yield "WebSinkKeyFile: missing, WebSinkCertFile needs it"
-        if self.web_sink_key_file and not self.web_sink_cert_file:
+        if key and not cert:
             yield "WebSinkCertFile: missing, WebSinkKeyFile needs it"
-        if self.web_sink_cert_file and self.web_sink_key_file:
+        if cert and key:
             try:  # with a pass phrase, or OpenSSL asks for that of an encrypted key on the terminal
-                ssl.create_default_context().load_cert_chain(
-                    self.web_sink_cert_file, self.web_sink_key_file, password=""
-                )
+                ssl.create_default_context().load_cert_chain(cert, key, password="")
             except ssl.SSLError as error:
                 yield (
                     "WebSinkCertFile: with WebSinkKeyFile it is not a certificate and its "
                     f"unencrypted key in PEM format: {error.reason or error}"
                 )
-        logins = {
-            "a user in WebSinkURL": self.web_sink_url.user,
-            "Authorization in WebSinkHeaders": "authorization"
-            in {name.lower() for name, _ in self.web_sink_headers},
-            "WebSinkTokenFile": self.web_sink_token_file,
-        }
-        if len(given := [way for way, value in logins.items() if value]) > 1:
-            yield f"WebSinkURL: {' and '.join(given)}: these are two ways of logging in, keep one"
-        if self.web_sink_url.scheme == "http" and (
-            self.web_sink_ca_file or self.web_sink_cert_file or self.web_sink_key_file
-        ):
+        if self.web_sink_url.scheme == "http" and (self.web_sink_ca_file or cert or key):
             yield "WebSinkURL: is http, so WebSinkCAFile, -CertFile and -KeyFile have no effect"
-
-
-def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
-    """Return the text of a variable, and the file that NAME_FILE names if it is from there.
-
-    HTTPS_PROXY and NO_PROXY may be in lower case, which then counts, as in curl.
-    """
-    text = (name.isupper() and environ.get(name.lower())) or environ.get(name, "")
-    text, path = text.strip(), environ.get(f"{name}_FILE", "").strip()
-    if text and path:
-        raise ValueError(f"given both as {name} and as {name}_FILE, leave one out")
-    if not path:
-        return text, None
-    try:
-        return _text_of(Path(path)), Path(path)
-    except (OSError, UnicodeDecodeError) as error:
-        shown = f", '{path}'," if Path(path).is_absolute() else ""  # it may be the secret itself
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ValueError(f"{name}_FILE{shown} cannot be read: {reason}") from None
-
-
-def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig").strip()
 
 
 def _names() -> dict[str, str]:
@@ -284,33 +222,15 @@ def _names() -> dict[str, str]:
     return {item.name: item.metadata["variable"] for item in declared}
 
 
-def _parse(name: str, text: str) -> Any:
+def _parse(name: str, given: str) -> Any:
     """Return the value of a field; ValueError says what is accepted."""
     declared = Settings.__dataclass_fields__[name].metadata
-    if not declared["secret"] and (_CONNECTION.search(text) or _KEY.fullmatch(text)):
+    if not declared["secret"] and redact(given) != given:
         raise ValueError("holds a key or a connection string, which belongs in another variable")
     if declared["parser"]:
-        return declared["parser"](text)
+        return declared["parser"](given)
     kind = get_type_hints(Settings, include_extras=True)[name]
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError:
-        raise ValueError(f"'{text}' is not {_accepted(kind)}") from None
-
-
-def _accepted(kind: Any) -> str:
-    """Describe what a field of this type accepts."""
-    for item in (kind, *get_args(kind)):  # of an optional type, the first
-        if metas := getattr(item, "__metadata__", None):
-            return str(metas[0].description)
-    return f"one of {', '.join(get_args(kind))}"
-
-
-def _redacted(problem: str) -> str:
-    """Return it as one line, without what may be a key."""
-
-    def redact(word: re.Match[str]) -> str:
-        kinds = [re.search(kind, word[0]) for kind in ("[a-z]", "[A-Z]", "[0-9]")]
-        return "***" if all(kinds) or re.fullmatch("[0-9a-f]{24,}", word[0]) else word[0]
-
-    return _WORD.sub(redact, _CONNECTION.sub(r"\1***", " ".join(problem.split())))
+        raise ValueError(f"'{given}' is not {parsers.accepted(kind)}") from None

@@ -5,9 +5,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -15,22 +14,16 @@ from forwarder import log
 from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
 from forwarder.commands.check.store import StoreCheck
-from forwarder.commands.check.walk import Result, Step, walk
+from forwarder.commands.check.walk import Part, Result
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
-from forwarder.diagnosis.causes import Diagnosis
 from forwarder.hub.login import login
 from forwarder.redaction import printable, redact
+from forwarder.storage import has_account
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
 _CLOSE: Final = 5.0
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
-
-
-class _Part(Protocol):
-    def steps(self) -> Sequence[Step]: ...
-
-    def explain(self, error: BaseException) -> Diagnosis: ...
 
 
 HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
@@ -54,20 +47,19 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
 async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
     """Walk hub, store and sink at once and print a report; False if a part does not answer."""
     deadline = time.monotonic() + _SECONDS
-    results = [Result("settings", "ok", _summary(settings))]
     report = _Report(as_json=as_json)
-    report.add(results[0])
+    report.add(Result("settings", "ok", _summary(settings)))
     async with AsyncExitStack() as stack:
         credential = await login(settings, stack)
         store = StoreCheck(settings, credential)
         stored = asyncio.get_running_loop().create_future()
         hub = HubCheck(settings, credential, stored)
         sink = SinkCheck(settings, post=post)
-        parts: list[_Part] = [hub, store, sink]
+        parts: list[Part] = [hub, store, sink]
         queues = [asyncio.Queue[Result | None]() for _ in parts]
 
-        async def go(part: _Part, queue: asyncio.Queue[Result | None]) -> None:
-            async for result in walk(part.steps(), part.explain, deadline):
+        async def go(part: Part, queue: asyncio.Queue[Result | None]) -> None:
+            async for result in part.walk(deadline):
                 await queue.put(result)
             await queue.put(None)
             if part is store:
@@ -81,7 +73,7 @@ async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
                     report.add(result)
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE):
-                await asyncio.gather(hub.close(), store.close(), return_exceptions=True)
+                await asyncio.gather(*(part.close() for part in parts))
     return report.end()
 
 
@@ -123,7 +115,7 @@ class _Report:
 
 def _summary(settings: Settings) -> str:
     store = settings.blob_container_name
-    if not settings.blob_connection and not settings.blob_account_url:
+    if not has_account(settings):
         store = str(settings.state_directory)
     policy = f", audit policy {settings.audit_policy}" if settings.audit_policy else ""
     sink = shown_url(settings.web_sink_url)

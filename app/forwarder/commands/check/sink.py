@@ -4,11 +4,10 @@ from typing import Final
 
 from forwarder import __version__
 from forwarder.commands.check import reach
-from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
+from forwarder.commands.check.walk import SECONDS, BrokenError, Doubt, Found, Part, Skip
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
-from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import Rejected, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.sink.tls import SinkTls
@@ -17,27 +16,22 @@ from forwarder.sink.webhook import Sink
 _SOON: Final = 14.0  # days
 
 
-class SinkCheck:
+class SinkCheck(Part):
     """Steps to the sink."""
 
+    of = causes.of_sink
+
     def __init__(self, settings: Settings, *, post: bool) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._post = post
         self._url = settings.web_sink_url
         self._address = self._url.host or "", self._url.port or 0
-
-    def steps(self) -> list[Step]:
-        """Return the steps in order."""
-        return [
-            Step("sink DNS", self._dns, 5),
-            Step("sink TCP", self._tcp, 5),
-            Step("sink TLS", self._tls),
-            Step("sink POST", self._request, min(self._settings.web_sink_timeout, 25) + 1),
-        ]
-
-    def explain(self, error: BaseException) -> Diagnosis:
-        """Return the cause of an error."""
-        return causes.of_sink(error, self._settings)
+        self.steps = {
+            "sink DNS": (self._dns, 5),
+            "sink TCP": (self._tcp, 5),
+            "sink TLS": (self._tls, SECONDS),
+            "sink POST": (self._request, min(settings.web_sink_timeout, 25) + 1),
+        }
 
     async def _dns(self) -> str:
         return await reach.resolved(*self._address)
@@ -46,16 +40,16 @@ class SinkCheck:
         await reach.connect(*self._address)
         return f"port {self._address[1]} is open"
 
-    async def _tls(self) -> str | Doubt | Skip:
+    async def _tls(self) -> Found:
         if self._url.scheme == "http":
             return Skip("WebSinkURL is http")
-        found, days = await reach.connect(*self._address, SinkTls(self._settings).context())
+        found, days = await reach.connect(*self._address, SinkTls(self.settings).context())
         return found if days > _SOON else Doubt(found, "renew the certificate of the sink")
 
-    async def _request(self) -> str | Skip:
+    async def _request(self) -> Found:
         if not self._post:
             return Skip("--no-post")
-        async with Sink(self._settings, Metrics(__version__)) as sink:
+        async with Sink(self.settings, Metrics(__version__)) as sink:
             try:
                 await sink.probe()
             except Rejected as error:

@@ -11,16 +11,15 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from forwarder.checkpoints.sqlite import decode
-from forwarder.commands.check.walk import BrokenError, Doubt, Skip, Step
+from forwarder.commands.check.walk import SECONDS, BrokenError, Doubt, Found, Part, Skip
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
 from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import parse
 from forwarder.deadletters.store import DIRECTORY, DeadLetterStore
 from forwarder.diagnosis import causes
-from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import StateError
-from forwarder.storage import open_container
+from forwarder.storage import has_account, open_container
 
 _MOST_BYTES: Final = 20_000_000  # of dead letters are read
 _REASON: Final = 80  # characters
@@ -30,11 +29,13 @@ _ELSEWHERE: Final = (
 )
 
 
-class StoreCheck:
+class StoreCheck(Part):
     """Steps to the store; `found` has the checkpoints by partition, None if none can be seen."""
 
+    of = causes.of_store
+
     def __init__(self, settings: Settings, credential: Any) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._credential = credential
         self._container: Any = None
         self._there = False
@@ -46,46 +47,34 @@ class StoreCheck:
         }
         self._prefix = "/".join((*self._place.values(), "")).lower()
         self.found: dict[str, int] | None = None
-
-    def steps(self) -> list[Step]:
-        """Return the steps in order."""
-        if self._settings.blob_connection or self._settings.blob_account_url:
-            return [
-                Step("store login", self._login, 15),
-                Step("container", self._exists),
-                Step("checkpoints", self._list, 15),
-                Step("dead letters", self._dead_letters),
-            ]
-        return [
-            Step("state directory", self._directory),
-            Step("checkpoints", self._read),
-            Step("dead letters", self._dead_letters),
-        ]
-
-    def explain(self, error: BaseException) -> Diagnosis:
-        """Return the cause of an error."""
-        return causes.of_store(error, self._settings)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._container:
-            await self._container.close()
+        dead_letters = {"dead letters": (self._dead_letters, SECONDS)}
+        self.steps = {
+            "state directory": (self._directory, SECONDS),
+            "checkpoints": (self._read, SECONDS),
+        } | dead_letters
+        if has_account(settings):
+            self.steps = {
+                "store login": (self._login, 15),
+                "container": (self._exists, SECONDS),
+                "checkpoints": (self._list, 15),
+            } | dead_letters
 
     async def _login(self) -> str:
         from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415 - costs 24 MB
 
-        self._container = open_container(self._settings, self._credential)
+        self._container = open_container(self.settings, self._credential)
+        self.resources.append(self._container)
         try:
             async for _ in self._container.list_blobs(results_per_page=1):
                 break
             self._there = True
         except ResourceNotFoundError:
             pass
-        host, port = causes.store_address(self._settings) or ("", 0)
+        host, port = causes.store_address(self.settings) or ("", 0)
         return f"{host}:{port} lets this login in"
 
-    async def _exists(self) -> str | Doubt:
-        name, connection = self._settings.blob_container_name, self._settings.blob_connection
+    async def _exists(self) -> Found:
+        name, connection = self.settings.blob_container_name, self.settings.blob_connection
         if self._there:
             return f"'{name}' is there"
         text = f"'{name}' is not there yet, the forwarder creates it"
@@ -94,11 +83,11 @@ class StoreCheck:
             return Doubt(text, remedy)
         permissions = parse_qs(connection.signature.lstrip("?")).get("sp", ["cw"])[0]
         if not {"c", "w"} <= set(permissions):
-            why = self.explain(StateError("ContainerNotFound"))
+            why = causes.of_store(StateError("ContainerNotFound"), self.settings)
             raise BrokenError(why.kind, why.what, why.remedy)
         return text
 
-    async def _list(self) -> str | Doubt:
+    async def _list(self) -> Found:
         from forwarder.checkpoints import listing  # noqa: PLC0415 - costs 24 MB
 
         self.found = {}
@@ -114,8 +103,8 @@ class StoreCheck:
                 return Doubt(text, listing.ELSEWHERE)
         return _described(self.found, newest)
 
-    async def _directory(self) -> str | Doubt | Skip:
-        path = self._settings.state_directory
+    async def _directory(self) -> Found:
+        path = self.settings.state_directory
         if not path.is_dir():
             return Skip(_ELSEWHERE.format(path))
         if not os.access(path, os.W_OK | os.X_OK):
@@ -126,8 +115,8 @@ class StoreCheck:
             return Doubt(text["what"].format(kind=kind, error=f"'{path}'"), text["remedy"])
         return f"'{path}' may be written, on {kind}"
 
-    async def _read(self) -> str | Skip:
-        path = self._settings.state_directory / "checkpoints.db"
+    async def _read(self) -> Found:
+        path = self.settings.state_directory / "checkpoints.db"
         if not path.exists():
             if path.parent.is_dir():
                 self.found = {}
@@ -136,16 +125,16 @@ class StoreCheck:
         self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
         return _described(self.found, datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
-    async def _dead_letters(self) -> str | Doubt | Skip:
+    async def _dead_letters(self) -> Found:
         """Count dead letters by reason, of the newest files or blobs."""
         store: DeadLetterStore
-        directory = self._settings.state_directory / DIRECTORY
+        directory = self.settings.state_directory / DIRECTORY
         if self._there:
             from forwarder.deadletters.blobs import DeadLetterBlobs  # noqa: PLC0415 - see _login
 
             store = DeadLetterBlobs(self._container)
         elif directory.is_dir():
-            store = DeadLetterFiles(directory, self._settings.dead_letter_max_bytes)
+            store = DeadLetterFiles(directory, self.settings.dead_letter_max_bytes)
         else:
             return Skip("none here")
         counts, read = Counter[str](), 0

@@ -1,17 +1,18 @@
-"""Walks: steps in order, each for a bounded time; what follows a failed one is skipped."""
+"""Walks: the steps of a part in order, each for a bounded time, up to the first that fails."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import Diagnosis
 from forwarder.errors import ForwarderError
 
 State = Literal["ok", "warn", "FAIL", "skipped"]
-_SECONDS: Final = 10.0  # for a step by default
+SECONDS: Final = 10.0  # for a step by default
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -36,6 +37,9 @@ class Skip(NamedTuple):
     found: str
 
 
+Found = str | Doubt | Skip
+
+
 class BrokenError(ForwarderError):
     """A step failed for a reason that it knows."""
 
@@ -44,35 +48,37 @@ class BrokenError(ForwarderError):
         self.diagnosis = Diagnosis(kind, what, remedy)
 
 
-class Step(NamedTuple):
-    """A step: its name, and its work, which returns what it found or raises."""
+class Part:
+    """A part of the way: `steps` by name, each with its seconds, and the cause of an error."""
 
-    name: str
-    work: Callable[[], Awaitable[str | Doubt | Skip]]
-    seconds: float = _SECONDS
+    steps: Mapping[str, tuple[Callable[[], Awaitable[Found]], float]]
+    of: Callable[[BaseException, Settings], Diagnosis]
 
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.resources: list[Any] = []
+        """What `close` closes."""
 
-async def walk(
-    steps: Sequence[Step], explain: Callable[[BaseException], Diagnosis], deadline: float
-) -> AsyncIterator[Result]:
-    """Yield the result of each step; `deadline` is by the monotonic clock, for all of them."""
-    failed = ""
-    for step in steps:
-        if failed:
-            yield Result(step.name, "skipped", f"needs {failed}")
-            continue
-        try:
-            async with asyncio.timeout(min(step.seconds, deadline - time.monotonic())):
-                found = await step.work()
-        except Exception as error:  # noqa: BLE001 - the report goes on after any error
-            why = error.diagnosis if isinstance(error, BrokenError) else explain(error)
-            yield Result(step.name, "FAIL", why.what, why.remedy)
-            failed = step.name
-        else:
-            match found:
-                case Doubt():
-                    yield Result(step.name, "warn", *found)
-                case Skip():
-                    yield Result(step.name, "skipped", found.found)
-                case _:
-                    yield Result(step.name, "ok", found)
+    async def close(self) -> None:
+        """Close the connections."""
+        await asyncio.gather(*(one.close() for one in self.resources), return_exceptions=True)
+
+    async def walk(self, deadline: float) -> AsyncIterator[Result]:
+        """Yield the result of each step; `deadline` is by the monotonic clock, for all of them."""
+        failed = ""
+        for name, (work, seconds) in self.steps.items():
+            if failed:
+                yield Result(name, "skipped", f"needs {failed}")
+                continue
+            try:
+                async with asyncio.timeout(min(seconds, deadline - time.monotonic())):
+                    found = await work()
+            except Exception as error:  # noqa: BLE001 - the report goes on after any error
+                own = error.diagnosis if isinstance(error, BrokenError) else None
+                why = own or type(self).of(error, self.settings)
+                yield Result(name, "FAIL", why.what, why.remedy)
+                failed = name
+            else:
+                states: dict[type, State] = {Doubt: "warn", Skip: "skipped"}
+                texts = (found,) if isinstance(found, str) else found
+                yield Result(name, states.get(type(found), "ok"), *texts)
