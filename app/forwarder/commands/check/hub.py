@@ -29,12 +29,10 @@ _PEEK_SECONDS: Final = 5.0
 class HubCheck(Part):
     """Steps to the hub. `checkpoints`: sequence numbers by partition; None if not visible."""
 
-    of = causes.of_hub
-
     def __init__(
         self, settings: Settings, credential: Any, checkpoints: Awaitable[Mapping[str, int] | None]
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, causes.of_hub)
         self._checkpoints = checkpoints
         self._client = connect(settings, credential, retry_total=0)
         self.resources.append(self._client)

@@ -19,10 +19,8 @@ _SOON: Final = 14.0  # days
 class SinkCheck(Part):
     """Steps to the sink."""
 
-    of = causes.of_sink
-
     def __init__(self, settings: Settings, *, post: bool) -> None:
-        super().__init__(settings)
+        super().__init__(settings, causes.of_sink)
         self._post = post
         self._url = settings.web_sink_url
         self._address = self._url.host or "", self._url.port or 0

@@ -32,10 +32,8 @@ _ELSEWHERE: Final = (
 class StoreCheck(Part):
     """Steps to the store; `found` has the checkpoints by partition, None if none can be seen."""
 
-    of = causes.of_store
-
     def __init__(self, settings: Settings, credential: Any) -> None:
-        super().__init__(settings)
+        super().__init__(settings, causes.of_store)
         self._credential = credential
         self._container: Any = None
         self._there = False

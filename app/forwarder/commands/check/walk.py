@@ -49,13 +49,15 @@ class BrokenError(ForwarderError):
 
 
 class Part:
-    """A part of the way: `steps` by name, each with its seconds, and the cause of an error."""
+    """A part of the way: `steps` by name, each with its seconds, and its causes of errors."""
 
     steps: Mapping[str, tuple[Callable[[], Awaitable[Found]], float]]
-    of: Callable[[BaseException, Settings], Diagnosis]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, diagnose: Callable[[BaseException, Settings], Diagnosis]
+    ) -> None:
         self.settings = settings
+        self._diagnose = diagnose
         self.resources: list[Any] = []
         """What `close` closes."""
 
@@ -75,7 +77,7 @@ class Part:
                     found = await work()
             except Exception as error:  # noqa: BLE001 - the report goes on after any error
                 own = error.diagnosis if isinstance(error, BrokenError) else None
-                why = own or type(self).of(error, self.settings)
+                why = own or self._diagnose(error, self.settings)
                 yield Result(name, "FAIL", why.what, why.remedy)
                 failed = name
             else:
