@@ -42,7 +42,7 @@ class Account:
     total: int
     published: set[Key] = field(default_factory=set)
     hopeless: set[str] = field(default_factory=set)
-    """Logs that were cut before the user: no sink can use them."""
+    """Logs that were cut before the stage: no sink can use them."""
 
     def dead(self) -> set[str]:
         """Return the bodies of the dead letters."""
@@ -157,7 +157,7 @@ def _messages(account: Account) -> Iterator[Message]:
     yield from messages(account.total - 2)
     for lost in (False, True):
         (event,) = next(messages(1, events=[max(real_events(), key=len)])).events
-        log = event[: event.index(b'"user"') if lost else KEPT_BY_AKS]
+        log = event[: event.index(b'"stage"') if lost else KEPT_BY_AKS]
         if lost:
             account.hopeless.add(log.decode())
         yield Message(wrap([record(log)]), [] if lost else [event])
@@ -197,25 +197,28 @@ def _progress(console: Console, account: Account) -> Iterator[Callable[[], None]
 
 def _summary(console: Console, account: Account, usage: Usage, seconds: float) -> None:
     webhook, missing = account.webhook, account.missing()
-    salvaged = sum(b'"audit.aks/truncated":"true"' in event for event in webhook.bytes.values())
+    completed = sum(b'"audit.aks/truncated":"true"' in event for event in webhook.bytes.values())
     table = Table(show_header=False)
     table.add_column(justify="right")
     table.add_column()
     for row in (
         (f"{account.total:,}", "audit events published"),
-        (f"{account.delivered:,}", f"delivered, {salvaged} of them salvaged from cut-off JSON"),
+        (
+            f"{account.delivered:,}",
+            f"delivered, {completed} of them completed after AKS cut them off",
+        ),
         (
             f"{webhook.duplicates:,}",
             "duplicates: sent before SIGKILL and not yet checkpointed",
         ),
-        (f"{len(account.dead()):,}", "dead letters: cut off before the user, kept for you"),
+        (f"{len(account.dead()):,}", "dead letters: cut off before the stage, kept for you"),
         (f"[bold {'red' if missing else 'green'}]{missing:,}[/]", "missing"),
         (
             f"{webhook.total / seconds:,.0f}",
-            f"events/s with the restart; the sink takes {SLOW} s a post on purpose",
+            f"events/s with the restart; the sink takes {SLOW} s per POST on purpose",
         ),
         (f"{usage.memory / 2**20:,.0f} MiB", "memory of the forwarder at most"),
-        (f"{usage.cpu:,.1f} s", "of CPU for both its lives, each start included"),
+        (f"{usage.cpu:,.1f} s", "of CPU for both processes, each start included"),
     ):
         table.add_row(*row)
     console.print(table)
@@ -233,5 +236,5 @@ def _next(console: Console, forwarder: Forwarder, metrics: str) -> None:
         for line in found[:1]:
             console.print(f"  {line}", markup=False)
     console.print(
-        "With a hub of your own: EhubNamespaceConnectionString='…' make demo. README.md tells more."
+        "With a hub of your own: EhubNamespaceConnectionString='…' make demo. More in README.md."
     )
