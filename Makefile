@@ -42,11 +42,12 @@ $(BIN)/py/.stamp: tests/tools/requirements.txt
 
 # Pinned by tests/tools/go.mod; the rules that ct lints by come with its module. Prometheus, without its service discovery,
 # needs other versions of what they share.
-$(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum tests/tools/prometheus/go.mod tests/tools/prometheus/go.sum
+$(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum tests/tools/dashboard/main.go tests/tools/prometheus/go.mod tests/tools/prometheus/go.sum tests/tools/keda/go.mod tests/tools/keda/main.go
 	(cd $(<D) && GOTOOLCHAIN=local go list -m) >/dev/null 2>&1 || $(MAKE) --no-print-directory $(BIN)/py/.stamp
 	@echo "building helm and the tools that test the chart, once: some minutes"
 	cd $(<D) && $(WITH_TOOLS) go build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
 	cd $(<D)/prometheus && $(WITH_TOOLS) go build -trimpath -tags remove_all_sd -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
+	cd $(<D)/keda && $(WITH_TOOLS) go build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
 	install -m 644 "$$(cd $(<D) && $(WITH_TOOLS) go list -m -f '{{.Dir}}' github.com/helm/chart-testing/v3)"/etc/*.yaml $(BIN)
 	touch $@
 
