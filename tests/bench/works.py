@@ -111,13 +111,6 @@ WORKS: dict[str, Work] = {
         rounds=3,
         short=False,
     ),
-    "small": Work(
-        "one partition, messages of 1.5 KB",
-        Load(per_message=1, partitions=1, messages=120_000),
-        {"rate": 10_000, "cpu": None},
-        rounds=3,
-        short=False,
-    ),
     "slow": Work(
         "sink answers after 5 ms",
         Load(delay=0.005),

@@ -13,6 +13,7 @@ from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 
 from forwarder.config.settings import Settings
 from forwarder.hub.client import attach, connect
+from forwarder.hub.message import Received
 from forwarder.hub.transport import Link, Management, Transport
 from support.eventhubs import Hub, Server
 from support.harness import HUB
@@ -48,10 +49,12 @@ async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
         assert len(await _by_sdk(server, [0], seconds=2)) == 0
         async with _client(server) as client:
             link = Link(await attach(client, _settings(server), "0", "-1", owner=True))
-            while len(link.messages) < 2:
+            received: list[Received] = []
+            while len(received) < 2:
                 await link.read(10)
+                received += link.take()
             await link.close()
-        first, second = link.messages
+        first, second = received
         assert (first.sequence_number, first.problem != "") == (0, True)
         assert (second.sequence_number, second.body, second.problem) == (1, b"next", "")
 
@@ -165,8 +168,8 @@ async def _by_link(server: Server, pauses: Sequence[float]) -> list[float]:
         publishing = asyncio.create_task(_publish(server.hubs[HUB], pauses, begun))
         while len(took) <= len(pauses):
             await link.read(10)
-            while link.messages:
-                took.append(time.monotonic() - float(link.messages.popleft().body))
+            for received in link.take():
+                took.append(time.monotonic() - float(received.body))
                 begun.set()
         await publishing
         await link.close()

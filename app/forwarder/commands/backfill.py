@@ -135,10 +135,10 @@ class Backfill:
                 try:
                     while wanted:
                         async with asyncio.timeout(_WAIT):
-                            while not link.messages:
+                            while not (messages := link.take()):
                                 await link.read(_WAIT)
-                        while wanted and link.messages:
-                            received = link.messages.popleft()
+                        while wanted and messages:
+                            received = messages.popleft()
                             wanted = await self._take(partition, count, received, last)
                             position, failures = (received.sequence_number or 0) + 1, 0
                         partition.dispatch()

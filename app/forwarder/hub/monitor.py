@@ -145,9 +145,9 @@ class HubMonitor:
         )
         link = Link(receiver)
         try:
-            while not link.messages:
+            while not (messages := link.take()):
                 await link.read(_TIMEOUT)
-            return link.messages[0]
+            return messages[0]
         finally:
             await link.close()
 

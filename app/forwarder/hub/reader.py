@@ -105,14 +105,13 @@ class Reader:
 
     async def _receive(self, link: Link, take: Callable[[Received], Awaitable[None]]) -> None:
         """Wait for messages, for more of them in a flood, and have them taken."""
-        while not link.messages:
-            await link.read(_IDLE)
-        until = self._dispatched + _GATHER
-        while link.size < _BYTES and (left := until - time.monotonic()) > 0:
-            await link.read(left)
-        link.size = 0
-        while link.messages:
-            await take(link.messages.popleft())
+        await link.read(_IDLE)
+        if (left := self._dispatched + _GATHER - time.monotonic()) > 0:
+            await link.read(left, _BYTES)
+        if not (messages := link.take()):
+            return
+        while messages:
+            await take(messages.popleft())
         self._partition.dispatch()
         self._dispatched = time.monotonic()
 

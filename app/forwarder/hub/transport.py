@@ -82,24 +82,28 @@ class Link:
         self._checked = 0.0
         self._link._incoming_transfer = self._on_transfer
         self._link.current_link_credit = 0
-        self.messages: deque[Received] = deque()
-        """What was read; the caller takes it out."""
-        self.size = 0
-        """Bytes that were read since the caller set it to 0."""
+        self._messages: deque[Received] = deque()
+        self._size = 0  # bytes of them
 
-    async def read(self, seconds: float) -> None:
-        """Handle one frame, or none if none comes in time. Raises what ended the link."""
+    async def read(self, seconds: float, enough: int = 1) -> None:
+        """Read until there are `enough` bytes or the time is up. Raises what ended the link."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                if (now := time.monotonic()) > self._checked + _RENEW:
-                    self._checked = now
-                    await self._amqp.auth_complete_async()  # renews the token
-                self._link.get_state()  # raises its error
-                credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
-                if self._link.current_link_credit <= credit // 2:
-                    await self._link.flow(link_credit=credit)
-                # Sends an empty frame now and then, and raises the connection's error.
-                await self._connection.listen(wait=True)
+                while self._size < enough:
+                    if (now := time.monotonic()) > self._checked + _RENEW:
+                        self._checked = now
+                        await self._amqp.auth_complete_async()  # renews the token
+                    self._link.get_state()  # raises its error
+                    credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
+                    if self._link.current_link_credit <= credit // 2:
+                        await self._link.flow(link_credit=credit)
+                    # Handles a frame, sends one as a sign of life if due, raises its error.
+                    await self._connection.listen(wait=True)
+
+    def take(self) -> deque[Received]:
+        """Return what was read since the last call."""
+        taken, self._messages, self._size = self._messages, deque(), 0
+        return taken
 
     async def close(self) -> None:
         """Detach and close the connection, whether the hub answers or not."""
@@ -118,8 +122,8 @@ class Link:
         self._link.delivery_count += 1
         self._link.current_link_credit -= 1
         self._average += (len(payload) - self._average) / 8
-        self.size += len(payload)
-        self.messages.append(parse(memoryview(payload)))
+        self._size += len(payload)
+        self._messages.append(parse(memoryview(payload)))
         self._partial = bytearray()
 
 
