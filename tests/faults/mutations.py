@@ -77,14 +77,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
     "conditional-write": Mutation("blob.set_blob_metadata(metadata)", scenario("replica frozen")),
-    "release-by-latest-etag": Mutation(
-        "one",
-        "tests/integration/test_checkpoint_stores.py::TestBlob::test_a_partition_is_given_up_although_its_claim_is_being_renewed",
-    ),
     "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clocks of replicas jump")),
-    "own-claim-never-expires": Mutation(
-        '{**one, "holder": one["owner_id"]}', scenario("clocks of replicas jump")
-    ),
     "quarantine-after-three-deaths": Mutation("return False", scenario("poison")),
     "count-starts": Mutation("self._notes.starts[partition] = checkpoint, 1", scenario("poison")),
     "survivor-is-cleared": Mutation('name = ""', "tests/unit/checkpoints/test_quarantine.py"),

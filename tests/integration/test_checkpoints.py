@@ -131,7 +131,7 @@ async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_
         text = f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
         async with stage.replica("one", store, BlobStorageConnectionString=text) as forwarder:
             said = await forwarder.wait_for("checkpoints cannot be read")
-            assert "this login may not make it" in said["reason"]
+            assert "this login may not create it" in said["reason"]
             async with stores.container(store) as container:
                 await container.create_container()
             await until_stored(stage, store)

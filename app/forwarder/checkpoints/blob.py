@@ -4,8 +4,6 @@ Every write is conditional on the blob's ETag, and a checkpoint never replaces o
 The age of an owner is told by the store's clock.
 """
 
-import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -44,8 +42,6 @@ class _BlobStore(BlobCheckpointStore):
 
     def __init__(self, *where: Any, **options: Any) -> None:
         super().__init__(*where, **options)
-        self._turn = asyncio.Lock()
-        self._tags: dict[tuple[str, str], str] = {}
         self._ahead = 0.0  # seconds of this machine's clock before the store's
 
     async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
@@ -83,28 +79,6 @@ class _BlobStore(BlobCheckpointStore):
             }
             for blob in found
         ]
-
-    async def claim_ownership(
-        self, ownership_list: Iterable[dict[str, Any]], **options: Any
-    ) -> Iterable[dict[str, Any]]:
-        """Claim partitions, or release those without an owner, on the condition of an ETag.
-
-        It is that of the last renewal, which may be under way: with an older one a partition would
-        not be released, and nobody would read it until the claim expires.
-        """
-        async with self._turn:
-            latest = [
-                # guard: release-by-latest-etag
-                one if one["owner_id"] else {**one, "etag": self._tags[_holding(one)]}
-                for one in ownership_list
-            ]
-            granted = [
-                # guard: own-claim-never-expires
-                {**one, "holder": one["owner_id"], "last_modified_time": math.inf}
-                for one in await super().claim_ownership(latest, **options)
-            ]
-            self._tags |= {_holding(one): one["etag"] for one in granted}
-        return granted
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -160,11 +134,6 @@ class _BlobStore(BlobCheckpointStore):
                     raise SupersededError from None
                 checkpoint["etag"] = found.etag
             await _write(blob, checkpoint)
-
-
-def _holding(ownership: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a partition and who got it: the client clears the owner to release it."""
-    return ownership["partition_id"], ownership["holder"]
 
 
 async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ Owners are kept in memory: the state directory is locked, so no other process ca
 
 import asyncio
 import json
-import math
 import sqlite3
 import time
 import uuid
@@ -94,7 +93,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
             for wanted in ownership_list
         ]
         self._ownership |= {_key_of(one): one for one in claimed}
-        return [{**one, "last_modified_time": math.inf} for one in claimed]
+        return claimed
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any

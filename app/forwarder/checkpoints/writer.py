@@ -12,11 +12,9 @@ client claims the partition again, unless reading starts at `earliest`, which sk
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-from azure.eventhub.aio import PartitionContext
 
 from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
@@ -37,7 +35,6 @@ StartingPlace = Callable[[str], Awaitable[dict[str, Any]]]
 class Owned:
     """A partition that this process reads, and its checkpoint as the store has it."""
 
-    context: PartitionContext
     partition: Partition
     checkpoint: dict[str, Any]
     since: float = field(default_factory=time.monotonic)
@@ -61,20 +58,15 @@ class Checkpoints:
         self.owned: dict[str, Owned] = {}
 
     async def claim(
-        self, context: PartitionContext, partition: Partition, starting_place: StartingPlace
+        self, place: Mapping[str, str], partition: Partition, starting_place: StartingPlace
     ) -> Owned:
-        """Start writing checkpoints of this partition, which the client reads from the listed one.
+        """Start writing checkpoints of this partition, which is read from the one listed last.
 
         SupersededError if another process has written one since the listing.
         """
-        number = context.partition_id
-        where = {
-            "fully_qualified_namespace": context.fully_qualified_namespace,
-            "eventhub_name": context.eventhub_name,
-            "consumer_group": context.consumer_group,
-            "partition_id": number,
-        }
-        owned = Owned(context, partition, self._store.listed.get(number, where))
+        number = partition.number
+        listed = self._store.listed.get(number, {**place, "partition_id": number})
+        owned = Owned(partition, listed)
         if "sequence_number" not in owned.checkpoint:
             await self._start(owned, await starting_place(number))
         self.owned[number] = owned

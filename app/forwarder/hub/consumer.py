@@ -17,8 +17,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from azure.eventhub.aio import PartitionContext
-
 from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.writer import Checkpoints, Owned
@@ -218,11 +216,9 @@ class Consumer:
         await self._store.list_checkpoints(*self._place.values())
         for number in numbers:
             partition = Partition(number, self._delivery)
-            host, hub, group = self._place.values()
-            context = PartitionContext(host, hub, group, number)
             try:
                 start_at = self._hub.starting_place
-                owned = await self._checkpoints.claim(context, partition, start_at)
+                owned = await self._checkpoints.claim(self._place, partition, start_at)
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
                 continue
