@@ -451,3 +451,18 @@ async def test_a_share_without_locks_is_named_with_what_to_use_instead(
     reason = next(one["reason"] for one in forwarder.log if one["level"] == "error")
     assert "where SQLite cannot lock its file" in reason
     assert "use a disk (persistence.storageClass: managed-csi), or a storage account" in reason
+
+
+async def test_a_pod_that_drains_says_so(server: Server, webhook: Webhook, tmp_path: Path) -> None:
+    """As the old pod of a rollout does, when its sink is down."""
+    fill(server)
+    environment = settings(server, webhook.url, tmp_path, HttpPort=str(free_port()))
+    webhook.rule = lambda _: Answer(delay=1000)
+    async with Forwarder(environment) as forwarder:
+        await forwarder.wait_for("hub message")
+        assert "forwarder" not in (await check(environment, "--no-post"))[1]
+        forwarder.terminate()
+        await forwarder.wait_for("stopping")
+        _, report = await check(environment, "--no-post")
+    assert report["forwarder"]["state"] == "warn"
+    assert "kubectl rollout status" in report["forwarder"]["do"]

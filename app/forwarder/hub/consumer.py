@@ -76,7 +76,9 @@ class Consumer:
         self._wake = asyncio.Event()
         self._stale_owned: list[Owned] = []
         self._repeated = log.RateLimited()
-        self._stopping, self._reopening = False, True
+        self._reopening = True
+        self.stopping = False
+        """Whether no more messages are received."""
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
 
@@ -85,7 +87,7 @@ class Consumer:
         await self._hub.answered.wait()
         if self._checkpoints.quarantine.one_by_one:
             self._spawn(self._take_one_by_one())
-        while not self._stopping:
+        while not self.stopping:
             async with self._turn:
                 if self._reopening:
                     await self._connect()
@@ -149,7 +151,7 @@ class Consumer:
 
     def stop(self) -> None:
         """Receive no more messages."""
-        self._stopping = True
+        self.stopping = True
         self._wake.set()
         for task in self._tasks.values():
             task.cancel()  # guard: nothing-received-while-stopping
@@ -187,7 +189,7 @@ class Consumer:
             lost = [number for number in self.partitions if number not in shares.owned]
             await asyncio.gather(*(self._lose(number) for number in lost))
             opened = {*shares.owned} - {*self.partitions, *shares.excess}
-            if opened and not self._stopping:
+            if opened and not self.stopping:
                 await self._open(sorted(opened))
             reason = "HUB_AWAY" if away else "BALANCED"
             released = (self._give_up(number, reason, _DRAINING) for number in shares.excess)
@@ -222,7 +224,7 @@ class Consumer:
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
                 continue
-            if self._stopping:
+            if self.stopping:
                 return
             partition.start_after = owned.stored
             partition.progress = time.monotonic()
@@ -251,7 +253,7 @@ class Consumer:
     async def _restart(self, number: str, task: asyncio.Task[None]) -> None:
         task.cancel()
         await asyncio.wait([task], timeout=_CLOSING)
-        if self._tasks.get(number) is task and not self._stopping:
+        if self._tasks.get(number) is task and not self.stopping:
             self._tasks[number] = asyncio.create_task(self._read(number))
 
     async def _reclaim(self, number: str, reason: str) -> None:

@@ -43,6 +43,11 @@ class Health:
             self.history.note(time.monotonic(), self.states())
             await asyncio.sleep(_INTERVAL)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the process was told to stop."""
+        return self._consumer.stopping
+
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; what is down or full is no reason."""
         if self._sink.outage.since is not None or self._dead_letters.outage.reason:

@@ -18,10 +18,11 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
     """Return the state of the process; durations are in seconds."""
     now = time.monotonic()
     not_live, not_ready = health.not_live(), health.not_ready()
+    state = "stalled" if not_live else "not delivering" if not_ready else "delivering"
     return {
         "version": __version__,
         "upSeconds": round(now - _STARTED),
-        "state": "stalled" if not_live else "not delivering" if not_ready else "delivering",
+        "state": "draining" if health.draining else state,
         "notLive": not_live,
         "notReady": not_ready,
         "components": {name: why or "healthy" for name, why in health.components().items()},

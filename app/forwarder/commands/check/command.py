@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from forwarder import log
+from forwarder.commands.check import reach
 from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
 from forwarder.commands.check.store import StoreCheck
@@ -49,6 +50,10 @@ async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
     deadline = time.monotonic() + _SECONDS
     report = _Report(as_json=as_json)
     report.add(Result("settings", "ok", _summary(settings)))
+    if await reach.forwarder_state(settings.http_port) == "draining":
+        what = "this pod was told to stop and delivers what it has: its faults may be repaired"
+        remedy = "ask the new pod, after: kubectl rollout status deployment/aks-audit"
+        report.add(Result("forwarder", "warn", what, remedy))
     async with AsyncExitStack() as stack:
         credential = await login(settings, stack)
         store = StoreCheck(settings, credential)

@@ -65,3 +65,15 @@ async def clock_ahead(url: str, tls: ssl.SSLContext, proxy: URL | None) -> float
         ):
             return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
     return None
+
+
+async def forwarder_state(port: int) -> str:
+    """Return the state that the forwarder in this pod reports; "" if none does."""
+    with suppress(aiohttp.ClientError, OSError, ValueError):
+        headers, timeout = {"Accept": "application/json"}, aiohttp.ClientTimeout(total=2)
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            session.get(f"http://127.0.0.1:{port}/status") as response,
+        ):
+            return str((await response.json()).get("state", ""))
+    return ""
