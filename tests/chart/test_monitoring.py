@@ -111,7 +111,7 @@ NEIGHBOUR = dict.fromkeys(WELL, "0+999x240") | {
 
 
 class Case(NamedTuple):
-    """What differs from WELL from the first hour on, and what fires after so many minutes."""
+    """What differs from WELL from the first hour on, and what fires after that many minutes."""
 
     differs: Mapping[str, str]
     fires: Mapping[int, str]

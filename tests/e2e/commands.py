@@ -14,6 +14,7 @@ IMAGE = os.environ.get("E2E_NEW", "")
 BLOCKS = {
     "install": ("README.md", "Quick start", "helm install"),
     "see": ("README.md", "Quick start", "kubectl logs"),
+    "level": ("README.md", "Quick start", "verboseLevel=3"),
     "check": ("chart/docs/operations.md", "The check", "forwarder check"),
     "dead letters": ("chart/docs/operations.md", "Dead letters", "replay --dry-run"),
     "replicas": ("chart/README.md", "Variations", "replicaCount=3"),

@@ -60,7 +60,8 @@ def test_one_command_installs_it_where_restricted_is_enforced(
 def test_the_notes_are_typed_as_they_are_printed(world: World) -> None:
     said = {command: type_in(command) for command in notes("aks-audit", world.namespace)}
     assert len(said) == 4
-    assert any('outcome="delivered"' in text for text in said.values())
+    assert str(world.settled()) in {text.strip() for text in said.values()}
+    assert any("0 behind the checkpoints" in text for text in said.values())
     assert any("Phase:          Succeeded" in text for text in said.values())
 
 
@@ -69,6 +70,7 @@ def test_the_quick_start_shows_the_log_and_changes_its_level(world: World) -> No
     said = {json.loads(line)["message"] for line in lines}
     assert "hub message" in said
     assert not said & {"audit event", "post", "response"}
+    type_in(block("level"))
     world.rolled()
     world.publish(events_of_now())
     world.settled()

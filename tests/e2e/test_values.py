@@ -24,7 +24,7 @@ def test_value_files_can_be_installed(
 ) -> None:
     chart = tmp_path / "chart"
     shutil.copytree(ROOT / "chart", chart)
-    for file in (chart / "ci").iterdir():
+    for file in (chart / "ci").glob("*-values.yaml"):
         if file.name.removesuffix("-values.yaml") not in names:
             file.unlink()
     repository, _, tag = IMAGE.rpartition(":")

@@ -55,7 +55,7 @@ class World:
         return Azurite(0, 0).connection_string.replace("http://127.0.0.1:0", address)
 
     def make(self) -> None:
-        """Make the namespace anew, with everything in it."""
+        """Delete and create the namespace, with everything in it."""
         self.remove()
         labels = {"name": self.namespace, "labels": _RESTRICTED}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": labels})

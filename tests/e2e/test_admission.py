@@ -1,0 +1,120 @@
+"""An admission policy requires labels, limits and probes: to a storage account and back, twice."""
+
+import pytest
+
+from e2e.cluster import run, until
+from e2e.commands import type_in
+from e2e.conftest import Lap, Note
+from e2e.world import World
+from support.events import messages, real_events
+
+NAMESPACE = "aks-audit-admission"
+RULES = {
+    "label costcenter is required": "'costcenter' in object.metadata.labels",
+    "cpu and memory limits are required": "object.spec.containers.all(c, has(c.resources.limits) "
+    "&& 'cpu' in c.resources.limits && 'memory' in c.resources.limits)",
+    "probes are required": "object.spec.containers.all(c, "
+    "has(c.readinessProbe) && has(c.livenessProbe))",
+    "no token": "has(object.spec.automountServiceAccountToken) "
+    "&& !object.spec.automountServiceAccountToken",
+}
+PODS = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+VALUES = "--set commonLabels.costcenter=a --set resources.limits.cpu=1"
+
+pytestmark = pytest.mark.e2e
+
+
+def policy() -> list[dict[str, object]]:
+    """Return the policy and its binding to the namespace of this story."""
+    api = "admissionregistration.k8s.io/v1"
+    metadata = {"name": NAMESPACE}
+    place = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}}
+    return [
+        {
+            "apiVersion": api,
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": metadata,
+            "spec": {
+                "matchConstraints": {"resourceRules": [PODS]},
+                "validations": [
+                    {"expression": text, "message": message} for message, text in RULES.items()
+                ],
+            },
+        },
+        {
+            "apiVersion": api,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": metadata,
+            "spec": {
+                "policyName": NAMESPACE,
+                "validationActions": ["Deny"],
+                "matchResources": place,
+            },
+        },
+    ]
+
+
+def upgrade(world: World, values: str, flag: str = "--reuse-values") -> None:
+    type_in(f"helm upgrade aks-audit ./chart --namespace {NAMESPACE} {flag} {values}")
+    world.rolled()
+
+
+def delivered(world: World) -> None:
+    """Publish, and wait until the sink has all of it."""
+    world.publish([event for made in messages(100) for event in made.events])
+    world.settled()
+
+
+def test_pods_and_the_pod_of_helm_test_are_admitted(world: World) -> None:
+    world.apply(*policy())
+    world.publish(real_events())
+
+    def denied() -> bool:
+        bad = "kubectl run bad --image=bad --dry-run=server"
+        return "costcenter is required" in type_in(f"{bad} --namespace {NAMESPACE} 2>&1 || true")
+
+    until("the policy to hold", denied)
+    type_in(
+        f"helm install aks-audit ./chart --namespace {NAMESPACE} {VALUES} "
+        f'--set eventHub.connectionString="{world.hub}"'
+    )
+    world.rolled()
+    world.settled()
+    assert "all parts answer" in type_in(f"helm test aks-audit --namespace {NAMESPACE} --logs")
+
+
+def test_it_changes_to_a_storage_account_and_back(world: World, note: Note, lap: Lap) -> None:
+    upgrade(world, f'--set replicaCount=2 --set blobStorage.connectionString="{world.storage}"')
+    delivered(world)
+    note("volume to storage account", lap())
+    upgrade(
+        world,
+        "--set replicaCount=1 --set blobStorage.connectionString=",
+        "--reset-then-reuse-values",
+    )
+    delivered(world)
+    note("and back", lap())
+
+
+def test_it_rolls_back_to_the_storage_account_and_to_the_volume(world: World) -> None:
+    for revision in (2, 1):
+        run("helm", "rollback", "aks-audit", str(revision), "--namespace", NAMESPACE)
+        world.rolled()
+        delivered(world)
+
+
+def test_a_second_release_shares_the_namespace(world: World) -> None:
+    type_in(
+        f"helm install other ./chart --namespace {NAMESPACE} {VALUES} "
+        f'--set eventHub.connectionString="{world.hub}" --set webhook.service.create=false'
+    )
+    world.kubectl("rollout", "status", "deployment", "other-aks-audit", "--timeout=180s")
+    for release in ("other", "aks-audit"):
+        run("helm", "uninstall", release, "--namespace", NAMESPACE)
+    until("no pod", lambda: not world.pods())
+    kept = world.kubectl("get", "persistentvolumeclaims", "--output=name").split()
+    assert kept == ["persistentvolumeclaim/aks-audit", "persistentvolumeclaim/other-aks-audit"]
+    run(
+        "kubectl", "delete", "validatingadmissionpolicybindings,validatingadmissionpolicies",
+        NAMESPACE,
+    )  # fmt: skip
