@@ -21,27 +21,20 @@ def has_account(settings: Settings) -> bool:
 
 
 def open_container(settings: Settings, credential: Any) -> "ContainerClient":
-    """Return a client of the container, to be used as an asynchronous context manager."""
-    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - takes 24 MB of memory
-
-    container: ContainerClient = open_client(ContainerClient, settings, credential)
-    return container
-
-
-def open_client(client: Any, settings: Settings, credential: Any) -> Any:
-    """Return a client of this class, by connection string or by the account's URL and a login.
+    """Return a client of the container, to be used as an asynchronous context manager.
 
     A connection string in a file is read again for each request: its key or signature is renewed
     there. azure-storage-blob 12.31 calls the hook right before it signs a request.
     """
-    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - not for the embedded
+    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - takes 24 MB of memory
+    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415
 
     connection, options = settings.blob_connection, dict(_OPTIONS)
     if settings.trusted_ca_file:
         options["transport"] = azure_transport(settings)
     if not connection:
         url = str(settings.blob_account_url)
-        return client(url, settings.blob_container_name, credential=credential, **options)
+        return ContainerClient(url, settings.blob_container_name, credential=credential, **options)
     signature = AzureSasCredential(connection.signature or "-")
     key = {"account_name": connection.account, "account_key": connection.key}
 
@@ -49,10 +42,9 @@ def open_client(client: Any, settings: Settings, credential: Any) -> Any:
         now = settings.current("blob_connection")
         signature.update(now.signature or "-")
         if connection.key:
-            # Of a checkpoint store the client inside.
-            getattr(opened, "_container_client", opened).credential.account_key = now.key
+            opened.credential.account_key = now.key
 
-    opened = client(
+    opened = ContainerClient(
         str(connection.url),
         settings.blob_container_name,
         credential=key if connection.key else signature,

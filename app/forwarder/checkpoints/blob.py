@@ -5,6 +5,7 @@ The age of an owner is told by the store's clock.
 """
 
 import time
+from asyncio import gather
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -17,38 +18,34 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 from azure.eventhub.aio import CheckpointStore
-from azure.eventhub.extensions.checkpointstoreblobaio import BlobCheckpointStore
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from forwarder.checkpoints.listing import PARTS, entry, path, read_checkpoints
 from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
-from forwarder.storage import open_client, open_container
+from forwarder.storage import open_container
+
+_CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
 
 
 @asynccontextmanager
 async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
     """Open the store of checkpoints."""
-    store = open_client(_BlobStore, settings, credential)
-    async with store, open_container(settings, credential) as container:
-        store.container = container
-        yield store
+    async with open_container(settings, credential) as container:
+        yield BlobCheckpointStore(container)
 
 
-class _BlobStore(BlobCheckpointStore):
+class BlobCheckpointStore(CheckpointStore):
     """Checkpoints and owners as blobs; creates its container if it may."""
 
-    container: ContainerClient
-
-    def __init__(self, *where: Any, **options: Any) -> None:
-        super().__init__(*where, **options)
+    def __init__(self, container: ContainerClient) -> None:
+        self.container = container
         self._ahead = 0.0  # seconds of this machine's clock before the store's
 
     async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
-        """List owners; it is the first thing that a client asks of a store.
+        """List owners, with the time of their last claim in terms of this machine's clock.
 
-        The client judges by this machine's clock when an owner was seen last. So the age is told
-        by the store's clock, and holds whatever the time is here.
+        It is the first thing that is asked of a store.
         """
         place = names or dict(zip(PARTS, where, strict=True))
         try:
@@ -79,6 +76,26 @@ class _BlobStore(BlobCheckpointStore):
             }
             for blob in found
         ]
+
+    async def claim_ownership(
+        self, ownership_list: Iterable[dict[str, Any]], **_: Any
+    ) -> Iterable[dict[str, Any]]:
+        """Claim partitions, or release those without an owner, and return what was granted.
+
+        A claim is granted if nobody has changed the entry, or kept if the store does not answer.
+        """
+        granted = await gather(*map(self._claim, ownership_list))
+        return [one for one in granted if one]
+
+    async def _claim(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        blob = self.container.get_blob_client(path(wanted, wanted["partition_id"], "ownership"))
+        try:
+            etag = await _put(blob, {"ownerid": wanted["owner_id"]}, wanted.get("etag"))
+        except _CHANGED:
+            return None
+        except Exception:  # noqa: BLE001 - whatever the client raises
+            return wanted
+        return {**wanted, "etag": etag, "last_modified_time": time.time()}
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -122,7 +139,7 @@ class _BlobStore(BlobCheckpointStore):
         blob = self.container.get_blob_client(path(checkpoint, checkpoint["partition_id"]))
         try:
             await _write(blob, checkpoint)
-        except (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError):
+        except _CHANGED:
             if start:  # guard: start-replaces-nothing
                 raise SupersededError from None
             checkpoint["etag"] = None
@@ -137,7 +154,7 @@ class _BlobStore(BlobCheckpointStore):
 
 
 async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
-    """Write it, if the blob still has this ETag, or without one if there is none, and renew it."""
+    """Write it, if the blob still has the checkpoint's ETag, and renew that."""
     metadata = {
         "offset": str(checkpoint["offset"]),
         "sequencenumber": str(checkpoint["sequence_number"]),
@@ -147,11 +164,18 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
             if checkpoint.get(name)
         },
     }
-    etag = checkpoint.get("etag")
+    checkpoint["etag"] = await _put(blob, metadata, checkpoint.get("etag"))
+
+
+async def _put(blob: BlobClient, metadata: dict[str, str], etag: str | None) -> str:
+    """Write an empty blob with this metadata, if it has this ETag, or without one does not exist.
+
+    Returns its new ETag; one of `_CHANGED` is raised if it is not so.
+    """
     written = await (
         # guard: conditional-write
         blob.set_blob_metadata(metadata, etag=etag, match_condition=MatchConditions.IfNotModified)
         if etag
         else blob.upload_blob(b"", metadata=metadata)
     )
-    checkpoint["etag"] = written["etag"]
+    return str(written["etag"])

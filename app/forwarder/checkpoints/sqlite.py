@@ -75,11 +75,10 @@ class EmbeddedCheckpointStore(CheckpointStore):
     async def list_ownership(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
-        """Return this process's claims on partitions, of an age that no set clock changes."""
+        """Return this process's claims on partitions, which never grow old."""
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
-        ahead = time.time() - time.monotonic()
         return [
-            {**one, "last_modified_time": one["last_modified_time"] + ahead}
+            {**one, "last_modified_time": time.time()}
             for key, one in self._ownership.items()
             if key.startswith(prefix)
         ]
@@ -88,12 +87,9 @@ class EmbeddedCheckpointStore(CheckpointStore):
         self, ownership_list: Iterable[dict[str, Any]], **_: Any
     ) -> Iterable[dict[str, Any]]:
         """Grant every claim."""
-        claimed = [
-            {**wanted, "etag": str(uuid.uuid4()), "last_modified_time": time.monotonic()}
-            for wanted in ownership_list
-        ]
+        claimed = [{**wanted, "etag": str(uuid.uuid4())} for wanted in ownership_list]
         self._ownership |= {_key_of(one): one for one in claimed}
-        return claimed
+        return [dict(one) for one in claimed]
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
