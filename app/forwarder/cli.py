@@ -9,7 +9,7 @@ from signal import Signals
 
 import uvloop
 
-from forwarder import __version__, log
+from forwarder import __version__, log, redaction
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError, SettingsError
@@ -22,6 +22,7 @@ def main(
 
     Returns the exit status: 0 after a graceful stop, 2 for bad settings, 1 for anything else.
     """
+    redaction.guard_streams()
     given = _parse(arguments) if arguments else argparse.Namespace(command=None)
     if given.command == "policy":
         return int(given.run(given))

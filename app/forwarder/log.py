@@ -9,7 +9,6 @@ that hangs inside Python's own buffer would abort the interpreter at exit (CPyth
 import atexit
 import logging
 import os
-import re
 import select
 import sys
 import threading
@@ -37,8 +36,6 @@ _QUEUE: Final = 4_194_304  # characters that wait at most
 _BATCH: Final = 0.05  # seconds to gather a batch
 _STDERR: Final = 2
 _AT_EXIT: Final = 1.0  # seconds for the last lines
-# Left in JSON by msgspec, though terminals interpret or hide it: C1 controls, changes of direction.
-_HIDDEN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 class _Writer:
@@ -257,4 +254,4 @@ def _clean(lines: list[str]) -> list[str]:
         ]
     if whole.isascii() and "\x7f" not in whole:
         return lines
-    return [_HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", line) for line in lines]
+    return [redaction.harmless(line) for line in lines]

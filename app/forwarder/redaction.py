@@ -8,8 +8,10 @@ like a credential. Call it before a text is shortened: half a secret is not reco
 
 import html
 import re
+import sys
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 REDACTED: Final = b"***"
@@ -22,13 +24,16 @@ _ESCAPE: Final = re.compile(
 )
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _LOOKS_SECRET: Final = re.compile(
-    rb"""(?:\b(?:sig|signature|sharedaccesskey|accountkey|password|\w+_token|\w+_secret)=
+    rb"""\b\w+://(?:([^\s/@"'<>]+)@ | [^\s?"'<>]*\?([^\s"'<>)]+))  # login and query of a URL
+    | (?:\b(?:sig|signature|sharedaccesskey|accountkey|password|\w+_token|\w+_secret)=
         | \b(?:bearer|basic)\ ) ([^\s;&"'<>,]{6,})
     | \b(eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?)  # a JSON web token
     | (?<![\w+/])([a-z0-9+/]{43}=|[a-z0-9+/]{86}==)(?![\w+/=])  # a key of Event Hubs or Storage
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# C1 controls, and characters that hide or change the direction of others.
+_HIDDEN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _NEVER: Final = re.compile(rb"(?!)")
 
 
@@ -62,7 +67,8 @@ def configure(secrets: Iterable[str]) -> None:
 
 def protect(secret: str) -> None:
     """Add a secret that is read while the process runs, such as a renewed token."""
-    _known.add([secret])
+    if secret and _bytes(secret) not in _known.spellings:
+        _known.add([secret])
 
 
 def has_secret(text: bytes) -> bool:
@@ -98,6 +104,12 @@ def redact(text: str) -> str:
     return b"".join([*parts, raw[done:]]).decode("utf-8", "surrogatepass") if spans else text
 
 
+def guard_streams() -> None:
+    """Redact what is written to standard output and standard error from now on."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.write = partial(_write, stream.write)
+
+
 def redact_all(value: Any) -> Any:
     """Return JSON types with every string in them redacted."""
     if isinstance(value, str):
@@ -114,6 +126,16 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def harmless(text: str) -> str:
+    """Return a text of several lines without what a terminal interprets, ASCII controls aside."""
+    return _HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
+
+
+def _write(write: Callable[[str], int], text: str) -> int:
+    write(harmless(redact(text)))
+    return len(text)
 
 
 def _bytes(text: str) -> bytes:

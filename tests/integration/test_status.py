@@ -47,7 +47,7 @@ class _Tags(HTMLParser):
 async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(401, body="<b>who</b> are you")
+    webhook.rule = lambda _: Answer(409, body="<b>who</b> are you")
     async with Server({HUB: 2}) as server:
         hub = server.hubs[HUB]
         for message in events.messages(30, per_message=10):

@@ -98,7 +98,7 @@ def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -
         sys.stderr.write("no audit event is there\n")
         return 1
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(made).decode()) + "\n")
     else:
         shown = _of_report(made) if isinstance(made, Report) else _of_trace(made)
         sys.stdout.write("".join(f"{_plain(line.rstrip())}\n" for line in shown))

@@ -5,6 +5,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.redaction import redact
 
 _REJECTING: Final = {400, 413, 415, 422}  # guard: rejected-statuses
 _RETRYABLE: Final = {408, 425, 429, *range(500, 600)}
@@ -34,8 +35,9 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
     """
     if status in range(200, 300):  # guard: accepted-statuses
         return
-    shown = f"{status} {' '.join(body.decode(errors='replace').split())[:_SHOWN_CHARACTERS]}"
-    shown = shown.strip()
+    # A sink that refuses credentials may repeat them.
+    text = "" if status in (401, 403) else redact(" ".join(body.decode(errors="replace").split()))
+    shown = f"{status} {text[:_SHOWN_CHARACTERS]}".strip()
     if status in _REJECTING:
         raise Rejected(shown)
     if status in _RETRYABLE:

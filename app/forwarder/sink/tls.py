@@ -19,6 +19,7 @@ from prometheus_client import Gauge
 
 from forwarder import log
 from forwarder.config.settings import Settings
+from forwarder.redaction import protect
 
 _Value = TypeVar("_Value")
 _RETRY_AFTER: Final = 1.0  # seconds
@@ -58,6 +59,7 @@ def authorization(token_file: Path | None) -> Renewed[dict[str, str]]:
 
     def read() -> dict[str, str]:
         token = token_file.read_text(encoding="ascii").strip() if token_file else ""
+        protect(token)
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     return Renewed("token file", read, {}, token_file)

@@ -21,6 +21,7 @@ from forwarder.diagnosis import causes
 from forwarder.errors import MisconfiguredError, OversizedError, Rejected, RetryableError
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
+from forwarder.redaction import protect
 from forwarder.sink.concurrency import MAX_BACKOFF, AdaptiveConcurrency, Slot
 from forwarder.sink.response import classify, is_html
 from forwarder.sink.tls import SinkTls, authorization
@@ -169,8 +170,7 @@ class Sink:
             log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             login = response.request_info.headers.get("Authorization", "").partition(" ")[2]
-            for secret in filter(None, (login, *self._settings.secrets)):
-                answer = answer.replace(secret.encode(), b"***")
+            protect(login)
         classify(status, answer, response.headers.get("Retry-After"))
         if is_html(response.content_type, answer) and not self._html_logged:
             self._html_logged = True

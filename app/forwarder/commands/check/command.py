@@ -19,7 +19,7 @@ from forwarder.commands.check.walk import Part, Result
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.hub.login import login
-from forwarder.redaction import printable, redact
+from forwarder.redaction import printable
 from forwarder.storage import has_account
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
@@ -91,7 +91,7 @@ class _Report:
         self._results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        texts = (printable(redact(text)) for text in (result.found, result.remedy))
+        texts = (printable(text) for text in (result.found, result.remedy))
         result = Result(result.step, result.state, *texts)
         self._results.append(result)
         if not self._json:
@@ -102,7 +102,7 @@ class _Report:
         failed = [result.step for result in self._results if result.state == "FAIL"]
         if self._json:
             whole = {"ok": not failed, "steps": self._results}
-            sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(whole).decode()) + "\n")
         elif failed:
             sys.stdout.write(f"\n{len(failed)} failed: {', '.join(failed)}\n")
         else:

@@ -1,0 +1,234 @@
+"""No output shows a secret: each setting that has one, each output, each usual encoding."""
+
+import asyncio
+import html
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+from forwarder.config.settings import Settings
+from forwarder.errors import SettingsError
+from forwarder.redaction import redact
+from support import events
+from support.azurite import azurite
+from support.environment import APP, Environment
+from support.harness import free_port
+from support.process import Forwarder
+from support.webhook import Answer
+
+MESSAGE = events.envelope(events.typical_events()[:22])
+KEY = b64encode(b"a key of an event hub's policy!!").decode()
+QUERY = "t0k3n/in+the=query"
+HEADER = 'k3y "in" a <header>'
+PASSWORD = "p4ss&w0rd"  # noqa: S105  made up
+TOKEN = "dG9rZW4taW4tYS1maWxl"  # noqa: S105  made up
+ACCOUNT_KEY = b64encode(b"the storage account's").decode()
+SIGNATURE = "c2lnbmF0dXJlLW9mLXRoZS10ZXN0"
+BASIC = b64encode(f"me:{PASSWORD}".encode()).decode()
+SECRETS = (KEY, QUERY, HEADER, PASSWORD, TOKEN, ACCOUNT_KEY, SIGNATURE, BASIC)
+COMMANDS = ("check", "check --json", "replay", "policy explain --hub 9 --policy quiet")
+
+
+def encodings(secret: str) -> Iterator[str]:
+    """Yield the usual encodings of a text."""
+    yield secret
+    yield quote(secret, safe="")
+    yield "".join(f"%{byte:02x}" for byte in secret.encode())
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(json.dumps(secret))[3:-3]
+    yield "".join(f"\\u{ord(char):04x}" for char in secret)
+    yield html.escape(secret)
+    yield "".join(f"&#{ord(char)};" for char in secret)
+    for before in range(3):  # base64 of a longer text, whatever it begins with
+        yield b64encode(b"-" * before + secret.encode() + b"-").decode()
+
+
+def leaks(shown: str, secrets: Iterable[str] = SECRETS) -> list[str]:
+    """Return what is shown of the secrets; of base64 both ends depend on what surrounds them."""
+    found = [one for secret in secrets for one in encodings(secret)]
+    return [one for one in found if one in shown or (len(one) > 16 and one[4:-4] in shown)]
+
+
+async def everything(forwarder: Forwarder) -> str:
+    """Return all that it shows over HTTP and in its output, and what its commands print."""
+    pages = [
+        (await forwarder.get(path))[1] for path in ("/metrics", "/readyz", "/livez", "/status")
+    ]
+    url, accept = f"http://127.0.0.1:{forwarder.port}/status", {"Accept": "text/html"}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=accept) as response:
+        pages.append(await response.text())
+    forwarder.terminate()
+    await forwarder.wait()
+
+    async def printed(command: str) -> str:
+        async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:
+            await running.wait()
+            return f"{running.output}\n{running.stderr}"
+
+    commands = await asyncio.gather(*map(printed, COMMANDS))
+    return "\n".join([*pages, forwarder.output, forwarder.stderr, *commands])
+
+
+def secretive(stage: Environment, tmp_path: Path, login: str) -> dict[str, str]:
+    """Return settings with a secret wherever one can be."""
+    stage.hub.publish(0, MESSAGE)
+    stage.server.keys = {"Root": KEY}
+    settings = {
+        "VerboseLevel": "4",
+        "LogFormat": "text" if login == "url" else "json",
+        "ShutdownGrace": "0.1",
+        "EhubNamespaceConnectionString": stage.server.connection_string(),
+        "WebSinkURL": f"{stage.webhook.url}?token={quote(QUERY, safe='')}",
+        "WebSinkHeaders": json.dumps({"A-Key": HEADER}),
+    }
+    if login == "url":
+        user = f"//me:{quote(PASSWORD)}@"
+        settings["WebSinkURL"] = settings["WebSinkURL"].replace("//", user)
+    else:
+        (tmp_path / "token").write_text(TOKEN)
+        settings["WebSinkTokenFile"] = str(tmp_path / "token")
+    return settings
+
+
+@pytest.mark.parametrize("login", ["url", "token"])
+async def test_while_all_goes_well(stage: Environment, tmp_path: Path, login: str) -> None:
+    settings = secretive(stage, tmp_path, login)
+    async with azurite() as store:
+        settings["BlobStorageConnectionString"] = store.connection_string
+        async with stage.forwarder(None, **settings) as forwarder:
+            await stage.webhook.until(lambda: stage.webhook.total == 22)
+            shown = await everything(forwarder)
+    sent = str(dict(stage.webhook.posts[0].headers))
+    assert (BASIC if login == "url" else TOKEN) in sent
+    account_key = re.search("AccountKey=([^;]+)", store.connection_string)
+    assert account_key
+    assert leaks(shown, [*SECRETS, account_key[1]]) == []
+
+
+@pytest.mark.parametrize(("status", "login"), [(400, "url"), (401, "token"), (503, "token")])
+async def test_when_the_sink_repeats_it(
+    stage: Environment, tmp_path: Path, status: int, login: str
+) -> None:
+    settings = secretive(stage, tmp_path, login)
+    known = [KEY, QUERY, HEADER, *([PASSWORD, BASIC] if login == "url" else [TOKEN])]
+    body = "|".join(one for secret in known for one in encodings(secret))
+    stage.webhook.rule = lambda _: Answer(status, body=body)
+    async with stage.forwarder(None, **settings) as forwarder:
+        await stage.webhook.until(lambda: stage.webhook.posts[5:])
+        shown = await everything(forwarder)
+    assert leaks(shown) == []
+    if status != 401:
+        assert "***|***|***" in shown
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "no TLS", "no HTTP"])
+async def test_when_the_sink_cannot_be_used(
+    stage: Environment, tmp_path: Path, trouble: str
+) -> None:
+    settings = secretive(stage, tmp_path, "url")
+    if trouble == "unreachable":
+        await stage.webhook.stop()
+    elif trouble == "no TLS":
+        settings["WebSinkURL"] = settings["WebSinkURL"].replace("http:", "https:")
+    else:  # what answers there is the hub
+        url = re.sub(r":\d+/", f":{stage.server.port}/", settings["WebSinkURL"])
+        settings["WebSinkURL"] = url
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.until(lambda: "sink down" in forwarder.output)
+        shown = await everything(forwarder)
+    assert leaks(shown) == []
+
+
+@pytest.mark.parametrize(
+    ("token", "logged"),
+    [
+        (f"{TOKEN}\r\nX-B: {TOKEN}", "sink down"),
+        (f"{TOKEN} \u2713", "token file cannot be read"),
+    ],
+    ids=["two lines", "not ASCII"],
+)
+async def test_when_the_token_cannot_be_sent(
+    stage: Environment, tmp_path: Path, token: str, logged: str
+) -> None:
+    settings = secretive(stage, tmp_path, "token")
+    (tmp_path / "token").write_text(token)
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.wait_for(logged)
+        shown = await everything(forwarder)
+    assert leaks(shown) == []
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "refuses the key"])
+async def test_when_the_hub_cannot_be_read(
+    stage: Environment, tmp_path: Path, trouble: str
+) -> None:
+    settings = secretive(stage, tmp_path, "token")
+    if trouble == "unreachable":
+        stage.server.stop_listening()
+    else:
+        stage.server.keys = {"Root": "YW5vdGhlcg=="}
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.wait_for("hub does not answer")
+        shown = await everything(forwarder)
+    assert leaks(shown) == []
+
+
+BY_SIGNATURE = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}"
+
+
+@pytest.mark.parametrize(
+    ("login", "trouble"),
+    [
+        (f"AccountKey={ACCOUNT_KEY}", "unreachable"),
+        (f"AccountKey={ACCOUNT_KEY}", "refuses the key"),
+        (f"SharedAccessSignature={BY_SIGNATURE}", "refuses the signature"),
+    ],
+    ids=["unreachable", "key", "signature"],
+)
+async def test_when_the_store_cannot_be_used(
+    stage: Environment, tmp_path: Path, login: str, trouble: str
+) -> None:
+    settings = secretive(stage, tmp_path, "token")
+    async with azurite() as store:
+        url = store.account_url
+        if trouble == "unreachable":
+            url = url.replace(str(store.port), str(free_port()))
+        settings["BlobStorageConnectionString"] = (
+            f"AccountName=devstoreaccount1;BlobEndpoint={url};{login}"
+        )
+        async with stage.forwarder(None, **settings) as forwarder:
+            await forwarder.wait_for("checkpoints cannot be read")
+            shown = await everything(forwarder)
+    assert leaks(shown) == []
+
+
+HUB_STRING = f"Endpoint=sb://a.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey={KEY}"
+PASTED = {
+    "a connection string": HUB_STRING,
+    "one that lost its end": HUB_STRING[:-6],
+    "a key": KEY,
+    "a SAS": f"SharedAccessSignature sr=a&sig={quote(KEY, safe='')}&se=1&skn=n",
+    "a header": json.dumps({"Authorization": f"Bearer {KEY}"}),
+    "a URL": f"https://user:{quote(KEY, safe='')}@host/?code={quote(KEY, safe='')}",
+}
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+@pytest.mark.parametrize("suffix", ["", "_FILE"])
+def test_when_it_is_pasted_into_any_variable(pasted: str, suffix: str) -> None:
+    """It is refused or not, and not repeated."""
+    base = {"EhubNamespaceConnectionString": HUB_STRING}
+    for name in Settings.variables():
+        try:
+            settings = Settings.from_env({**base, f"{name}{suffix}": PASTED[pasted]})
+        except SettingsError as error:
+            shown = "\n".join(error.problems)
+        else:
+            shown = redact(repr(settings))  # as every output is
+        assert [one for one in encodings(KEY[:20]) if one in shown] == [], name
