@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from forwarder import redaction
 from forwarder.commands.explain import Report, Share, Trace, events_in, report, trace
 from forwarder.config.parsers import variable
 from forwarder.config.settings import Settings
@@ -81,6 +82,7 @@ def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -
     try:
         rules = _policy(policy)
         settings = Settings.from_env() if hub else Settings()
+        redaction.configure(settings.secrets)
         lines = _from_hub(settings, hub) if hub else _from_file(source)
         made: Report | Trace
         if event:
