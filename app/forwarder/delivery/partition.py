@@ -95,9 +95,11 @@ class Partition:
         self.last_received = message
         self.progress = time.monotonic()
         records = message.buffered = len(unpacked.events) + len(unpacked.refused)
+        message.held = max(message.size, unpacked.size)
+        self._context.buffer.charge(message.held - message.size)
         self.watermark.track(message, records)
         if not records:
-            self._context.buffer.release(message.size)
+            self._context.buffer.release(message.held)
         self._queue.extend(unpacked.events, message)
         if unpacked.refused:
             self._spawn(self._dead_letter(message, unpacked.refused))
@@ -175,7 +177,7 @@ class Partition:
         """Release the message's bytes once none of its records keeps them in memory."""
         message.buffered -= records
         if not message.buffered:
-            self._context.buffer.release(message.size)
+            self._context.buffer.release(message.held)
 
     def _count(self, message: Message, unpacked: Unpacked) -> None:
         """Count a message, and those that expired in the hub before it was read."""

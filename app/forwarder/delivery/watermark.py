@@ -35,6 +35,8 @@ class Message:
     """Records that are not acknowledged."""
     buffered: int = 0
     """Records that keep the message's bytes in memory."""
+    held: int = 0
+    """Bytes of memory that they take; small records take more than the message."""
 
 
 class Watermark:
