@@ -127,6 +127,9 @@ class Metrics:
         )
         self.owned = gauge("partitions_owned", "Partitions that this process reads")
         self.hub_partitions = gauge("hub_partitions", "Partitions that the hub has")
+        self.skew = gauge(
+            "clock_skew_seconds", "Seconds by which the clock here is ahead of the hub's"
+        )
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
         self.sink_up = gauge("sink_up", "1 if the sink took, or could judge, the last post")
         gauge("build_info", "1, with the version", "version").labels(version).set(1)

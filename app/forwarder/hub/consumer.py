@@ -308,7 +308,7 @@ class Consumer:
         if number is None:  # it can only be the next one
             first = self._hub.first.get(partition.number, 0)
             number = first if last is None else last + 1
-        enqueued = time.time() if received.enqueued is None else received.enqueued
+        enqueued = self._hub.now() if received.enqueued is None else received.enqueued
         message = Message(number, received.offset, enqueued, len(received.body))
         if await self._is_next(partition, message):
             await self._intake.take(partition, message, received)

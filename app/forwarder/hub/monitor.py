@@ -7,6 +7,8 @@ properties can be read where the consumer group is missing or the Listen right i
 """
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Self
@@ -22,6 +24,8 @@ from forwarder.hub.transport import Link, Management
 from forwarder.outage import Outage
 
 _TIMEOUT: Final = 20.0  # seconds for one poll
+_SKEW: Final = 60.0  # seconds that are worth an entry: logins fail at five minutes or more
+_AGES: Final = 3
 QUIET: Final = timedelta(hours=1)  # without a message: AKS writes some every minute
 
 
@@ -78,6 +82,11 @@ class HubMonitor:
         """The first sequence number that is read of each partition if it has no checkpoint."""
         self.last: dict[str, int] = {}
         """The last sequence number in each partition, -1 if there was none."""
+        self.skew = 0.0
+        """Seconds by which the clock here is ahead of the hub's, at least; below 0 it is behind."""
+        self._skewed = log.RateLimited(QUIET.total_seconds())
+        self._ages = deque[float](maxlen=_AGES)  # at which messages came, at least
+        self._polled: float | None = None
 
     async def poll(self) -> None:
         """Read the properties once. A failure is logged, not raised."""
@@ -89,6 +98,7 @@ class HubMonitor:
                     await self._partition(number.decode()) for number in hub[b"partition_ids"]
                 ]
                 newest = max(one.last_enqueued for one in partitions)
+                arrived = self._note_skew(partitions, newest)
                 self._note(hub[b"created_at"] / 1000, partitions)
                 self.answered.set()
                 if probe:
@@ -99,12 +109,17 @@ class HubMonitor:
                 probe.cancel()
                 await asyncio.gather(probe, return_exceptions=True)
         else:
-            if not self.outage.reason and datetime.now(UTC) - newest > QUIET:
+            silence = self.now() - newest.timestamp()
+            if not self.outage.reason and not arrived and silence > QUIET.total_seconds():
                 why = causes.of_silence(newest, self._settings.event_hub_name)
                 self._quiet.error("hub is quiet", reason=str(why))
             else:
                 self._quiet.forget()
             self.outage.end(partitions=len(self.last))
+
+    def now(self) -> float:
+        """Return the time by the hub's clock, in Unix seconds."""
+        return time.time() - self.skew
 
     async def starting_place(self, partition: str) -> dict[str, Any]:
         """Return where reading starts without a checkpoint: the place of the message before.
@@ -169,6 +184,30 @@ class HubMonitor:
                 raise
         else:
             await receiver.close()
+
+    def _note_skew(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
+        """Compare the clocks; return whether a message arrived, or may have.
+
+        The hub does not tell the time, but a message that came between two polls was enqueued
+        between them. If the last ones all seem to be older, the clock here is ahead.
+        """
+        arrived = self._polled is None or any(
+            one.last > self.last.get(one.number, -1) for one in partitions
+        )
+        age, now = time.time() - newest.timestamp(), time.monotonic()
+        if age < 0:
+            self._ages.clear()
+            self.skew = age if arrived else min(age, self.skew)
+        elif arrived:
+            self._ages.append(age - (now - self._polled) if self._polled else 0.0)
+            self.skew = max(0.0, min(self._ages))
+        self._polled = now
+        if abs(self.skew) > _SKEW:
+            self._skewed.error(
+                "clock differs from the hub's, check the node's NTP",
+                aheadSeconds=round(self.skew),
+            )
+        return arrived
 
     def _note(self, created: float, partitions: Sequence[_Partition]) -> None:
         self.last = {one.number: one.last for one in partitions}

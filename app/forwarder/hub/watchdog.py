@@ -105,11 +105,11 @@ class Watchdog:
     def _oldest(self, number: str) -> float:
         partition = self._consumer.partitions[number]
         if oldest := partition.watermark.oldest or partition.blocked_message:
-            return max(0.0, time.time() - oldest.enqueued)
+            return max(0.0, self._hub.now() - oldest.enqueued)
         if not self.is_behind(number):
             return 0.0
         if newest := partition.last_received:
-            return max(0.0, time.time() - newest.enqueued)
+            return max(0.0, self._hub.now() - newest.enqueued)
         return time.monotonic() - self.since(number)
 
     def _unheard(self) -> float:

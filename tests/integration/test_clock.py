@@ -1,0 +1,48 @@
+"""Ages are told by the hub's clock, whatever the time is here."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from faults.play import CHILD
+from support.environment import APP, environment
+from support.process import Forwarder
+from support.webhook import Answer
+
+SETTINGS = {"PYTHONPATH": f"{CHILD}:{APP}", "StallTimeout": "6", "WebSinkTimeout": "30"}
+HOUR = 3600
+
+
+async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> None:
+    async with (
+        environment(tmp_path) as stage,
+        stage.forwarder(None, **SETTINGS) as forwarder,
+    ):
+        async with stage.traffic(100):
+            await forwarder.wait_for("hub message")
+            assert await _skew(forwarder) == 0
+            os.kill(forwarder.pid, signal.SIGUSR1)
+            entry = await forwarder.wait_for("clock differs from the hub's")
+            assert HOUR - 60 < entry["aheadSeconds"] <= HOUR
+            assert HOUR - 60 < await _skew(forwarder) <= HOUR + 1
+            assert not forwarder.entries("hub is quiet")
+            os.kill(forwarder.pid, signal.SIGUSR2)
+            os.kill(forwarder.pid, signal.SIGUSR2)
+            async with asyncio.timeout(20):
+                while await _skew(forwarder) > -HOUR + 60:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.2)
+        rule, stage.webhook.rule = stage.webhook.rule, lambda _: Answer(delay=HOUR)
+        stage.ledger.publish(10)
+        await asyncio.sleep(3)
+        samples = await forwarder.metrics()
+        oldest = max(
+            samples.total("aks_audit_oldest_undelivered_seconds", partition=number)
+            for number in "0123"
+        )
+        assert 1 < oldest < 60
+        stage.webhook.rule = rule
+
+
+async def _skew(forwarder: Forwarder) -> float:
+    return (await forwarder.metrics()).total("aks_audit_clock_skew_seconds")
