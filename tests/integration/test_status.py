@@ -65,6 +65,7 @@ async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
             status = json.loads((await running.get("/status"))[1])
             assert (status["notLive"], status["notReady"]) == ([], [])
             assert status["state"] == "delivering"
+            assert 1 <= status["postConcurrency"] <= 4
             components = ("hub", "sink", "checkpoints", "dead letters")
             assert status["components"] == dict.fromkeys(components, "healthy")
             first, second = status["partitions"]
@@ -121,6 +122,7 @@ def report(points: list[tuple[float, int]], word: str = "x") -> dict[str, object
         "version": "1",
         "upSeconds": 1,
         "state": "not delivering",
+        "postConcurrency": 4,
         "notLive": [word],
         "notReady": [],
         "components": {"hub": word},

@@ -4,31 +4,38 @@ from typing import Any
 
 import msgspec
 
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+class _Event(msgspec.Struct, rename={"audit_id": "auditID", "target": "objectRef"}):
+    """The fields in question, of whatever types: the log must not stop at an odd event."""
+
+    audit_id: Any = None
+    stage: Any = None
+    verb: Any = None
+    user: Any = None
+    target: Any = None
+    response: Any = msgspec.field(default=None, name="responseStatus")
+
+
+_decoder = msgspec.json.Decoder(_Event)
 
 
 def summary(event: bytes) -> dict[str, Any]:
     """Return the fields of a level 3 log entry; what an odd event lacks is empty."""
-    fields = _fields.decode(event)
-
-    def value(name: str) -> Any:
-        try:
-            return msgspec.json.decode(fields.get(name, b"null"))
-        except (msgspec.DecodeError, RecursionError):
-            return None
-
-    user, target, status = (
-        found if isinstance(found := value(name), dict) else {}
-        for name in ("user", "objectRef", "responseStatus")
+    try:
+        found = _decoder.decode(event)
+    except (msgspec.DecodeError, RecursionError):  # such as a user nested 2,000 deep
+        found = _Event()
+    user, target, response = (
+        one if isinstance(one, dict) else {} for one in (found.user, found.target, found.response)
     )
     resource, subresource = target.get("resource", ""), target.get("subresource")
     return {
-        "auditID": value("auditID"),
-        "stage": value("stage"),
-        "verb": value("verb"),
+        "auditID": found.audit_id,
+        "stage": found.stage,
+        "verb": found.verb,
         "user": user.get("username", ""),
         "resource": f"{resource}/{subresource}" if subresource else resource,
         "namespace": target.get("namespace", ""),
         "name": target.get("name", ""),
-        "code": status.get("code", 0),
+        "code": response.get("code", 0),
     }

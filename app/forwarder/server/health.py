@@ -44,6 +44,11 @@ class Health:
             await asyncio.sleep(_INTERVAL)
 
     @property
+    def post_concurrency(self) -> int:
+        """The limit of concurrent POSTs now in force."""
+        return self._sink.concurrency.limit
+
+    @property
     def draining(self) -> bool:
         """Whether the process was told to stop."""
         return self._consumer.stopping

@@ -44,7 +44,8 @@ def page(status: Mapping[str, Any]) -> str:
 <h1>aks-audit: <span class="{"bad" if reasons else "good"}">{title}</span></h1>
 <ul>{"".join(f"<li class=bad>{escape(reason)}</li>" for reason in reasons)}</ul>
 <p class="dim">Version {escape(status["version"])}, up for {_age(status["upSeconds"])}.
-{len(status["partitions"])} partitions owned, {behind:,} messages behind.</p>
+{len(status["partitions"])} partitions owned, {behind:,} messages behind;
+at most {status["postConcurrency"]} POSTs at once.</p>
 <h2>Components</h2>
 <ul>{"".join(_component(*one) for one in status["components"].items())}</ul>
 <h2>Partitions</h2>

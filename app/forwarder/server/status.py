@@ -25,6 +25,7 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
         "state": "draining" if health.draining else state,
         "notLive": not_live,
         "notReady": not_ready,
+        "postConcurrency": health.post_concurrency,
         "components": {name: why or "healthy" for name, why in health.components().items()},
         "partitions": [_partition(now, state, health) for state in health.states()],
         "errors": log.recent_errors(),
