@@ -268,6 +268,23 @@ def test_a_changed_setting_or_secret_rolls_the_pod_and_nothing_else_does() -> No
     assert policy["checksum/policy"] != other["checksum/policy"]
 
 
+def test_a_policy_that_is_explained_can_be_installed_as_it_is(tmp_path: Path) -> None:
+    """A whole Policy, or its rules alone, by --set-file or among the values."""
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]}
+    rules = {"rules": policy["rules"]}
+    read = []
+    for index, given in enumerate((policy, rules)):
+        file = tmp_path / f"{index}.yaml"
+        file.write_text(f"# {index}\n{yaml.safe_dump(given)}")
+        values = tmp_path / f"{index}-values.yaml"
+        values.write_text(yaml.safe_dump({"auditPolicy": given}))
+        for arguments in (("--set-file", f"auditPolicy={file}"), ("--values", values)):
+            manifests = chart.render("--values", chart.DEFAULT, *arguments)
+            read.append(settings(manifests, tmp_path).audit_policy)
+    assert read[0]
+    assert read == [read[0]] * 4
+
+
 @value_files
 def test_an_unchanged_render_is_the_same_byte_for_byte(values: Path) -> None:
     once, again = (chart.template("--values", values) for _ in range(2))

@@ -313,6 +313,28 @@ def test_every_alert_fires_in_a_case() -> None:
     assert fired == {rule["alert"] for rule in rules()}
 
 
+def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
+    """The reference of Microsoft.AlertsManagement/prometheusRuleGroups: 20 rules at most."""
+    values = chart.CHART / "ci" / "azure-managed-prometheus-values.yaml"
+    text = chart.helm("template", "aks-audit", chart.CHART, "--namespace", "a", "--values", values)
+    (data,) = (
+        item["data"]
+        for item in yaml.safe_load_all(text)
+        if item and item["metadata"]["name"] == "aks-audit-rule-group"
+    )
+    template = json.loads(data["template.json"])
+    assert template["parameters"].keys() == {"workspaceId", "clusterName"}
+    (group,) = template["resources"]
+    assert group["name"] == "a-aks-audit"
+    found = group["properties"]["rules"]
+    assert len(found) <= 20
+    assert [one["alert"] for one in found] == [one["alert"] for one in rules()]
+    for one in found:
+        assert one["expression"]
+        assert re.fullmatch(r"PT\d+[MH]", one["for"])
+        assert one["severity"] == {"critical": 1, "warning": 2}[one["labels"]["severity"]]
+
+
 def test_every_alert_leads_to_its_runbook() -> None:
     text = page("operations.md")
     headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", text, re.MULTILINE)}
