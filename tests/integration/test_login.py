@@ -18,6 +18,7 @@ from support import events
 from support.eventhubs import Server
 from support.harness import free_port
 from support.process import Forwarder
+from support.proxy import Proxy
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
@@ -247,6 +248,14 @@ async def test_entra_is_asked_less_and_less_and_the_login_recovers_by_itself(wor
         world.entra.answer = Entra().answer
         await world.webhook.until(lambda: world.webhook.total == 3, 40)
         assert forwarder.entries("hub answers")
+
+
+async def test_a_proxy_that_asks_for_a_login_is_not_taken_for_entra(world: World) -> None:
+    async with Proxy(login="someone:correct-horse-battery") as proxy:
+        settings = world.settings(HTTPS_PROXY=proxy.url, NO_PROXY=world.host)
+        async with Forwarder(settings) as forwarder:
+            reason = (await forwarder.wait_for("hub does not answer"))["reason"]
+    assert f"the proxy 127.0.0.1:{proxy.port} asks for a login on the way to 127.0.0.1:" in reason
 
 
 async def test_a_missing_role_is_named_with_the_identity(world: World) -> None:
