@@ -1,5 +1,6 @@
 """Secrets that are renewed in their files are used without a restart."""
 
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -92,3 +93,30 @@ async def test_a_renewed_signature_of_the_store_is_used_for_the_next_checkpoint(
                 await forwarder.metrics()
             else:
                 raise AssertionError(await stores.shared(store))
+
+
+async def test_a_renewed_header_or_password_of_the_sink_is_sent_with_the_next_post(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    headers, url = tmp_path / "headers", tmp_path / "url"
+    headers.write_text('{"X-Key": "first-key-of-the-sink"}')
+    url.write_text(webhook.url.replace("//", "//me:first-password@"))
+    async with Server({HUB: 1}) as server:
+        settings = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "WebSinkURL_FILE": str(url),
+            "WebSinkHeaders_FILE": str(headers),
+            "StateDirectory": str(tmp_path / "state"),
+            "LoadBalancingInterval": "1",
+        }
+        async with Forwarder(settings):
+            publish(server, 3)
+            await webhook.until(lambda: webhook.total == 3)
+            headers.write_text('{"X-Key": "second-key-of-the-sink"}')
+            url.write_text(webhook.url.replace("//", "//me:second-password@"))
+            publish(server, 4)
+            await webhook.until(lambda: webhook.total == 7)
+    sent = [(post.headers["X-Key"], post.headers["Authorization"]) for post in webhook.posts]
+    basic = b64encode(b"me:second-password").decode()
+    assert sent[0][0] == "first-key-of-the-sink"
+    assert sent[-1] == ("second-key-of-the-sink", f"Basic {basic}")

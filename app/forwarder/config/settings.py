@@ -145,32 +145,26 @@ class Settings:
 
         Without such a file, or while its content is not usable, the value read at the start.
         """
+        if name not in self.files:
+            return getattr(self, name)
         try:
             found = _parse(name, parsers.text_of(self.files[name]))
-        except (KeyError, OSError, ValueError):
+        except (OSError, ValueError):
             return getattr(self, name)
-        for secret in getattr(found, "secrets", ()):
+        for secret in _secrets_of(found):
             _protect(secret)
         return found
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every text that no output may show, as of now."""
-        found = [
-            secret
-            for name in ("hub_connection", "blob_connection")
-            for connection in (getattr(self, name), self.current(name))
-            if connection
-            for secret in connection.secrets
-        ]
-        url = self.web_sink_url
-        sent = [value for _, value in self.web_sink_headers] + [*url.query.values()]
+        names = [item.name for item in fields(self) if item.metadata.get("secret")]
+        values = [getattr(self, name) for name in names] + [*map(self.current, names)]
+        found = [secret for value in values for secret in _secrets_of(value)]
         if self.web_sink_token_file:
             with suppress(OSError):  # it was there at the start
-                sent.append(self.web_sink_token_file.read_text(errors="replace").strip())
-        found += [value for value in sent if len(value) >= _SHORTEST_SECRET]
-        passwords = (url.password, self.https_proxy and self.https_proxy.password)
-        return tuple(dict.fromkeys(filter(None, (*found, *passwords))))
+                found.append(self.web_sink_token_file.read_text(errors="replace").strip())
+        return tuple(dict.fromkeys(filter(None, found)))
 
     def _contradictions(self) -> Iterator[str]:
         """Yield a line for each rule across variables that these settings break."""
@@ -214,6 +208,17 @@ class Settings:
                 )
         if self.web_sink_url.scheme == "http" and (self.web_sink_ca_file or cert or key):
             yield "WebSinkURL: is http, so WebSinkCAFile, -CertFile and -KeyFile have no effect"
+
+
+def _secrets_of(value: Any) -> Iterator[str]:
+    match value:
+        case HubConnection() | BlobConnection():
+            yield from value.secrets
+        case URL():
+            yield value.password or ""
+            yield from (text for text in value.query.values() if len(text) >= _SHORTEST_SECRET)
+        case tuple():  # headers
+            yield from (text for _, text in value if len(text) >= _SHORTEST_SECRET)
 
 
 def _names() -> dict[str, str]:

@@ -64,7 +64,7 @@ class Sink:
             connector=aiohttp.TCPConnector(limit=0),
             # guard: post-timeout
             timeout=aiohttp.ClientTimeout(total=self._settings.web_sink_timeout),
-            headers={"User-Agent": "aks-audit", **dict(self._settings.web_sink_headers)},
+            headers={"User-Agent": "aks-audit"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -134,10 +134,14 @@ class Sink:
         if log.enabled(log.POST):
             log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
         started = time.perf_counter()
-        headers = {"Content-Type": "application/json", **self._authorization.get()}
+        headers = {
+            "Content-Type": "application/json",
+            **dict(self._settings.current("web_sink_headers")),
+            **self._authorization.get(),
+        }
         try:
             async with self._session.post(
-                self._url,
+                self._settings.current("web_sink_url"),
                 data=body,
                 headers=headers,
                 allow_redirects=False,
