@@ -20,7 +20,7 @@ test: tools lint test-chart ## Lint and run all tests, of the chart too
 	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet --numprocesses 4 --dist loadfile
 
 .PHONY: faults
-faults: $(VENV)/.stamp $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
+faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
 	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 3 --durations 10 tests/faults $(if $(ONLY),-k '$(ONLY)'))
 
 ##@ Installation (done by the targets that need it)
@@ -29,6 +29,10 @@ $(VENV)/.stamp: tests/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --require-hashes -r tests/requirements.txt
+	touch $@
+
+$(VENV)/.fuzz: tests/faults/fuzz/requirements.txt $(VENV)/.stamp
+	$(VENV)/bin/python -m pip install --quiet --require-hashes -r $<
 	touch $@
 
 # The machine's Go and Node.js where they are recent enough, else those of a virtual environment of their own.

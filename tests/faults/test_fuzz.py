@@ -1,0 +1,27 @@
+"""Coverage-guided fuzzing of what a message of the hub passes; see `faults.fuzz`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_fuzzing_finds_no_message_that_is_lost_or_raises(tmp_path: Path) -> None:
+    """Ten minutes, or FUZZ_SECONDS."""
+    path = os.pathsep.join([str(ROOT / "app"), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-m", "faults.fuzz", os.environ.get("FUZZ_SECONDS", "600")],
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done " in done.stderr
