@@ -1,0 +1,255 @@
+// Package azure checks the forwarder and the local Event Hubs server against the Go SDK: the producer,
+// the receiver, and the Processor with its blob store, whose checkpoints the forwarder takes over.
+package azure
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs"
+	v1checkpoints "github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/checkpoints"
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2"
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2/checkpoints"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"peers/local"
+)
+
+// processor is a consumer that shares partitions through a blob container, whatever the SDK's version.
+type processor interface {
+	Run(ctx context.Context) error
+}
+
+// consumer reads with a Processor until it is stopped, and checkpoints every message.
+type consumer struct {
+	mutex sync.Mutex
+	seen  []string
+	stop  func()
+}
+
+func (c *consumer) add(body []byte) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.seen = append(c.seen, string(body))
+}
+
+func (c *consumer) count() int {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return len(c.seen)
+}
+
+// consumeV2 starts a Processor of azeventhubs 2.
+func consumeV2(t *testing.T, hub *local.Hub, blobs *container.Client, group string) *consumer {
+	t.Helper()
+	client, err := azeventhubs.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, group, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := checkpoints.NewBlobStore(blobs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	earliest := azeventhubs.StartPosition{Earliest: new(bool)}
+	*earliest.Earliest = true
+	processor, err := azeventhubs.NewProcessor(client, store, &azeventhubs.ProcessorOptions{
+		UpdateInterval:              time.Second,
+		PartitionExpirationDuration: 5 * time.Second,
+		StartPositions:              azeventhubs.StartPositions{Default: earliest},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer := &consumer{}
+	consumer.run(t, processor, func(ctx context.Context) func() {
+		partition := processor.NextPartitionClient(ctx)
+		if partition == nil {
+			return nil
+		}
+		return func() {
+			defer partition.Close(context.Background())
+			for ctx.Err() == nil {
+				wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+				events, _ := partition.ReceiveEvents(wait, 10, nil)
+				cancel()
+				for _, event := range events {
+					consumer.add(event.Body)
+					_ = partition.UpdateCheckpoint(context.Background(), event, nil)
+				}
+			}
+		}
+	})
+	return consumer
+}
+
+// consumeV1 starts a Processor of azeventhubs 1.4, which Falco's k8saudit-aks plugin uses.
+func consumeV1(t *testing.T, hub *local.Hub, blobs *container.Client, group string) *consumer {
+	t.Helper()
+	client, err := v1.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, group, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := v1checkpoints.NewBlobStore(blobs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	earliest := true
+	processor, err := v1.NewProcessor(client, store, &v1.ProcessorOptions{
+		UpdateInterval:              time.Second,
+		PartitionExpirationDuration: 5 * time.Second,
+		StartPositions:              v1.StartPositions{Default: v1.StartPosition{Earliest: &earliest}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer := &consumer{}
+	consumer.run(t, processor, func(ctx context.Context) func() {
+		partition := processor.NextPartitionClient(ctx)
+		if partition == nil {
+			return nil
+		}
+		return func() {
+			defer partition.Close(context.Background())
+			for ctx.Err() == nil {
+				wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+				events, _ := partition.ReceiveEvents(wait, 10, nil)
+				cancel()
+				for _, event := range events {
+					consumer.add(event.Body)
+					_ = partition.UpdateCheckpoint(context.Background(), event, nil)
+				}
+			}
+		}
+	})
+	return consumer
+}
+
+// run starts the processor and reads each partition that it is given.
+func (c *consumer) run(t *testing.T, processor processor, next func(context.Context) func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() { _ = processor.Run(ctx) })
+	work.Go(func() {
+		for read := next(ctx); read != nil; read = next(ctx) {
+			work.Go(read)
+		}
+	})
+	var once sync.Once
+	c.stop = func() { once.Do(func() { cancel(); work.Wait() }) }
+	t.Cleanup(c.stop)
+}
+
+func events(prefix string, count int) [][]byte {
+	var made [][]byte
+	for number := range count {
+		made = append(made, fmt.Appendf(nil, `{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Metadata",`+
+			`"auditID":"%s-%d","stage":"ResponseComplete","requestURI":"/api","verb":"get","user":{"username":"u"},`+
+			`"requestReceivedTimestamp":"2026-11-23T09:14:10.000000Z","stageTimestamp":"2026-11-23T09:14:10.000000Z"}`, prefix, number))
+	}
+	return made
+}
+
+// publish sends each event as a message of its own.
+func publish(t *testing.T, hub *local.Hub, events [][]byte) {
+	t.Helper()
+	var messages [][]byte
+	for _, event := range events {
+		messages = append(messages, local.Message(t, event))
+	}
+	hub.Publish(t, messages...)
+}
+
+func forward(t *testing.T, hub *local.Hub, store, group, sink string) *local.Forwarder {
+	t.Helper()
+	return local.StartForwarder(t, map[string]string{
+		"EhubNamespaceConnectionString": hub.ConnectionString,
+		"BlobStorageConnectionString":   store,
+		"ConsumerGroup":                 group,
+		"WebSinkURL":                    sink,
+		"CheckpointInterval":            "1",
+	})
+}
+
+var versions = map[string]func(*testing.T, *local.Hub, *container.Client, string) *consumer{
+	"azeventhubs 1.4": consumeV1,
+	"azeventhubs 2.0": consumeV2,
+}
+
+// A partition client without a Processor reads what the producer sent.
+func TestThePartitionClientReads(t *testing.T) {
+	hub := local.StartHub(t, 1)
+	publish(t, hub, events("read", 5))
+	ctx, cancel := context.WithTimeout(context.Background(), local.Patience)
+	defer cancel()
+	client, err := azeventhubs.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, "$Default", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close(ctx)
+	earliest := true
+	partition, err := client.NewPartitionClient("0", &azeventhubs.PartitionClientOptions{
+		StartPosition: azeventhubs.StartPosition{Earliest: &earliest},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer partition.Close(ctx)
+	received, err := partition.ReceiveEvents(ctx, 5, nil)
+	if err != nil || len(received) != 5 {
+		t.Fatalf("%d of 5 events, %v", len(received), err)
+	}
+}
+
+// The forwarder goes on where a Go Processor stopped.
+func TestTheForwarderTakesOver(t *testing.T) {
+	for version, consume := range versions {
+		for _, group := range []string{"$Default", "falco"} {
+			t.Run(version+" "+group, func(t *testing.T) {
+				t.Parallel()
+				hub, sink := local.StartHub(t, 2), local.StartSink(t)
+				store, blobs := local.StartAzurite(t)
+				publish(t, hub, events("before", 20))
+				consumer := consume(t, hub, blobs, group)
+				local.Eventually(t, "the Processor reads everything", func() bool { return consumer.count() >= 20 })
+				consumer.stop()
+				publish(t, hub, events("after", 10))
+				forwarder := forward(t, hub, store, group, sink.URL)
+				local.Eventually(t, "the forwarder delivers", func() bool { return forwarder.Delivered() >= 10 })
+				if status := forwarder.Stop(t); status != 0 {
+					t.Errorf("exit status %d", status)
+				}
+				if got := len(sink.Events(t)); got != 10 {
+					t.Errorf("%d events delivered, 10 came after the Processor's checkpoints", got)
+				}
+			})
+		}
+	}
+}
+
+// A Go Processor goes on where the forwarder stopped, in a group whose name is in lower case.
+func TestTheProcessorTakesOver(t *testing.T) {
+	for version, consume := range versions {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			hub, sink := local.StartHub(t, 2), local.StartSink(t)
+			store, blobs := local.StartAzurite(t)
+			publish(t, hub, events("before", 20))
+			forwarder := forward(t, hub, store, "falco", sink.URL)
+			local.Eventually(t, "the forwarder delivers", func() bool { return forwarder.Delivered() == 20 })
+			if status := forwarder.Stop(t); status != 0 {
+				t.Errorf("exit status %d", status)
+			}
+			publish(t, hub, events("after", 10))
+			consumer := consume(t, hub, blobs, "falco")
+			local.Eventually(t, "the Processor reads the rest", func() bool { return consumer.count() >= 10 })
+			time.Sleep(3 * time.Second) // more would come by now
+			if consumer.count() != 10 {
+				t.Errorf("%d messages read, 10 came after the forwarder's checkpoints", consumer.count())
+			}
+		})
+	}
+}
