@@ -207,7 +207,7 @@ func TestThePartitionClientReads(t *testing.T) {
 // The forwarder goes on where a Go Processor stopped.
 func TestTheForwarderTakesOver(t *testing.T) {
 	for version, consume := range versions {
-		for _, group := range []string{"$Default", "falco"} {
+		for _, group := range []string{"$Default", local.Group} {
 			t.Run(version+" "+group, func(t *testing.T) {
 				t.Parallel()
 				hub, sink := local.StartHub(t, 2), local.StartSink(t)
@@ -238,13 +238,13 @@ func TestTheProcessorTakesOver(t *testing.T) {
 			hub, sink := local.StartHub(t, 2), local.StartSink(t)
 			store, blobs := local.StartAzurite(t)
 			publish(t, hub, events("before", 20))
-			forwarder := forward(t, hub, store, "falco", sink.URL)
+			forwarder := forward(t, hub, store, local.Group, sink.URL)
 			local.Eventually(t, "the forwarder delivers", func() bool { return forwarder.Delivered() == 20 })
 			if status := forwarder.Stop(t); status != 0 {
 				t.Errorf("exit status %d", status)
 			}
 			publish(t, hub, events("after", 10))
-			consumer := consume(t, hub, blobs, "falco")
+			consumer := consume(t, hub, blobs, local.Group)
 			local.Eventually(t, "the Processor reads the rest", func() bool { return consumer.count() >= 10 })
 			time.Sleep(3 * time.Second) // more would come by now
 			if consumer.count() != 10 {

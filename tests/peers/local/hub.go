@@ -16,6 +16,9 @@ import (
 // HubName is the event hub that Azure Monitor writes to by default.
 const HubName = "insights-logs-kube-audit"
 
+// Group is a consumer group beside $Default.
+const Group = "falco"
+
 // Container is the blob container of the forwarder's default settings.
 const Container = "kubeauditlogcontainer"
 
@@ -27,7 +30,7 @@ type Hub struct {
 // StartHub starts an event hub with so many partitions.
 func StartHub(t *testing.T, partitions int) *Hub {
 	t.Helper()
-	process := Python(t, nil, "support.eventhubs", "--port", "0", "--hub", HubName+"="+strconv.Itoa(partitions))
+	process := Python(t, nil, "support.eventhubs", "--port", "0", "--hub", HubName+"="+strconv.Itoa(partitions), "--group", Group)
 	Eventually(t, "the local hub prints its connection string", func() bool { return len(process.Lines()) > 0 })
 	return &Hub{ConnectionString: process.Lines()[0]}
 }

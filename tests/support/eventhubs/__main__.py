@@ -22,6 +22,8 @@ async def _serve(options: argparse.Namespace) -> None:
     async with Server(
         dict(options.hub), host=options.host, port=options.port, retention=options.retention
     ) as server:
+        for hub in server.hubs.values():
+            hub.groups |= set(options.group)
         sys.stdout.write(server.connection_string() + "\n")
         sys.stdout.flush()
         await stop.wait()
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--hub", type=_hub, action="append", required=True, metavar="NAME=PARTITIONS"
     )
+    parser.add_argument("--group", action="append", default=[], help="another consumer group")
     parser.add_argument("--retention", type=float, help="seconds; without it nothing expires")
     uvloop.run(_serve(parser.parse_args()))
 
