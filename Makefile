@@ -23,6 +23,10 @@ test: tools lint test-chart ## Lint and run all tests, of the chart too
 faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
 	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 3 --durations 10 tests/faults $(if $(ONLY),-k '$(ONLY)'))
 
+.PHONY: peers
+peers: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/js/.stamp ## Test against Falco's plugin, the Go SDK, kube-apiserver and CrowdSec, ONLY=part-of-a-name; needs a C compiler
+	for module in tests/peers tests/peers/crowdsec; do (cd $$module && $(WITH_TOOLS) go test -count 1 -parallel 2 $(if $(ONLY),-run '$(ONLY)') ./...); done
+
 ##@ Installation (done by the targets that need it)
 
 $(VENV)/.stamp: tests/requirements.txt

@@ -253,3 +253,28 @@ func TestTheProcessorTakesOver(t *testing.T) {
 		})
 	}
 }
+
+// A Go Processor and the forwarder do not see each other in `$Default`. Both read everything, and the
+// forwarder reports it.
+func TestBothAtOnceAreReported(t *testing.T) {
+	hub, sink := local.StartHub(t, 2), local.StartSink(t)
+	store, blobs := local.StartAzurite(t)
+	publish(t, hub, events("first", 10))
+	consumer := consumeV1(t, hub, blobs, "$Default")
+	local.Eventually(t, "the Processor reads everything", func() bool { return consumer.count() >= 10 })
+	forwarder := forward(t, hub, store, "$Default", sink.URL)
+	local.Eventually(t, "the forwarder reports the Processor", func() bool {
+		return len(forwarder.Logged("consumer group is read by another program")) > 0
+	})
+	publish(t, hub, events("both", 10))
+	local.Eventually(t, "nothing is lost", func() bool {
+		missing := map[string]bool{}
+		for _, event := range events("both", 10) {
+			missing[local.Key(t, event)] = true
+		}
+		for _, event := range sink.Events(t) {
+			delete(missing, local.Key(t, event))
+		}
+		return len(missing) == 0
+	})
+}
