@@ -236,6 +236,7 @@ class Consumer:
                 partition,
                 owned.checkpoint,
                 start.get(number, "-1") if isinstance(start, dict) else start,
+                hub=self._hub.outage,
             )
             self._tasks[number] = asyncio.create_task(self._read(number))
             log.info("partition claimed", partition=number, checkpoint=owned.stored)

@@ -86,7 +86,8 @@ class HubMonitor:
         """Seconds by which the clock here is ahead of the hub's, at least; below 0 it is behind."""
         self._skewed = log.RateLimited(QUIET.total_seconds())
         self._ages = deque[float](maxlen=_AGES)  # at which messages came, at least
-        self._polled: float | None = None
+        self.polled: float | None = None
+        """When the properties were last read, by the monotonic clock."""
 
     async def poll(self) -> None:
         """Read the properties once. A failure is logged, not raised."""
@@ -191,7 +192,7 @@ class HubMonitor:
         The hub does not tell the time, but a message that came between two polls was enqueued
         between them. If the last ones all seem to be older, the clock here is ahead.
         """
-        arrived = self._polled is None or any(
+        arrived = self.polled is None or any(
             one.last > self.last.get(one.number, -1) for one in partitions
         )
         age, now = time.time() - newest.timestamp(), time.monotonic()
@@ -199,9 +200,9 @@ class HubMonitor:
             self._ages.clear()
             self.skew = age if arrived else min(age, self.skew)
         elif arrived:
-            self._ages.append(age - (now - self._polled) if self._polled else 0.0)
+            self._ages.append(age - (now - self.polled) if self.polled else 0.0)
             self.skew = max(0.0, min(self._ages))
-        self._polled = now
+        self.polled = now
         if abs(self.skew) > _SKEW:
             self._skewed.error(
                 "clock differs from the hub's, check the node's NTP",

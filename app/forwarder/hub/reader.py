@@ -26,6 +26,7 @@ from forwarder.diagnosis import causes
 from forwarder.hub.client import attach
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
+from forwarder.outage import Outage
 
 Position = str | int | datetime
 
@@ -49,20 +50,23 @@ class StaleError(Exception):
 class Reader:
     """The receiving end of a partition."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a link is opened with
         self,
         client: EventHubConsumerClient,
         settings: Settings,
         partition: Partition,
         checkpoint: Mapping[str, Any],
         start: Position,
+        *,
+        hub: Outage,
     ) -> None:
-        """`start` is the position without a checkpoint."""
+        """`start` is the position without a checkpoint, `hub` what is logged of the hub already."""
         self._client = client
         self._settings = settings
         self._partition = partition
         self._checkpoint = checkpoint
         self._start = start
+        self._hub = hub
         self._refused = 0  # positions, of those in `_positions`
         self._dispatched = 0.0
         self._repeated = log.RateLimited()
@@ -153,6 +157,6 @@ class Reader:
 
     def _fail(self, error: Exception) -> None:
         self.refusal = str(causes.of_hub(error, self._settings))
-        self._repeated.error(
-            "receiving failed", partition=self._partition.number, reason=self.refusal
-        )
+        if not self._hub.reason:
+            number = self._partition.number
+            self._repeated.error("receiving failed", partition=number, reason=self.refusal)

@@ -22,6 +22,7 @@ from forwarder.hub.monitor import HubMonitor
 
 _INTERVAL: Final = 10.0  # seconds between two polls of the hub, at most
 _SOON: Final = 1.0  # seconds to the next poll of a hub that does not answer
+_UNHEARD: Final = 3.0  # seconds without properties, while polled every second
 _RATE: Final = 1 / 60  # messages per second and partition: AKS writes at least some every minute
 _STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, fail
 
@@ -54,7 +55,7 @@ class Watchdog:
         self._consumer = consumer
         self._checkpoints = checkpoints
         self._stalls: dict[str, _Stall] = {}
-        self._polled = time.monotonic()
+        self._noted = 0.0
         self._rates: dict[str, float] = {}
         self._lasts: dict[str, int] = {}
 
@@ -63,8 +64,8 @@ class Watchdog:
         interval = min(_INTERVAL, self._timeout / _STEPS / 2)
         while True:
             await self._hub.poll()
+            self._note_rates()
             if not self._hub.outage.reason:
-                self._note_rates()
                 self._consumer.check()
                 self._forget()
                 for number, partition in self._consumer.partitions.items():
@@ -113,17 +114,22 @@ class Watchdog:
         return time.monotonic() - self.since(number)
 
     def _unheard(self) -> float:
-        """Return for how many seconds the hub has not answered; 0 while it does."""
-        return time.monotonic() - self._polled if self._hub.outage.reason else 0.0
+        """Return for how many seconds the properties could not be read; 0 while they can."""
+        if not self._hub.outage.reason or self._hub.polled is None:
+            return 0.0
+        seconds = time.monotonic() - self._hub.polled
+        return seconds if seconds > _UNHEARD else 0.0
 
     def _note_rates(self) -> None:
         """Note how fast messages come."""
-        now, before, self._lasts = time.monotonic(), self._lasts, self._hub.last
-        for number, last in self._lasts.items():
-            rate = (last - before.get(number, last)) / max(now - self._polled, 0.001)
+        seconds = (self._hub.polled or 0.0) - self._noted
+        if seconds <= 0:
+            return
+        for number, last in self._hub.last.items():
+            rate = (last - self._lasts.get(number, last)) / seconds
             known = self._rates.get(number, rate)
             self._rates[number] = max(_RATE, known + (rate - known) / 4)
-        self._polled = now
+        self._noted, self._lasts = self._noted + seconds, self._hub.last
 
     def _watch(self, number: str, partition: Partition) -> None:
         """Reopen a partition that gets nothing while the hub has more, then the whole client."""
