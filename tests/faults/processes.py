@@ -44,7 +44,7 @@ async def poisoned(play: Play, seconds: float) -> None:
                 await play.dies(signal.SIGSEGV)
                 await play.start()
             await asyncio.sleep(0.05)
-        await play.running["one"].wait_for("messages are taken as ever")
+        await play.running["one"].wait_for("messages are processed concurrently again")
     letters = [*(play.state / "deadletters").glob("*.jsonl")]
     lines = [json.loads(line) for file in letters for line in file.read_bytes().splitlines()]
     (whole,) = {line["body"] for line in lines if line["reason"] == "the process died of it"}

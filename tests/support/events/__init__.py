@@ -43,8 +43,11 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def key(event: bytes) -> Key:
-    """Return auditID and stage of an event."""
-    named = _named.decode(event)
+    """Return auditID and stage of an event, also of one with other text behind it."""
+    try:
+        named = _named.decode(event)
+    except msgspec.DecodeError:
+        named = _named.decode(event[: event.rindex(b"}") + 1])
     return named.auditID, named.stage
 
 
