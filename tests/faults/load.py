@@ -29,5 +29,5 @@ async def large_record(play: Play, size: float) -> None:
 async def dead_letters(play: Play, number: float) -> None:
     """Events with other text behind them, which are not posted."""
     spoilt = [event + b" text" for event in SMALL]
-    play.ledger.publish(int(number), per_message=400, refuse=1, templates=spoilt)
+    play.ledger.publish(int(number), per_message=100, refuse=1, templates=spoilt)
     await play.settled(200)
