@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import repeat
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -25,6 +26,7 @@ _OUTCOMES: Final[tuple[Outcome, ...]] = (
     "dropped",
 )
 _POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_AT_ONCE: Final = 100
 _DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 
 
@@ -50,15 +52,28 @@ class _DroppedEntries(Collector):
 
 
 class _Delays(Collector):
-    """A histogram that counts a list at once: one by one that costs as much as unpacking."""
+    """A histogram that counts many events at once: one by one costs as much as unpacking."""
 
     def __init__(self) -> None:
+        self._waiting: list[tuple[float, str]] = []
         self._up_to = dict.fromkeys(_DELAY_BUCKETS, 0)
         self._count = 0
         self._sum = 0.0
 
-    def observe(self, delays: list[float]) -> None:
-        """Count these delays in seconds, which are sorted by it."""
+    def observe(self, stage_timestamps: Iterable[str]) -> None:
+        """Note that these events (RFC 3339, "" if unknown) have arrived now."""
+        self._waiting.extend(zip(repeat(time.time()), stage_timestamps))
+        if len(self._waiting) >= _AT_ONCE:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        delays = []
+        for now, stamp in self._waiting:
+            try:
+                delays.append(max(0.0, now - datetime.fromisoformat(stamp).timestamp()))
+            except ValueError:
+                continue
+        self._waiting.clear()
         delays.sort()
         for bound in _DELAY_BUCKETS:
             self._up_to[bound] += bisect_right(delays, bound)
@@ -66,6 +81,7 @@ class _Delays(Collector):
         self._sum += sum(delays)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        self._count_waiting()
         counts = [(str(float(bound)), count) for bound, count in self._up_to.items()]
         yield HistogramMetricFamily(
             "aks_audit_event_delay_seconds",
@@ -151,14 +167,7 @@ class Metrics:
 
     def delayed(self, stage_timestamps: Iterable[str]) -> None:
         """Observe how long ago these events (RFC 3339, "" if unknown) happened."""
-        now = time.time()
-        delays = []
-        for stamp in stage_timestamps:
-            try:
-                delays.append(max(0.0, now - datetime.fromisoformat(stamp).timestamp()))
-            except ValueError:
-                continue
-        self._delays.observe(delays)
+        self._delays.observe(stage_timestamps)
 
     def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
         """Count the events that the audit policy saw, by rule and the level they are left at."""

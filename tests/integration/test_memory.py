@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import shutil
 from pathlib import Path
 
 from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
@@ -44,6 +45,29 @@ async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
             watching.cancel()
         assert stage.webhook.total == MESSAGES * PER_MESSAGE
         assert max(held) < MOST, f"{max(held) >> 20} MiB"
+
+
+async def test_100000_waiting_dead_letters_and_a_sink_that_is_away_cost_little(
+    tmp_path: Path,
+) -> None:
+    """Neither of them takes anything: what is in memory is bounded by bytes."""
+    bad = events.wrap([events.record("x")] * 20)
+    good = next(events.messages(20, per_message=20)).body
+    async with environment(tmp_path) as stage, stage.forwarder(VerboseLevel="1") as forwarder:
+        await stage.webhook.stop()
+        await forwarder.listening()
+        shutil.rmtree(tmp_path / "deadletters")
+        (tmp_path / "deadletters").touch()
+        for number in range(5_000):
+            stage.hub.publish(number % 4, bad)
+            if number % 20 == 0:
+                stage.hub.publish(number % 4, good)
+
+        async def all_wait() -> bool:
+            return await forwarder.total("dead_letters_waiting") >= 100_000
+
+        await forwarder.until(all_wait, 60)
+        assert forwarder.rss() < 160 * 1024 * 1024, f"{forwarder.rss() >> 20} MiB"
 
 
 async def test_the_client_keeps_nothing_of_a_message(webhook: Webhook, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from prometheus_client import Counter
 
 from forwarder import log
 from forwarder.config.parsers import shown_url
@@ -55,6 +56,7 @@ class Sink:
         https = self._url.scheme == "https"
         self._tls = SinkTls(settings, metrics.certificate_expiry) if https else None
         self._html_logged = False
+        self._responses: dict[int, Counter] = {}
         self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
         self.outage = Outage("sink down", "sink up")
         metrics.sink_up.set(1)
@@ -168,7 +170,9 @@ class Sink:
             raise kind(what, reason="connection", do=why.remedy) from None
         taken = time.perf_counter() - started
         status = response.status
-        self._metrics.posts.labels(str(status)).inc()
+        if status not in self._responses:
+            self._responses[status] = self._metrics.posts.labels(str(status))
+        self._responses[status].inc()
         self._metrics.post_seconds.observe(taken)
         if log.enabled(log.POST):
             log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
