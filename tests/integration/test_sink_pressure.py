@@ -100,6 +100,12 @@ async def test_a_sink_that_is_late_with_large_lists_gets_smaller_ones(tmp_path: 
         async with backlog(webhook, tmp_path, 400, WebSinkTimeout="0.3") as delivery:
             await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 400}
+            assert max(webhook.sizes) <= 30
+            webhook.rule = None
+            for message in events.messages(2_000, per_message=100):
+                await delivery.take(message.body)
+            await delivery.drain()
+            assert max(webhook.sizes) == 100
 
 
 # An outage

@@ -159,12 +159,12 @@ class AdaptiveConcurrency:
             if slot.started >= self._changed_at:
                 self._changed_at = now
                 self._set(self._limit * _REDUCTION)
-        elif self._waiting and self._may_grow(slot, seconds, now):
-            if self.max_events < slot.events * 2:
+        elif self.max_events < slot.events * 2:
+            if self._in_time(slot.load + slot.events):
                 self.max_events *= 2
-            else:
-                step = 1 if self._limit < self._threshold else 1 / self._limit
-                self._set(self._limit + step)
+        elif self._waiting and self._may_grow(slot, seconds, now):
+            step = 1 if self._limit < self._threshold else 1 / self._limit
+            self._set(self._limit + step)
 
     def _may_grow(self, slot: Slot, seconds: float, now: float) -> bool:
         """Return whether one more POST would be answered well within the time-out."""
