@@ -109,6 +109,8 @@ def test_a_second_release_shares_the_namespace(world: World) -> None:
         f'--set eventHub.connectionString="{world.hub}" --set webhook.service.create=false'
     )
     world.kubectl("rollout", "status", "deployment", "other-aks-audit", "--timeout=180s")
+    said = type_in(f"helm test other --namespace {NAMESPACE} --logs")
+    assert "kubectl exec deployment/other-aks-audit -- python -m forwarder check" in said
     for release in ("other", "aks-audit"):
         run("helm", "uninstall", release, "--namespace", NAMESPACE)
     until("no pod", lambda: not world.pods())
