@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from azure.core.exceptions import HttpResponseError
 from azure.eventhub.exceptions import AuthenticationError, ConnectError
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
@@ -466,3 +467,52 @@ async def test_a_pod_that_drains_says_so(server: Server, webhook: Webhook, tmp_p
         _, report = await check(environment, "--no-post")
     assert report["forwarder"]["state"] == "warn"
     assert "kubectl rollout status" in report["forwarder"]["do"]
+
+
+def _stored(status: int, code: str, text: str) -> HttpResponseError:
+    """Return an error of the storage client, as the service answers it."""
+    error = HttpResponseError(f"{text}\nErrorCode:{code}")
+    error.status_code, error.error_code = status, code  # type: ignore[attr-defined]
+    return error
+
+
+FIREWALL = "This request is not authorized to perform this operation."
+AUTHENTICATE = "Server failed to authenticate the request."
+
+
+@pytest.mark.parametrize(
+    ("error", "login", "kind", "remedy"),
+    [
+        (_stored(403, "AuthorizationFailure", FIREWALL), "key", "network rules", "network-rule"),
+        (_stored(403, "AuthorizationFailure", FIREWALL), "entra", "network rules", "network-rule"),
+        (_stored(403, "AuthenticationFailed", AUTHENTICATE), "key", "key", "show-connection"),
+        (
+            _stored(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
+            "entra",
+            "rights",
+            "'Storage Blob Data Contributor' --assignee c11e",
+        ),
+        (
+            _stored(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
+            "key",
+            "rights",
+            "SharedAccessSignature",
+        ),
+        (_stored(403, "KeyBasedAuthenticationNotPermitted", "No."), "key", "no keys", "BlobAcc"),
+        (_stored(401, "InvalidAuthenticationInfo", "Issuer."), "entra", "issuer", "account show"),
+        (_stored(403, "SomethingNew", "No."), "key", "refused", "network rules of the account"),
+        (_stored(503, "ServerBusy", "Busy."), "key", "busy", "tried again"),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_store_has_a_cause(
+    error: Exception, login: str, kind: str, remedy: str
+) -> None:
+    ways = {
+        "key": {"BlobStorageConnectionString": "AccountName=a;AccountKey=YQ=="},
+        "entra": {"BlobAccountUrl": "https://a.blob.core.windows.net", "AZURE_CLIENT_ID": "c11e"},
+    }
+    hub = {"EventHubNamespace": "ns.servicebus.windows.net"}
+    found = causes.of_store(error, Settings.from_env(hub | ways[login]))
+    assert found.kind == kind
+    assert remedy in found.remedy
