@@ -15,39 +15,35 @@ _FIND_HUB_STRING = "see az eventhubs namespace authorization-rule keys list"
 _FIND_STORAGE_STRING = "see az storage account show-connection-string"
 
 
-@dataclass(frozen=True, slots=True)
-class HubConnection:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Connection:
+    length: int  # of the text
+    key: str = field(repr=False)
+    signature: str = field(repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no output may show; the part `sig` of a signature is a secret of its own."""
+        part = parse_qs(self.signature).get("sig", ())
+        return tuple(filter(None, (self.key, self.signature, *part)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubConnection(_Connection):
     """The connection string of a namespace or a hub: a policy and its key, or a signature."""
 
-    length: int  # of the text
     host: str  # with a port if there is one
     entity_path: str | None
     policy: str
-    key: str = field(repr=False)
-    signature: str = field(repr=False)
     emulator: bool  # without TLS
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What no output may show."""
-        return _present(self.key, self.signature)
 
-
-@dataclass(frozen=True, slots=True)
-class BlobConnection:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobConnection(_Connection):
     """The connection string of a storage account: an account key, or a signature."""
 
-    text: str = field(repr=False)
-    length: int  # of the text as given
     account: str
     url: URL = field(repr=False)  # of the blob service
-    key: str = field(repr=False)
-    signature: str = field(repr=False)
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What no output may show."""
-        return _present(self.key, self.signature)
 
 
 def hub_connection(text: str) -> HubConnection:
@@ -101,26 +97,16 @@ def blob_connection(text: str) -> BlobConnection:
     scheme = parts.get("defaultendpointsprotocol", "https")
     host = f"{account}.blob.{parts.get('endpointsuffix', _PUBLIC_CLOUD)}"
     url = URL(parts.get("blobendpoint") or f"{scheme}://{host}")
-    return BlobConnection(_unquoted(text), len(text), account, url, key, signature)
+    return BlobConnection(length=len(text), account=account, url=url, key=key, signature=signature)
 
 
 def _parts(text: str) -> dict[str, str]:
     """Split `Key=value;...` into a dict with lower-case keys; a key without a value is left out."""
     parts = {}
-    for part in filter(None, (piece.strip() for piece in _unquoted(text).split(";"))):
+    for part in filter(None, (piece.strip() for piece in text.strip(" \t\r\n\"'").split(";"))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise ValueError("is not a connection string: expected Key=value pairs joined by ';'")
         if value:
             parts[key.lower()] = value
     return parts
-
-
-def _unquoted(text: str) -> str:
-    """Remove the white space and quotes that were pasted with a string."""
-    return text.strip().strip("\"'").strip()
-
-
-def _present(key: str, signature: str) -> tuple[str, ...]:
-    """Return the secrets that there are; the part `sig` of a signature is one of its own."""
-    return tuple(filter(None, (key, signature, *parse_qs(signature).get("sig", ()))))

@@ -156,6 +156,11 @@ class Settings:
         return found
 
     @property
+    def hub_host(self) -> str:
+        """The host of the namespace, with a port if one is given."""
+        return self.hub_connection.host if self.hub_connection else self.event_hub_namespace or ""
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Every text that no output may show, as of now."""
         names = [item.name for item in fields(self) if item.metadata.get("secret")]

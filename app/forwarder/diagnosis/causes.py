@@ -138,9 +138,7 @@ def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis
 def hub_address(settings: Settings) -> tuple[str, int]:
     """Return the host and port that the Event Hubs client goes to."""
     connection = settings.hub_connection
-    host, _, port = (
-        connection.host if connection else settings.event_hub_namespace or ""
-    ).partition(":")
+    host, _, port = settings.hub_host.partition(":")
     if settings.hub_transport == "websockets":
         return host, 443
     return host, int(port or 5672) if connection and connection.emulator else 5671

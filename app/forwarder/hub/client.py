@@ -44,8 +44,8 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
     azure-eventhub 5.15.1 reads no HTTPS_PROXY; a proxy makes it use WebSockets.
     """
     connection, websockets = settings.hub_connection, settings.hub_transport == "websockets"
-    host = connection.host if connection else settings.event_hub_namespace or ""
-    if websockets and (proxy := hub_proxy(settings, host.partition(":")[0], 443)):
+    proxy = hub_proxy(settings, settings.hub_host.partition(":")[0], 443)
+    if websockets and proxy:
         options["http_proxy"] = {
             "proxy_hostname": f"{proxy.scheme}://{proxy.host}",
             "proxy_port": proxy.port,
@@ -53,7 +53,7 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
             "password": proxy.password or "",
         }
     client = EventHubConsumerClient(
-        host,
+        settings.hub_host,
         eventhub_name=settings.event_hub_name,
         consumer_group=settings.consumer_group,
         credential=cast("Any", _SharedAccess(settings)) if connection else credential,

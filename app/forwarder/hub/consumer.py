@@ -58,9 +58,8 @@ class Consumer:
         self._checkpoints = checkpoints
         self._credential = credential
         self._client = connect(settings, credential)
-        host = settings.hub_connection.host if settings.hub_connection else None
         self._place = {
-            "fully_qualified_namespace": host or settings.event_hub_namespace or "",
+            "fully_qualified_namespace": settings.hub_host,
             "eventhub_name": settings.event_hub_name,
             "consumer_group": settings.consumer_group,
         }

@@ -37,9 +37,8 @@ class StoreCheck(Part):
         self._credential = credential
         self._container: Any = None
         self._there = False
-        host = settings.hub_connection.host if settings.hub_connection else ""
         self._place = {
-            "fully_qualified_namespace": host or settings.event_hub_namespace or "",
+            "fully_qualified_namespace": settings.hub_host,
             "eventhub_name": settings.event_hub_name,
             "consumer_group": settings.consumer_group,
         }
