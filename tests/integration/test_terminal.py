@@ -1,0 +1,53 @@
+"""What a sink or an event sends cannot control the terminal of an operator, or forge a line."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from support import events
+from support.environment import APP, Environment
+from support.process import Forwarder
+from support.webhook import Answer
+
+FORGED = "ok      sink            all parts answer"
+HOSTILE = f"\x1b[2J\x9b31m\r\n{FORGED}\n\u2028\u202e\x07"
+
+
+def hostile_event() -> bytes:
+    event = json.loads(events.typical_events()[0])
+    event["auditID"] = event["verb"] = event["user"]["username"] = HOSTILE
+    return json.dumps(event).encode()
+
+
+async def test_no_output_has_escapes_or_forged_lines(stage: Environment, tmp_path: Path) -> None:
+    recorded = tmp_path / "events.jsonl"
+    recorded.write_bytes(hostile_event() + b"\n")
+    stage.hub.publish(0, events.envelope([hostile_event()]))
+    record = {"category": HOSTILE, "properties": {"log": "x"}}
+    stage.hub.publish(0, json.dumps({"records": [record, HOSTILE]}).encode())
+    stage.webhook.rule = lambda _: Answer(400, body=HOSTILE)
+    settings = {"VerboseLevel": "3", "LogFormat": "text"}
+    async with stage.forwarder(None, **settings) as forwarder:
+        await forwarder.until(lambda: "audit event" in forwarder.output)
+        await stage.webhook.until(lambda: stage.webhook.posts)
+        await asyncio.sleep(1)
+        forwarder.terminate()
+        await forwarder.wait()
+    shown = {"log": forwarder.output}
+    for command in (
+        "check",
+        "check --json",
+        "replay --show",
+        "replay",
+        f"policy explain --policy quiet {recorded}",
+        f"policy explain --policy quiet --json {recorded}",
+        f"policy explain --policy quiet --event {recorded}",
+    ):
+        async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:
+            await running.wait()
+            shown[command] = f"{running.output}\n{running.stderr}"
+    for command, text in shown.items():
+        assert text.strip(), command
+        odd = {char for char in text if not char.isprintable() and char != "\n"}
+        assert odd == set(), command
+        assert not [line for line in text.splitlines() if line.startswith(FORGED)], command
