@@ -1,4 +1,4 @@
-"""The errors of this package: what may be tried again and what may not are different types."""
+"""The errors of this package. What may be retried and what may not are different types."""
 
 
 class ForwarderError(Exception):
@@ -6,7 +6,7 @@ class ForwarderError(Exception):
 
 
 class SettingsError(ForwarderError):
-    """Settings that cannot be used. `problems`: one line each, begun by the variable's name."""
+    """Invalid settings. `problems`: one line each, which begins with the variable."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -18,7 +18,7 @@ class StateError(ForwarderError):
 
 
 class SupersededError(ForwarderError):
-    """A checkpoint that was not written: the one in the store, of another process, is ahead."""
+    """A checkpoint that was not written, because the store has a later one of another process."""
 
 
 class EvictedError(ForwarderError):
@@ -26,11 +26,11 @@ class EvictedError(ForwarderError):
 
 
 class UnusableError(ForwarderError):
-    """Bytes that are no audit event and cannot be made one: a dead letter."""
+    """Bytes that are not an audit event and cannot be completed to one: a dead letter."""
 
 
 class Rejected(ForwarderError):  # noqa: N818 - a verdict about events, as Unusable is
-    """The sink refused these events for good: 400, 413, 415 or 422."""
+    """The sink will never accept these events: 400, 413, 415 or 422."""
 
 
 class OversizedError(ForwarderError):
@@ -38,25 +38,27 @@ class OversizedError(ForwarderError):
 
 
 class RetryableError(ForwarderError):
-    """The sink did not take the events this time: `what` happened, what to `do` about it.
+    """The sink did not accept the events this time: `what` happened, and the `remedy` if any.
 
-    `reason` labels the metric; `after` is the wait in seconds that the sink asked for, if it did.
+    `reason` labels the metric; `after` is the wait in seconds that the sink asked for.
     """
 
-    def __init__(self, what: str, *, reason: str, after: float | None = None, do: str = "") -> None:
-        super().__init__(f"{what}; {do}" if do else what)
+    def __init__(
+        self, what: str, *, reason: str, after: float | None = None, remedy: str = ""
+    ) -> None:
+        super().__init__(f"{what}; {remedy}" if remedy else what)
         self.what = what
-        self.do = do
+        self.remedy = remedy
         self.reason = reason
         self.after = after
 
 
 class MisconfiguredError(RetryableError):
-    """The sink will not take anything until somebody changes a setting, here or there."""
+    """The sink will accept nothing until a setting is changed, here or there."""
 
 
 class PolicyError(ForwarderError, ValueError):
-    """An audit policy that cannot be used. `problems`: one line each, with rule and field."""
+    """An invalid audit policy. `problems`: one line each, with rule and field."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

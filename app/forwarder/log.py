@@ -1,9 +1,9 @@
 """The log: one line per entry on standard output, as JSON or as text.
 
-Entries wait in a bounded queue, and a thread writes them in batches. A reader that has stopped (a
-full pipe) therefore stops neither delivery nor signals, and a batch costs one system call. What
-finds the queue full is dropped and counted. The thread writes to the file descriptor: a thread
-that hangs inside Python's own buffer would abort the interpreter at exit (CPython 3.11 to 3.13).
+A thread writes entries in batches from a bounded queue. A reader that has stopped (a full pipe)
+thus stops neither delivery nor signals: entries that find the queue full are dropped and counted.
+The thread writes to the file descriptor, for one that hangs in Python's own buffer would abort the
+interpreter at exit (CPython 3.11 to 3.13).
 """
 
 import atexit
@@ -16,7 +16,6 @@ import time
 from collections import deque
 from typing import Any, Final
 
-import msgspec
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from forwarder import redaction
@@ -231,8 +230,7 @@ def _line(entry: dict[str, Any]) -> str:
 def _quoted(value: object) -> str:
     """Return a field as text on one line, without terminal escapes."""
     text = str(value)
-    plain = text and text.isprintable() and not any(mark in text for mark in " \"'=")
-    return text if plain else repr(text)
+    return text if text.isprintable() and text and not set(" \"'=") & set(text) else repr(text)
 
 
 def _short(value: object) -> object:
@@ -246,12 +244,7 @@ def _clean(lines: list[str]) -> list[str]:
     """Return lines without secrets and without what a terminal interprets."""
     whole = "".join(lines)
     if redaction.has_secret(whole.encode("utf-8", "surrogatepass")):
-        lines = [
-            redaction.redact(line)
-            if _state.text
-            else _line(redaction.redact_all(msgspec.json.decode(line)))
-            for line in lines
-        ]
+        lines = [redaction.redact(line) for line in lines]
     if whole.isascii() and "\x7f" not in whole:
         return lines
     return [redaction.harmless(line) for line in lines]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -18,13 +18,7 @@ from prometheus_client.registry import Collector
 from forwarder import log
 
 Outcome = Literal["delivered", "dead_lettered", "skipped", "filtered", "dropped"]
-_OUTCOMES: Final[tuple[Outcome, ...]] = (
-    "delivered",
-    "dead_lettered",
-    "skipped",
-    "filtered",
-    "dropped",
-)
+_OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _AT_ONCE: Final = 100
 _DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -109,14 +103,16 @@ class Metrics:
         self._messages = counter("hub_messages", "Messages received from Event Hubs", "partition")
         self._bytes = counter("hub_bytes", "Bytes received from Event Hubs", "partition")
         self._records = counter("records", "Records unpacked from messages", "partition")
-        self._events = counter("events", "Records by what became of them", "partition", "outcome")
-        self._salvaged = counter("events_salvaged", "Events whose JSON was cut", "partition")
+        self._events = counter("events", "Records by outcome", "partition", "outcome")
+        self._salvaged = counter(
+            "events_salvaged", "Events completed after their JSON was cut off", "partition"
+        )
         self._lost = counter("lost_messages", "Messages expired before being read", "partition")
         self._checkpoints = counter("checkpoints", "Checkpoints written", "partition", "result")
         self.posts = counter("posts", "Responses of the sink by status", "status")
-        self.retries = counter("post_retries", "Posts tried again by reason", "reason")
+        self.retries = counter("post_retries", "POSTs repeated, by reason", "reason")
         self.post_seconds = Histogram(
-            "aks_audit_post_seconds", "Duration of a post", buckets=_POST_BUCKETS, registry=registry
+            "aks_audit_post_seconds", "Duration of a POST", buckets=_POST_BUCKETS, registry=registry
         )
         self.post_concurrency = gauge("post_concurrency", "Limit of concurrent POSTs now in force")
         self.certificate_expiry = gauge(
@@ -131,12 +127,17 @@ class Metrics:
             "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
         )
         self._ruled = counter(
-            "policy_rule", "Events by the rule that matched and the level left", "rule", "level"
+            "policy_rule",
+            "Events by matching rule of the audit policy and resulting level",
+            "rule",
+            "level",
         )
-        self.letters_waiting = gauge(
-            "dead_letters_waiting", "Dead letters not written yet: they hold checkpoints back"
+        self.dead_letters_waiting = gauge(
+            "dead_letters_waiting", "Dead letters not written yet, which hold checkpoints back"
         )
-        reopened = counter("reopened", "Opened anew because nothing came", "what")
+        reopened = counter(
+            "reopened", "Partitions or clients reopened because nothing came", "what"
+        )
         self.reopened = {what: reopened.labels(what) for what in ("partition", "client")}
         self.losses = counter(
             "partition_losses", "Partitions that another reader took", "partition"
@@ -147,7 +148,9 @@ class Metrics:
             "clock_skew_seconds", "Seconds by which the clock here is ahead of the hub's"
         )
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
-        self.sink_up = gauge("sink_up", "1 if the sink took, or could judge, the last post")
+        self.sink_up = gauge(
+            "sink_up", "1 if the sink accepted or rejected events when it was last asked"
+        )
         gauge("build_info", "1, with the version", "version").labels(version).set(1)
 
     def partition(self, partition: str) -> PartitionMetrics:
@@ -170,7 +173,7 @@ class Metrics:
         self._delays.observe(stage_timestamps)
 
     def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
-        """Count the events that the audit policy saw, by rule and the level they are left at."""
+        """Count the events that the audit policy decided on, by rule and resulting level."""
         for labels, count in ruled.items():
             self._ruled.labels(*labels).inc(count)
 

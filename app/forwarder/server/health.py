@@ -103,7 +103,7 @@ class Health:
 
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""
-        metrics.letters_waiting.set(self._dead_letters.waiting)
+        metrics.dead_letters_waiting.set(self._dead_letters.waiting)
         metrics.hub_up.set(not self._hub_failure)
         metrics.skew.set(self._hub.skew)
         metrics.hub_partitions.set(len(self._hub.last))

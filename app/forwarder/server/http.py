@@ -19,7 +19,6 @@ from forwarder.config.settings import Settings
 from forwarder.metrics import Metrics
 from forwarder.redaction import redact, redact_all
 from forwarder.server.health import Health
-from forwarder.server.page import page
 from forwarder.server.status import report
 
 _REQUEST: Final = 8_192  # bytes of a request with its headers
@@ -66,7 +65,11 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
 
         def render() -> _Response:
             found = redact_all(report(settings, health))
-            return _html(page(found)) if html else _json(200, found)
+            if not html:
+                return _json(200, found)
+            from forwarder.server.page import page  # noqa: PLC0415 - few ask for it
+
+            return _Response(200, "text/html; charset=utf-8", page(found).encode())
 
         return await paced_status.get(html, render)
 
@@ -200,10 +203,6 @@ class _Paced:
 
 def _json(status: int, value: object) -> _Response:
     return _Response(status, "application/json", json.dumps(value).encode())
-
-
-def _html(text: str) -> _Response:
-    return _Response(200, "text/html; charset=utf-8", text.encode())
 
 
 def _text(status: int) -> _Response:

@@ -43,7 +43,7 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
     if status in _RETRYABLE:
         raise RetryableError(shown, reason=str(status), after=_seconds(retry_after or ""))
     diagnosis, remedy = _REMEDIES.get(status, _UNKNOWN)
-    raise MisconfiguredError(f"{shown}: {diagnosis}", reason=str(status), do=remedy)
+    raise MisconfiguredError(f"{shown}: {diagnosis}", reason=str(status), remedy=remedy)
 
 
 def is_html(content_type: str, body: bytes) -> bool:

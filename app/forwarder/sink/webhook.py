@@ -158,7 +158,7 @@ class Sink:
             raise RetryableError(
                 f"no answer in {seconds} s",
                 reason="timeout",
-                do="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
+                remedy="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
@@ -167,7 +167,7 @@ class Sink:
             kind = _ResetError if connected else RetryableError
             what = (self._tls and self._tls.expired()) or why.what
             # guard: no-response-is-retried
-            raise kind(what, reason="connection", do=why.remedy) from None
+            raise kind(what, reason="connection", remedy=why.remedy) from None
         taken = time.perf_counter() - started
         status = response.status
         if status not in self._responses:
@@ -212,7 +212,7 @@ class Sink:
         return MisconfiguredError(
             f"{self._rejects} events rejected in a row and none accepted",
             reason="rejects",
-            do="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
+            remedy="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
             "WebSinkMaxRejects",
         )
 

@@ -58,7 +58,7 @@ class SinkCheck(Part):
                 what = f"refuses an empty list: {error}"
                 raise BrokenError("rejected", what, remedy) from None
             except RetryableError as error:
-                remedy = error.do or "the sink is there but fails: see its own log"
+                remedy = error.remedy or "the sink is there but fails: see its own log"
                 what = f"answers {error.what}" if error.reason.isdecimal() else error.what
                 raise BrokenError("sink", what, remedy) from None
         return f"{shown_url(self._url)} takes an empty list"
