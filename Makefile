@@ -83,7 +83,7 @@ bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 20 minutes; SHORT=1: two; ONL
 	@$(WITH_TOOLS) PYTHONPATH=app:tests $(VENV)/bin/python -m bench $(ONLY) $(if $(SHORT),--short) $(if $(BASE),--base '$(BASE)') $(if $(README),--readme '$(README)')
 
 .PHONY: lock
-lock: $(VENV)/.stamp ## Write the lock files of the Python packages anew
+lock: $(VENV)/.stamp ## Update the lock files of the Python packages
 	for name in app/requirements tests/requirements tests/tools/requirements tests/docs/azcli/requirements; do \
 		$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $$name.in --output-file $$name.txt; \
 	done

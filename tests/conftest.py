@@ -47,10 +47,10 @@ def hub(server: Server) -> Hub:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Environment]:
+async def env(tmp_path: Path) -> AsyncIterator[Environment]:
     """Run a hub of one partition and a sink, for forwarders that are children of this process."""
-    async with environment(tmp_path / "state", partitions=1) as stage:
-        yield stage
+    async with environment(tmp_path / "state", partitions=1) as env:
+        yield env
 
 
 @pytest.fixture(autouse=True)

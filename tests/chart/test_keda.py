@@ -43,16 +43,16 @@ def found_by_keda(trigger: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("where", ["name", "EntityPath"])
 async def test_keda_finds_the_checkpoints_whatever_the_spelling(where: str, tmp_path: Path) -> None:
-    async with azurite() as store, environment(tmp_path, partitions=1) as stage:
-        stage.ledger.publish(30)
-        connection = stage.server.connection_string().replace("127.0.0.1", "LocalHost")
+    async with azurite() as store, environment(tmp_path, partitions=1) as env:
+        env.ledger.publish(30)
+        connection = env.server.connection_string().replace("127.0.0.1", "LocalHost")
         named = {"EventHubName": HUB} if where == "name" else {}
         if where == "EntityPath":
             connection += f";EntityPath={HUB}"
-        async with stage.replica(
+        async with env.replica(
             "a", store, EhubNamespaceConnectionString=connection, **named
         ) as forwarder:
-            await forwarder.until(lambda: stage.webhook.total == 30)
+            await forwarder.until(lambda: env.webhook.total == 30)
             forwarder.terminate()
             assert await forwarder.wait() == 0
         values = {

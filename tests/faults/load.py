@@ -3,31 +3,31 @@
 import asyncio
 import json
 
-from faults.play import Play
+from faults.environment import FaultEnvironment
 from support import events
 
 SMALL = events.typical_events()
 
 
-async def many_records(play: Play, _: float) -> None:
+async def many_records(env: FaultEnvironment, _: float) -> None:
     """Messages of 5,000 records."""
-    play.ledger.publish(40_000, per_message=5000, templates=SMALL)
-    await play.settled(60)
+    env.ledger.publish(40_000, per_message=5000, templates=SMALL)
+    await env.settled(60)
 
 
-async def large_record(play: Play, size: float) -> None:
+async def large_record(env: FaultEnvironment, size: float) -> None:
     """Messages of one record that is so many bytes long, the last of them a refused one."""
     event = json.loads(SMALL[0])
     event["requestObject"] = {"data": {"large": "x" * int(size)}}
     body = json.dumps(event, separators=(",", ":")).encode()
     for _ in range(12):
-        play.ledger.publish(1, per_message=1, templates=[body])
+        env.ledger.publish(1, per_message=1, templates=[body])
         await asyncio.sleep(0.05)
-    await play.settled(60)
+    await env.settled(60)
 
 
-async def dead_letters(play: Play, number: float) -> None:
+async def dead_letters(env: FaultEnvironment, number: float) -> None:
     """Events with other text behind them, which are not posted."""
     spoilt = [event + b" text" for event in SMALL]
-    play.ledger.publish(int(number), per_message=100, refuse=1, templates=spoilt)
-    await play.settled(200)
+    env.ledger.publish(int(number), per_message=100, refuse=1, templates=spoilt)
+    await env.settled(200)

@@ -117,10 +117,10 @@ MUTATIONS: dict[str, Mutation] = {
     "bounded-response": Mutation(
         "answer = await response.content.read()", "tests/integration/test_lying_sinks.py"
     ),
-    "recreated-hub": Mutation("if False:", scenario("hub made anew")),
-    "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub made anew")),
+    "recreated-hub": Mutation("if False:", scenario("hub recreated")),
+    "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub recreated")),
     "checkpoint-of-this-hub: created": Mutation(
-        "if written < self.created - _RESOLUTION:", scenario("hub made anew while nobody reads")
+        "if written < self.created - _RESOLUTION:", scenario("hub recreated while nobody reads")
     ),
     "checkpoint-of-this-hub: written": Mutation(
         "if created not in {None, self.created}:",

@@ -1,139 +1,63 @@
-"""The blob store and what can befall it: azurite behind a proxy that misbehaves to order."""
+"""Faults of the blob store. Each is over when it returns."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import aiohttp
-from aiohttp import web
-from yarl import URL
-
-from support.azurite import Azurite, azurite
+from support.faulty_store import FaultyStore
 
 if TYPE_CHECKING:
-    from faults.play import Play
-
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date"}
+    from faults.environment import FaultEnvironment
 
 
-class Store:
-    """A storage account; `front` is what forwarders are given, `back` what answers always."""
-
-    def __init__(self, back: Azurite, client: aiohttp.ClientSession) -> None:
-        self.back = back
-        self.front = Azurite(0, 0)
-        self.status = 0
-        """The answer to every request that changes something, instead of the store's own."""
-        self.refused_path = ""
-        """Changes of blobs whose path has this in it are refused."""
-        self.unlisted = 0
-        """So many listings of checkpoints are refused."""
-        self.delay = 0.0
-        """Seconds before any answer."""
-        self._client = client
-        self._runner: web.ServerRunner | None = None
-
-    @property
-    def key(self) -> str:
-        """The account's key."""
-        return self.back.connection_string.split("AccountKey=")[1].split(";")[0]
-
-    async def start(self) -> None:
-        """Listen; after a stop, on the same port."""
-        self._runner = web.ServerRunner(web.Server(self._pass), shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.front.port).start()
-        self.front.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        """Refuse connections and close those that are open."""
-        if self._runner:
-            await self._runner.cleanup()
-
-    async def _pass(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.read()
-        if self.delay:
-            await asyncio.sleep(self.delay)
-        refused = self.refused_path and self.refused_path in request.path
-        if (status := 503 if refused else self.status) and request.method in {"PUT", "DELETE"}:
-            return web.Response(status=status, headers={"x-ms-error-code": "ByOrder"})
-        if self.unlisted and "/checkpoint/" in request.query.get("prefix", ""):
-            self.unlisted -= 1
-            return web.Response(status=503)
-        url = URL(f"http://127.0.0.1:{self.back.port}{request.raw_path}", encoded=True)
-        async with self._client.request(
-            request.method,
-            url,
-            headers=request.headers,
-            data=body or None,
-            skip_auto_headers=["Content-Type"],  # it is part of what is signed
-        ) as answer:
-            headers = [(k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP]
-            return web.Response(status=answer.status, headers=headers, body=await answer.read())
+def _of(env: "FaultEnvironment") -> FaultyStore:
+    assert env.store, "it has no store in an account"
+    return env.store
 
 
-@asynccontextmanager
-async def store() -> AsyncIterator[Store]:
-    """Run an empty storage account."""
-    async with AsyncExitStack() as stack:
-        back = await stack.enter_async_context(azurite())
-        client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        found = Store(back, client)
-        await found.start()
-        stack.push_async_callback(found.stop)
-        yield found
-
-
-def _of(play: "Play") -> Store:
-    assert play.store, "it has no store in an account"
-    return play.store
-
-
-async def away(play: "Play", seconds: float) -> None:
+async def away(env: "FaultEnvironment", seconds: float) -> None:
     """Nobody listens."""
-    await _of(play).stop()
+    await _of(env).stop()
     await asyncio.sleep(seconds)
-    await _of(play).start()
+    await _of(env).start()
 
 
-async def slow(play: "Play", seconds: float) -> None:
+async def slow(env: "FaultEnvironment", seconds: float) -> None:
     """Every answer takes a second."""
-    _of(play).delay = 1
+    _of(env).delay = 1
     await asyncio.sleep(seconds)
-    _of(play).delay = 0
+    _of(env).delay = 0
 
 
-async def hangs(play: "Play", seconds: float) -> None:
+async def hangs(env: "FaultEnvironment", seconds: float) -> None:
     """Requests are taken and not answered while it lasts."""
-    _of(play).delay = seconds
+    _of(env).delay = seconds
     await asyncio.sleep(seconds)
-    _of(play).delay = 0
+    _of(env).delay = 0
 
 
-async def _answers(play: "Play", seconds: float, status: int) -> None:
-    async with play.moving():  # a claim that is refused is lost, and claimed again
-        _of(play).status = status
+async def _answers(env: "FaultEnvironment", seconds: float, status: int) -> None:
+    async with env.moving():  # a claim that is refused is lost, and claimed again
+        _of(env).status = status
         await asyncio.sleep(seconds)
-        _of(play).status = 0
+        _of(env).status = 0
         await asyncio.sleep(1)
 
 
-async def conflicts(play: "Play", seconds: float) -> None:
+async def conflicts(env: "FaultEnvironment", seconds: float) -> None:
     """Whatever is written is answered with 409."""
-    await _answers(play, seconds, 409)
+    await _answers(env, seconds, 409)
 
 
-async def refuses_conditions(play: "Play", seconds: float) -> None:
+async def refuses_conditions(env: "FaultEnvironment", seconds: float) -> None:
     """Whatever is written is answered with 412, as if somebody else had been faster."""
-    await _answers(play, seconds, 412)
+    await _answers(env, seconds, 412)
 
 
-async def busy(play: "Play", seconds: float) -> None:
+async def busy(env: "FaultEnvironment", seconds: float) -> None:
     """Whatever is written is answered with 503."""
-    await _answers(play, seconds, 503)
+    await _answers(env, seconds, 503)
 
 
-async def forbids(play: "Play", seconds: float) -> None:
+async def forbids(env: "FaultEnvironment", seconds: float) -> None:
     """Whatever is written is answered with 403, as with an expired key."""
-    await _answers(play, seconds, 403)
+    await _answers(env, seconds, 403)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults import hub, processes, sink, store
-from faults.play import Play, play
+from faults.environment import FaultEnvironment, fault_environment
 from faults.processes import Fault
 
 SEEDS = 30
@@ -63,38 +63,40 @@ def _seed(number: int) -> object:
     return pytest.param(number, id=f"seed-{number}", marks=marks)
 
 
-async def befall(stage: Play, faults: Sequence[Fault], seed: str, told: list[str]) -> None:
-    """Let one fault after the other befall, with pauses, for so many seconds in all."""
+async def inject(
+    env: FaultEnvironment, faults: Sequence[Fault], seed: str, told: list[str]
+) -> None:
+    """Inject one fault after the other, with pauses, for SECONDS in all."""
     chance = random.Random(seed)
     left = SECONDS
     while (left := left - (pause := chance.uniform(0.1, 1))) > 0:
         await asyncio.sleep(pause)
         fault, seconds = chance.choice(faults), round(chance.uniform(0.2, 2.5), 1)
         told.append(f"{fault.__module__}.{fault.__name__} {seconds}")
-        await fault(stage, seconds)
+        await fault(env, seconds)
         left -= seconds
 
 
-async def befall_at_once(stage: Play, seed: int, told: list[str]) -> None:
-    """Let faults of all kinds befall while events come."""
-    kinds = (HUB, SINK, PROCESSES, *([STORE] if stage.store else []))
-    async with stage.traffic(300, refuse=1000), stage.moving(), asyncio.TaskGroup() as group:
+async def inject_at_once(env: FaultEnvironment, seed: int, told: list[str]) -> None:
+    """Inject faults of all kinds at once while events come."""
+    kinds = (HUB, SINK, PROCESSES, *([STORE] if env.store else []))
+    async with env.traffic(300, refuse=1000), env.moving(), asyncio.TaskGroup() as group:
         for faults in kinds:
-            group.create_task(befall(stage, faults, f"{seed} {faults[0].__module__}", told))
+            group.create_task(inject(env, faults, f"{seed} {faults[0].__module__}", told))
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [_seed(number) for number in range(SEEDS)])
 async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
-    """Whatever befalls them at once, the verdict is that of every scenario."""
+    """Whatever fails at once, the verdict is that of every scenario."""
     told: list[str] = []
     try:
-        async with play(tmp_path, blobs=bool(seed % 2)) as stage:
-            await stage.start()
+        async with fault_environment(tmp_path, blobs=bool(seed % 2)) as env:
+            await env.start()
             async with asyncio.timeout(150):
-                await befall_at_once(stage, seed, told)
-                stage.ledger.publish(100)
-                await stage.verdict()
+                await inject_at_once(env, seed, told)
+                env.ledger.publish(100)
+                await env.verdict()
     except BaseException as error:
         error.add_note(f"what befell: {', '.join(told)}\nagain: make faults ONLY=seed-{seed}")
         raise

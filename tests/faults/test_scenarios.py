@@ -1,6 +1,6 @@
-"""Each line of the table is a scenario: what runs, what befalls it, and what must be said of it.
+"""Each line of the table is a scenario: what runs, what fails, and what must be logged.
 
-What must hold is the same for all, and stands in `Play.verdict`.
+What must hold is the same for all, and stands in `FaultEnvironment.verdict`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from faults import hub, load, processes, replicas, sink, store
-from faults.play import play
+from faults.environment import fault_environment
 from faults.processes import Fault, together
 
 
@@ -58,15 +58,15 @@ SCENARIOS: dict[str, Scenario] = {
     "key revoked and given back": Scenario([(hub.revokes_the_key, 3)], once=True),
     "consumer group deleted and made again": Scenario([(hub.lacks_the_group, 3)], once=True),
     "hub forgets": Scenario([(hub.forgets, 1)], said=["messages lost"], quick=True),
-    "hub made anew": Scenario([(hub.is_made_anew, 2)], said=["hub was recreated"], quick=True),
-    "hub made anew while nobody reads": Scenario(
-        [(hub.is_made_anew_unseen, 0)], said=["hub was recreated"], settings=LOOKS
+    "hub recreated": Scenario([(hub.is_recreated, 2)], said=["hub was recreated"], quick=True),
+    "hub recreated while nobody reads": Scenario(
+        [(hub.is_recreated_unseen, 0)], said=["hub was recreated"], settings=LOOKS
     ),
-    "hub made anew while nobody reads, with a storage account": Scenario(
-        [(hub.is_made_anew_unseen, 0)], said=["hub was recreated"], settings=LOOKS, blobs=True
+    "hub recreated while nobody reads, with a storage account": Scenario(
+        [(hub.is_recreated_unseen, 0)], said=["hub was recreated"], settings=LOOKS, blobs=True
     ),
-    "hub made anew, with a storage account": Scenario(
-        [(hub.is_made_anew, 2)], said=["hub was recreated"], settings=LOOKS, blobs=True
+    "hub recreated, with a storage account": Scenario(
+        [(hub.is_recreated, 2)], said=["hub was recreated"], settings=LOOKS, blobs=True
     ),
     "partitions added": Scenario(
         [(hub.grows, 0)], said=["partitions added"], settings=LOOKS, quick=True
@@ -177,20 +177,20 @@ def _line(name: str) -> object:
 @pytest.mark.parametrize("scenario", [_line(name) for name in SCENARIOS])
 async def test_nothing_is_lost(scenario: Scenario, tmp_path: Path) -> None:
     """Published = delivered + dead letters + counted lost; no checkpoint is early."""
-    async with play(tmp_path, blobs=scenario.blobs, tls=scenario.tls) as stage:
-        stage.defaults = scenario.settings
-        await stage.start()
-        stage.ledger.publish(100, refuse=50)
-        await stage.settled()
+    async with fault_environment(tmp_path, blobs=scenario.blobs, tls=scenario.tls) as env:
+        env.defaults = scenario.settings
+        await env.start()
+        env.ledger.publish(100, refuse=50)
+        await env.settled()
         for fault, seconds in scenario.faults:
-            async with stage.traffic(scenario.traffic, refuse=50):
-                await fault(stage, seconds)
-            stage.ledger.publish(100, refuse=50)
-            await stage.settled()
+            async with env.traffic(scenario.traffic, refuse=50):
+                await fault(env, seconds)
+            env.ledger.publish(100, refuse=50)
+            await env.settled()
         if scenario.once:
-            await stage.once()
+            await env.once()
             # No receiver was closed for its count of errors, to be opened a balancing later.
-            assert not any(one.entries("partition given up") for one in stage.running.values())
+            assert not any(one.entries("partition given up") for one in env.running.values())
         for message in scenario.said:
-            await stage.says(message)
-        await stage.verdict(scenario.rss)
+            await env.says(message)
+        await env.verdict(scenario.rss)

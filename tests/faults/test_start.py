@@ -10,32 +10,32 @@ from pathlib import Path
 
 import pytest
 
-from faults.play import Play, play
+from faults.environment import FaultEnvironment, fault_environment
 from support import events, stores
 from support.webhook import Answer
 
 PARTITIONS = 4
 
 
-async def stopped(play: Play) -> None:
-    await play.stop()
+async def stopped(env: FaultEnvironment) -> None:
+    await env.stop()
 
 
-async def killed(play: Play) -> None:
-    await play.kill()
+async def killed(env: FaultEnvironment) -> None:
+    await env.kill()
 
 
-async def taken_over(play: Play) -> None:
+async def taken_over(env: FaultEnvironment) -> None:
     """A second replica has its share, then the first one dies."""
-    await play.start("two")
-    await play.owned(one=PARTITIONS // 2, two=PARTITIONS // 2)
-    await play.kill()
+    await env.start("two")
+    await env.owned(one=PARTITIONS // 2, two=PARTITIONS // 2)
+    await env.kill()
 
 
-def publish_old(play: Play) -> None:
+def publish_old(env: FaultEnvironment) -> None:
     """Publish what is not to be delivered."""
     for message in events.messages(40, per_message=5):
-        play.hub.publish(int(play.hub.choose(None).id), message.body)
+        env.hub.publish(int(env.hub.choose(None).id), message.body)
 
 
 @pytest.mark.parametrize(
@@ -50,42 +50,42 @@ def publish_old(play: Play) -> None:
 )
 @pytest.mark.parametrize("start", ["latest", "instant"])
 async def test_nothing_is_lost_between_the_first_claim_and_the_first_delivery(
-    tmp_path: Path, *, blobs: bool, end: Callable[[Play], Awaitable[None]], start: str
+    tmp_path: Path, *, blobs: bool, end: Callable[[FaultEnvironment], Awaitable[None]], start: str
 ) -> None:
-    async with play(tmp_path, blobs=blobs) as stage:
-        publish_old(stage)
+    async with fault_environment(tmp_path, blobs=blobs) as env:
+        publish_old(env)
         await asyncio.sleep(0.01)
         instant = datetime.now(UTC).isoformat()
-        stage.defaults = {
+        env.defaults = {
             "StartPosition": instant if start == "instant" else start,
             "ShutdownGrace": "0.5",
         }
         if start == "instant":  # one partition has events since then
             await asyncio.sleep(0.01)
-            stage.ledger.publish(10, 0)
-        stage.sink = lambda _: Answer(503)
-        await stage.start()
-        await stage.owned(one=PARTITIONS)
-        assert len(await stage.stored()) == PARTITIONS
-        stage.ledger.publish(20, 1)
-        await end(stage)
-        stage.ledger.publish(80)
-        if not stage.running:
-            await stage.start()
-        stage.sink = None
-        await stage.settled()
-        await stage.verdict()
+            env.ledger.publish(10, 0)
+        env.sink = lambda _: Answer(503)
+        await env.start()
+        await env.owned(one=PARTITIONS)
+        assert len(await env.stored()) == PARTITIONS
+        env.ledger.publish(20, 1)
+        await end(env)
+        env.ledger.publish(80)
+        if not env.running:
+            await env.start()
+        env.sink = None
+        await env.settled()
+        await env.verdict()
 
 
 async def test_a_place_before_the_first_message_is_read_by_any_sdk(tmp_path: Path) -> None:
     """All take the offset "-1" for it; the number is the one before the first."""
-    async with play(tmp_path, blobs=True) as stage:
-        stage.ledger.publish(10, 0)
-        first = await stage.start()
-        await stage.settled()
+    async with fault_environment(tmp_path, blobs=True) as env:
+        env.ledger.publish(10, 0)
+        first = await env.start()
+        await env.settled()
         await first.wait_for("partition claimed")
-        assert stage.store
-        found = await stores.blobs(stage.store.back)
+        assert env.store
+        found = await stores.blobs(env.store.back)
         assert found["0"]["sequencenumber"] == "0"
         places = {(one["offset"], one["sequencenumber"]) for n, one in found.items() if n != "0"}
         assert places == {("-1", "-1")}
@@ -96,18 +96,18 @@ async def test_a_partition_is_not_read_while_its_start_cannot_be_written(
     tmp_path: Path, start: str
 ) -> None:
     """Unless it is the earliest message, before which nothing can be lost."""
-    async with play(tmp_path, blobs=True) as stage:
-        assert stage.store
-        stage.defaults = {"StartPosition": start}
-        stage.store.refused_path = "/checkpoint/"
-        forwarder = await stage.start()
+    async with fault_environment(tmp_path, blobs=True) as env:
+        assert env.store
+        env.defaults = {"StartPosition": start}
+        env.store.refused_path = "/checkpoint/"
+        forwarder = await env.start()
         await forwarder.wait_for("checkpoints cannot be written")
-        stage.ledger.publish(40)
+        env.ledger.publish(40)
         if start == "earliest":
-            await stage.webhook.until(lambda: len(stage.webhook.taken) == 40)
+            await env.webhook.until(lambda: len(env.webhook.taken) == 40)
         else:
             await asyncio.sleep(2)
-            assert not stage.webhook.taken
-        stage.store.refused_path = ""
-        await stage.settled()
-        await stage.verdict()
+            assert not env.webhook.taken
+        env.store.refused_path = ""
+        await env.settled()
+        await env.verdict()

@@ -14,10 +14,10 @@ from support.webhook import Webhook
 
 
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Environment]:
-    async with environment(tmp_path / "state", partitions=3) as stage:
-        stage.hub.groups |= {"own", "backfill"}
-        yield stage
+async def env(tmp_path: Path) -> AsyncIterator[Environment]:
+    async with environment(tmp_path / "state", partitions=3) as env:
+        env.hub.groups |= {"own", "backfill"}
+        yield env
 
 
 @pytest.fixture
@@ -39,36 +39,36 @@ async def replay(variables: Mapping[str, str], *arguments: str) -> tuple[int, st
     ids=["a group for it", "the default group"],
 )
 async def test_a_running_forwarder_is_not_disturbed(
-    stage: Environment, sensor: Webhook, group: str, arguments: list[str]
+    env: Environment, sensor: Webhook, group: str, arguments: list[str]
 ) -> None:
-    async with stage.forwarder(None, ConsumerGroup=group) as forwarder:
-        stage.ledger.publish(300)
-        await stage.ledger.settled()
-        await forwarder.until(lambda: sum(stores.embedded(stage.state).values()) == 27)
-        before = stores.embedded(stage.state)
-        variables = stage.settings(WebSinkURL=sensor.url, ConsumerGroup=group)
+    async with env.forwarder(None, ConsumerGroup=group) as forwarder:
+        env.ledger.publish(300)
+        await env.ledger.settled()
+        await forwarder.until(lambda: sum(stores.embedded(env.state).values()) == 27)
+        before = stores.embedded(env.state)
+        variables = env.settings(WebSinkURL=sensor.url, ConsumerGroup=group)
         status, output = await replay(variables, "--since", "10m", *arguments)
         assert status == 0, output
-        assert sensor.taken.keys() == stage.ledger.published.keys()
+        assert sensor.taken.keys() == env.ledger.published.keys()
         assert sensor.duplicates == 0
         assert "30 messages read, 300 events selected, 300 accepted, 0 refused" in output
         assert "partition 2: 10 messages, 100 events, 100 accepted, 0 refused, 0 filtered" in output
-        assert stores.embedded(stage.state) == before
-        stage.ledger.publish(30)
-        await stage.ledger.settled()
+        assert stores.embedded(env.state) == before
+        env.ledger.publish(30)
+        await env.ledger.settled()
         assert not forwarder.entries("partition given up")
         assert not forwarder.entries("receiving failed")
-    stage.ledger.classify()
-    assert stage.webhook.duplicates == 0
+    env.ledger.classify()
+    assert env.webhook.duplicates == 0
 
 
 async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
-    stage: Environment, sensor: Webhook
+    env: Environment, sensor: Webhook
 ) -> None:
-    async with stage.forwarder() as forwarder:
-        stage.ledger.publish(30)
-        await stage.ledger.settled()
-        variables = stage.settings(WebSinkURL=sensor.url)
+    async with env.forwarder() as forwarder:
+        env.ledger.publish(30)
+        await env.ledger.settled()
+        variables = env.settings(WebSinkURL=sensor.url)
         status, output = await replay(variables, "--since", "10m")
         assert (status, sensor.total) == (1, 0)
         assert "is read in consumer group '$Default'" in output
@@ -77,16 +77,16 @@ async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
 
 
 async def test_since_and_until_select_by_the_time_in_the_hub(
-    stage: Environment, sensor: Webhook
+    env: Environment, sensor: Webhook
 ) -> None:
     now = datetime.now(UTC)
     ages = [60, 50, 40, 30, 20, 10]
     messages = events.messages(60, per_message=10)
     found = {}
     for age, message in zip(ages, messages, strict=True):
-        stage.hub.publish(0, message.body, enqueued=now - timedelta(minutes=age))
+        env.hub.publish(0, message.body, enqueued=now - timedelta(minutes=age))
         found[age] = set(message.events)
-    variables = stage.settings(WebSinkURL=sensor.url)
+    variables = env.settings(WebSinkURL=sensor.url)
     selected = ("--since", "45m", "--until", "15m")
     status, output = await replay(variables, *selected, "--dry-run")
     assert (status, sensor.total) == (0, 0), output
@@ -94,7 +94,7 @@ async def test_since_and_until_select_by_the_time_in_the_hub(
     status, output = await replay(variables, *selected)
     assert status == 0, output
     assert set(sensor.bytes.values()) == found[40] | found[30] | found[20]
-    assert not stores.embedded(stage.state)
+    assert not stores.embedded(env.state)
     instant = (now - timedelta(minutes=10)).isoformat()
     status, output = await replay(variables, "--since", instant)
     assert status == 0, output
@@ -102,7 +102,7 @@ async def test_since_and_until_select_by_the_time_in_the_hub(
 
 
 async def test_the_policy_applies_and_what_is_refused_is_counted(
-    stage: Environment, sensor: Webhook, tmp_path: Path
+    env: Environment, sensor: Webhook, tmp_path: Path
 ) -> None:
     policy = tmp_path / "policy.json"
     head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
@@ -111,9 +111,9 @@ async def test_the_policy_applies_and_what_is_refused_is_counted(
     (message,) = events.messages(20, per_message=20, events=events.typical_events())
     gets = [one for one in message.events if json.loads(one)["verb"] == "get"]
     others = [one for one in message.events if one not in gets]
-    stage.hub.publish(0, message.body)
-    stage.hub.publish(1, b"no envelope")
-    variables = stage.settings(WebSinkURL=sensor.url, AuditPolicyFile=str(policy))
+    env.hub.publish(0, message.body)
+    env.hub.publish(1, b"no envelope")
+    variables = env.settings(WebSinkURL=sensor.url, AuditPolicyFile=str(policy))
     sensor.rule = lambda post: 422 if others[0] in post.body else 200
     status, output = await replay(variables, "--since", "1h")
     assert status == 1, output
@@ -123,13 +123,13 @@ async def test_the_policy_applies_and_what_is_refused_is_counted(
     assert "partition 1: 1 messages, 0 events, 0 accepted, 0 refused, 0 filtered" in output
 
 
-async def test_it_reads_on_when_the_connection_breaks(stage: Environment, sensor: Webhook) -> None:
+async def test_it_reads_on_when_the_connection_breaks(env: Environment, sensor: Webhook) -> None:
     for message in events.messages(3000, per_message=10):
-        stage.hub.publish(0, message.body)
-    variables = stage.settings(WebSinkURL=sensor.url)
+        env.hub.publish(0, message.body)
+    variables = env.settings(WebSinkURL=sensor.url)
     async with Forwarder(variables, "replay", "--hub", "--since", "1h") as command:
         await sensor.until(lambda: sensor.total > 100)
-        stage.server.faults.drop()
+        env.server.faults.drop()
         assert await command.wait() == 0, command.stderr
     assert (len(sensor.taken), sensor.duplicates) == (3000, 0)
 
@@ -144,16 +144,16 @@ async def test_it_reads_on_when_the_connection_breaks(stage: Environment, sensor
     ],
 )
 async def test_arguments_that_contradict_end_with_2(
-    stage: Environment, arguments: list[str], message: str
+    env: Environment, arguments: list[str], message: str
 ) -> None:
-    status, output = await replay(stage.settings(), *arguments)
+    status, output = await replay(env.settings(), *arguments)
     assert (status, message in output) == (2, True), output
 
 
-async def test_a_hub_that_does_not_answer_is_named(stage: Environment, sensor: Webhook) -> None:
-    variables = stage.settings(WebSinkURL=sensor.url)
-    port = stage.server.port
-    stage.server.stop_listening()
+async def test_a_hub_that_does_not_answer_is_named(env: Environment, sensor: Webhook) -> None:
+    variables = env.settings(WebSinkURL=sensor.url)
+    port = env.server.port
+    env.server.stop_listening()
     status, output = await replay(variables, "--since", "1h")
     assert status == 1
     assert f"127.0.0.1:{port}" in output

@@ -143,16 +143,16 @@ async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> Non
 
 async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
     """What is under way is delivered and checkpointed before its partition is released."""
-    async with azurite() as account, environment(tmp_path, partitions=8) as stage:
+    async with azurite() as account, environment(tmp_path, partitions=8) as env:
         settings = {"LoadBalancingInterval": "2", "OwnershipExpiry": "10"}
         async with (
-            stage.replica("one", account, **settings) as one,
-            stage.traffic(400),
+            env.replica("one", account, **settings) as one,
+            env.traffic(400),
         ):
             await one.wait_for("hub message")
             async with (
-                stage.replica("two", account, **settings) as two,
-                stage.replica("three", account, **settings) as three,
+                env.replica("two", account, **settings) as two,
+                env.replica("three", account, **settings) as three,
             ):
                 running = [one, two, three]
                 for each in running:
@@ -163,10 +163,10 @@ async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
                 given_up = [e for each in running for e in each.entries("partition given up")]
                 assert {entry["reason"] for entry in given_up} == {"BALANCED"}
                 assert len(given_up) in {5, 6}  # a second one may come before the third is known
-                assert stage.webhook.duplicates == 0
-                await _stop(stage, two)
+                assert env.webhook.duplicates == 0
+                await _stop(env, two)
                 await _until_owned([4, 4], [one, three])
-        assert stage.webhook.duplicates == 0
+        assert env.webhook.duplicates == 0
 
 
 async def _until_owned(expected: list[int], replicas: list[Forwarder]) -> None:
@@ -180,7 +180,7 @@ async def _until_owned(expected: list[int], replicas: list[Forwarder]) -> None:
     raise TimeoutError(f"owned {found}")
 
 
-async def _stop(stage: Environment, forwarder: Forwarder) -> None:
+async def _stop(env: Environment, forwarder: Forwarder) -> None:
     forwarder.terminate()
     assert await forwarder.wait() == 0
-    assert stage.webhook.duplicates == 0
+    assert env.webhook.duplicates == 0

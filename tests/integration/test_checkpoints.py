@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
-from faults.store import store
 from support import stores
 from support.azurite import Azurite, azurite
 from support.environment import Environment, environment
+from support.faulty_store import faulty_store
 from support.harness import HUB, free_port
 from support.ledger import judge_sums
 
@@ -35,41 +35,41 @@ DOTNET: Mapping[str, dict[str, str]] = {
 
 async def test_goes_on_where_a_forwarder_in_dotnet_stopped(tmp_path: Path) -> None:
     """Each partition goes on behind its checkpoint, one without starts at StartPosition."""
-    async with azurite() as store, environment(tmp_path, partitions=len(DOTNET) + 1) as stage:
-        stage.ledger.publish(600)
+    async with azurite() as store, environment(tmp_path, partitions=len(DOTNET) + 1) as env:
+        env.ledger.publish(600)
         done = {str(partition): partition + 1 for partition in range(len(DOTNET))}
         for partition, metadata in zip(done, DOTNET.values(), strict=True):
-            await lay(stage, store, metadata, partition, done[partition])
+            await lay(env, store, metadata, partition, done[partition])
         expected = {
             name
-            for name, entry in stage.ledger.published.items()
+            for name, entry in env.ledger.published.items()
             if entry.sequence_number > done.get(entry.partition, -1)
         }
-        async with stage.replica("new", store) as forwarder:
-            await stage.webhook.until(lambda: stage.webhook.taken.keys() >= expected)
-            await until_stored(stage, store)
+        async with env.replica("new", store) as forwarder:
+            await env.webhook.until(lambda: env.webhook.taken.keys() >= expected)
+            await until_stored(env, store)
             samples = await forwarder.metrics()
         judge_sums(samples)
         assert samples.total("aks_audit_lost_messages_total") == 0
-        assert stage.webhook.taken == Counter(expected)
+        assert env.webhook.taken == Counter(expected)
 
 
 async def test_a_checkpoint_at_the_first_message_is_one(tmp_path: Path) -> None:
     """Number 0 without an offset is a place to go on from, not the lack of one."""
-    async with azurite() as store, environment(tmp_path, partitions=1) as stage:
-        stage.ledger.publish(100)
-        await lay(stage, store, DOTNET["5.11.3"], "0", 0)
-        async with stage.replica("new", store, StartPosition="latest"):
-            await stage.webhook.until(lambda: len(stage.webhook.taken) >= 90)
+    async with azurite() as store, environment(tmp_path, partitions=1) as env:
+        env.ledger.publish(100)
+        await lay(env, store, DOTNET["5.11.3"], "0", 0)
+        async with env.replica("new", store, StartPosition="latest"):
+            await env.webhook.until(lambda: len(env.webhook.taken) >= 90)
 
 
 async def lay(
-    stage: Environment, store: Azurite, metadata: Mapping[str, str], partition: str, number: int
+    env: Environment, store: Azurite, metadata: Mapping[str, str], partition: str, number: int
 ) -> None:
     """Leave the blobs of a forwarder that stopped after it had processed this message."""
-    namespace = urlsplit(stage.server.connection_string().split("=", 1)[1].split(";")[0]).netloc
+    namespace = urlsplit(env.server.connection_string().split("=", 1)[1].split(";")[0]).netloc
     where = f"{namespace}/{HUB}/$default"
-    message = stage.hub.partitions[int(partition)].messages[number]
+    message = env.hub.partitions[int(partition)].messages[number]
     places = {"@offset": str(message.offset), "@number": str(number)}
     found = {key: places.get(value, value) for key, value in metadata.items()}
     async with stores.container(store) as container:
@@ -84,43 +84,43 @@ async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
     tmp_path: Path, offset: str
 ) -> None:
     """Its number is one that this hub has not come to; that is said, and no message is lost."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        stage.ledger.publish(100)
-        await lay(stage, store, {"offset": offset, "sequencenumber": "5000"}, "1", 0)
-        async with stage.replica("new", store, StallTimeout="3") as forwarder:
-            await stage.ledger.settled()
-            await until_stored(stage, store)
+    async with azurite() as store, environment(tmp_path) as env:
+        env.ledger.publish(100)
+        await lay(env, store, {"offset": offset, "sequencenumber": "5000"}, "1", 0)
+        async with env.replica("new", store, StallTimeout="3") as forwarder:
+            await env.ledger.settled()
+            await until_stored(env, store)
             samples = await forwarder.metrics()
             (said,) = forwarder.entries("checkpoint is of another hub")
         assert (said["level"], said["partition"], said["checkpoint"]) == ("error", "1", 5000)
         assert samples.total("aks_audit_lost_messages_total") == 0
-        stage.ledger.classify()
+        env.ledger.classify()
 
 
 async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -> None:
     """Whoever wrote it, and although this hub has come as far as its number by now."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        stage.ledger.publish(200)
-        await lay(stage, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
-        stage.hub.created = datetime.now(UTC) + timedelta(seconds=5)
-        async with stage.replica("new", store) as forwarder:
-            await stage.ledger.settled()
+    async with azurite() as store, environment(tmp_path) as env:
+        env.ledger.publish(200)
+        await lay(env, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
+        env.hub.created = datetime.now(UTC) + timedelta(seconds=5)
+        async with env.replica("new", store) as forwarder:
+            await env.ledger.settled()
             assert len(forwarder.entries("hub was recreated")) == 1
-        stage.ledger.classify()
+        env.ledger.classify()
 
 
 async def test_makes_the_container(tmp_path: Path) -> None:
     """A container that is missing is made, once, and serves."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        stage.ledger.publish(40)
-        async with stage.replica("one", store):
-            await until_stored(stage, store)
+    async with azurite() as store, environment(tmp_path) as env:
+        env.ledger.publish(40)
+        async with env.replica("one", store):
+            await until_stored(env, store)
 
 
 async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_path: Path) -> None:
     """A SAS with the least rights is enough; without the container it says what is wrong."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        stage.ledger.publish(40)
+    async with azurite() as store, environment(tmp_path) as env:
+        env.ledger.publish(40)
         sas = generate_container_sas(
             "devstoreaccount1",
             stores.CONTAINER,
@@ -129,70 +129,70 @@ async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_
             expiry=datetime.now(UTC) + timedelta(hours=1),
         )
         text = f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
-        async with stage.replica("one", store, BlobStorageConnectionString=text) as forwarder:
+        async with env.replica("one", store, BlobStorageConnectionString=text) as forwarder:
             said = await forwarder.wait_for("checkpoints cannot be read")
             assert "this login may not create it" in said["reason"]
             async with stores.container(store) as container:
                 await container.create_container()
-            await until_stored(stage, store)
+            await until_stored(env, store)
 
 
 async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> None:
     """It stays alive, reads nothing before it knows where to start, and starts by itself."""
     port = free_port()
-    async with environment(tmp_path) as stage:
-        stage.ledger.publish(40)
-        async with stage.replica("one", Azurite(port, 0)) as forwarder:
+    async with environment(tmp_path) as env:
+        env.ledger.publish(40)
+        async with env.replica("one", Azurite(port, 0)) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
             assert (await forwarder.get("/livez"))[0] == 200
-            assert not stage.webhook.taken
+            assert not env.webhook.taken
             async with azurite(port) as store:
-                await until_stored(stage, store)
-        stage.ledger.classify()
+                await until_stored(env, store)
+        env.ledger.classify()
 
 
 async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
     tmp_path: Path,
 ) -> None:
     """A partition that is claimed is not read before its checkpoint is known."""
-    async with store() as account, environment(tmp_path) as stage:
-        stage.ledger.publish(40)
-        async with stage.replica("one", account.front) as forwarder:
-            await until_stored(stage, account.back)
+    async with faulty_store() as account, environment(tmp_path) as env:
+        env.ledger.publish(40)
+        async with env.replica("one", account.front) as forwarder:
+            await until_stored(env, account.back)
             forwarder.terminate()
             assert await forwarder.wait() == 0
         account.unlisted = 2
-        stage.ledger.publish(40)
-        async with stage.replica("one", account.front) as forwarder:
+        env.ledger.publish(40)
+        async with env.replica("one", account.front) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
-            await until_stored(stage, account.back)
+            await until_stored(env, account.back)
             assert not account.unlisted
-        stage.ledger.classify()
+        env.ledger.classify()
 
 
 async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> None:
     """A store that stops answering holds up checkpoints, not events."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        stage.ledger.publish(200)
-        async with stage.replica("one", store, OwnershipExpiry="60") as forwarder:
-            await until_stored(stage, store)
+    async with azurite() as store, environment(tmp_path) as env:
+        env.ledger.publish(200)
+        async with env.replica("one", store, OwnershipExpiry="60") as forwarder:
+            await until_stored(env, store)
             store.pause()
             for _ in range(3):
-                stage.ledger.publish(200)
-                await stage.ledger.settled(5)
+                env.ledger.publish(200)
+                await env.ledger.settled(5)
                 await asyncio.sleep(1)
             store.resume()
-            await until_stored(stage, store)
+            await until_stored(env, store)
             judge_sums(await forwarder.metrics())
-        stage.ledger.classify()
-        assert stage.webhook.duplicates == 0
+        env.ledger.classify()
+        assert env.webhook.duplicates == 0
 
 
-async def until_stored(stage: Environment, store: Azurite) -> None:
+async def until_stored(env: Environment, store: Azurite) -> None:
     """Wait until the checkpoints have come to the hub's end."""
     for _ in range(300):
         stored = await stores.shared(store)
-        if all(stored.get(log.id, -1) == log.last for log in stage.hub.partitions):
+        if all(stored.get(log.id, -1) == log.last for log in env.hub.partitions):
             return
         await asyncio.sleep(0.1)
     raise TimeoutError(f"checkpoints end at {stored}")

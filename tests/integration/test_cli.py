@@ -113,25 +113,25 @@ async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
 
 
 async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_is_gone(
-    stage: Environment,
+    env: Environment,
 ) -> None:
-    async with stage.forwarder() as first:
+    async with env.forwarder() as first:
         await first.wait_for("partition claimed")
-        async with stage.forwarder() as second:
+        async with env.forwarder() as second:
             assert await second.wait() == 1
         [_, entry] = second.log
         assert entry["message"] == "cannot run"
-        assert f"StateDirectory '{stage.state}' is in use" in entry["reason"]
+        assert f"StateDirectory '{env.state}' is in use" in entry["reason"]
         assert first.process.returncode is None
         first.kill()
         await first.wait()
-    async with stage.forwarder() as third:
+    async with env.forwarder() as third:
         await third.wait_for("partition claimed")
 
 
-async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(stage: Environment) -> None:
+async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(env: Environment) -> None:
     async with Listener() as listener:
-        async with stage.forwarder(HttpPort=str(listener.port)) as forwarder:
+        async with env.forwarder(HttpPort=str(listener.port)) as forwarder:
             assert await forwarder.wait() == 1
         assert "in use" in forwarder.log[-1]["reason"]
         assert str(listener.port) in forwarder.log[-1]["reason"]
@@ -158,9 +158,9 @@ def loaded(forwarder: Forwarder, library: str) -> bool:
 @pytest.mark.parametrize("delay", [0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
-    stage: Environment, delay: float, number: Signals
+    env: Environment, delay: float, number: Signals
 ) -> None:
-    async with stage.forwarder() as forwarder:
+    async with env.forwarder() as forwarder:
         await catching(forwarder)
         await asyncio.sleep(delay)
         forwarder.process.send_signal(number)
@@ -169,8 +169,8 @@ async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
     assert [entry for entry in forwarder.log if entry["level"] == "error"] == []
 
 
-async def test_signals_are_caught_before_anything_large_is_imported(stage: Environment) -> None:
-    async with stage.forwarder() as forwarder:
+async def test_signals_are_caught_before_anything_large_is_imported(env: Environment) -> None:
+    async with env.forwarder() as forwarder:
         await catching(forwarder)
         forwarder.process.send_signal(signal.SIGSTOP)
         early = {name: loaded(forwarder, name) for name in ("_ssl", "uvloop", "msgspec")}
@@ -183,9 +183,9 @@ async def test_signals_are_caught_before_anything_large_is_imported(stage: Envir
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 async def test_a_signal_stops_a_running_forwarder_gracefully(
-    stage: Environment, number: Signals
+    env: Environment, number: Signals
 ) -> None:
-    async with stage.forwarder() as forwarder:
+    async with env.forwarder() as forwarder:
         await forwarder.wait_for("partition claimed")
         forwarder.process.send_signal(number)
         assert await forwarder.wait() == 0
@@ -205,9 +205,9 @@ UNREACHABLE: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("away", UNREACHABLE, ids=["hub", "store"])
 async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
-    stage: Environment, away: dict[str, str]
+    env: Environment, away: dict[str, str]
 ) -> None:
-    async with Forwarder({**stage.settings(), **away}) as forwarder:
+    async with Forwarder({**env.settings(), **away}) as forwarder:
         await forwarder.until(
             lambda: any(entry["level"] == "error" for entry in forwarder.log), timeout=60
         )
@@ -216,20 +216,20 @@ async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
     assert forwarder.log[-1]["message"] == "stopped"
 
 
-async def test_a_hub_that_is_not_there_ends_nothing(stage: Environment) -> None:
+async def test_a_hub_that_is_not_there_ends_nothing(env: Environment) -> None:
     """Event Hubs may come back, or the hub be made; a crash loop would help nobody."""
-    async with stage.forwarder(EventHubName="nowhere") as forwarder:
+    async with env.forwarder(EventHubName="nowhere") as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
         assert "nowhere" in entry["reason"]
         forwarder.terminate()
         assert await forwarder.wait() == 0
 
 
-async def test_a_second_signal_ends_a_drain_at_once(stage: Environment) -> None:
+async def test_a_second_signal_ends_a_drain_at_once(env: Environment) -> None:
     """The sink never answers, so that a graceful stop would take all of ShutdownGrace."""
-    stage.webhook.rule = lambda _: Answer(delay=1000)
-    stage.hub.publish(0, events.envelope(events.real_events()[:1]))
-    async with stage.forwarder(ShutdownGrace="1000", WebSinkTimeout="1000") as forwarder:
+    env.webhook.rule = lambda _: Answer(delay=1000)
+    env.hub.publish(0, events.envelope(events.real_events()[:1]))
+    async with env.forwarder(ShutdownGrace="1000", WebSinkTimeout="1000") as forwarder:
         await forwarder.wait_for("hub message")
         forwarder.terminate()
         await forwarder.wait_for("stopping")
@@ -238,8 +238,8 @@ async def test_a_second_signal_ends_a_drain_at_once(stage: Environment) -> None:
     assert not forwarder.entries("stopped")
 
 
-async def test_a_second_signal_ends_the_start_at_once(stage: Environment) -> None:
-    async with stage.forwarder() as forwarder:
+async def test_a_second_signal_ends_the_start_at_once(env: Environment) -> None:
+    async with env.forwarder() as forwarder:
         await catching(forwarder)
         forwarder.process.send_signal(signal.SIGSTOP)  # so that both come while it imports
         for number in (SIGTERM, SIGINT, signal.SIGCONT):
@@ -248,8 +248,8 @@ async def test_a_second_signal_ends_the_start_at_once(stage: Environment) -> Non
     assert forwarder.lines == []
 
 
-async def test_two_ways_of_naming_the_hub_read_the_same_one(stage: Environment) -> None:
-    connection = stage.server.connection_string(HUB.upper())
-    async with stage.forwarder(EhubNamespaceConnectionString=connection) as forwarder:
+async def test_two_ways_of_naming_the_hub_read_the_same_one(env: Environment) -> None:
+    connection = env.server.connection_string(HUB.upper())
+    async with env.forwarder(EhubNamespaceConnectionString=connection) as forwarder:
         await forwarder.wait_for("partition claimed")
         await forwarder.wait_for("hub answers")

@@ -5,8 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from faults.play import CHILD
-from support.environment import APP, environment
+from support.environment import APP, CHILD, environment
 from support.process import Forwarder
 from support.webhook import Answer
 
@@ -16,10 +15,10 @@ HOUR = 3600
 
 async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> None:
     async with (
-        environment(tmp_path) as stage,
-        stage.forwarder(None, **SETTINGS) as forwarder,
+        environment(tmp_path) as env,
+        env.forwarder(None, **SETTINGS) as forwarder,
     ):
-        async with stage.traffic(100):
+        async with env.traffic(100):
             await forwarder.wait_for("hub message")
             assert await _skew(forwarder) == 0
             os.kill(forwarder.pid, signal.SIGUSR1)
@@ -32,8 +31,8 @@ async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> Non
             async with asyncio.timeout(20):
                 while await _skew(forwarder) > -HOUR + 60:  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.2)
-        rule, stage.webhook.rule = stage.webhook.rule, lambda _: Answer(delay=HOUR)
-        stage.ledger.publish(10)
+        rule, env.webhook.rule = env.webhook.rule, lambda _: Answer(delay=HOUR)
+        env.ledger.publish(10)
         await asyncio.sleep(3)
         samples = await forwarder.metrics()
         oldest = max(
@@ -41,7 +40,7 @@ async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> Non
             for number in "0123"
         )
         assert 1 < oldest < 60
-        stage.webhook.rule = rule
+        env.webhook.rule = rule
 
 
 async def _skew(forwarder: Forwarder) -> float:

@@ -420,30 +420,30 @@ async def test_while_the_account_is_away_no_checkpoint_passes_a_dead_letter(
     store: Azurite, tmp_path: Path
 ) -> None:
     """There is no second place: after a restart the message is read, and refused, again."""
-    async with environment(tmp_path) as stage:
-        async with stage.replica("one", store, OwnershipExpiry="60") as forwarder:
-            stage.ledger.publish(40)
-            await stage.ledger.settled()
+    async with environment(tmp_path) as env:
+        async with env.replica("one", store, OwnershipExpiry="60") as forwarder:
+            env.ledger.publish(40)
+            await env.ledger.settled()
             store.pause()
-            stage.ledger.publish(100, refuse=10)
+            env.ledger.publish(100, refuse=10)
             await forwarder.wait_for("dead letters cannot be written")
             forwarder.kill()
             await forwarder.wait()
         store.resume()
-        async with stage.replica("two", store):
+        async with env.replica("two", store):
             for _ in range(300):
-                if len(found := await events_in_blobs(store)) >= len(stage.ledger.refused):
+                if len(found := await events_in_blobs(store)) >= len(env.ledger.refused):
                     break
                 await asyncio.sleep(0.1)
-        assert {key(one) for one in found} == stage.ledger.refused
+        assert {key(one) for one in found} == env.ledger.refused
         assert not files(tmp_path / "state")
 
 
 async def test_a_replica_keeps_its_dead_letters_in_the_account(tmp_path: Path) -> None:
-    async with azurite() as store, environment(tmp_path) as stage:
-        async with stage.replica("one", store) as forwarder:
-            stage.ledger.publish(200, refuse=10)
-            await stage.webhook.until(lambda: len(stage.webhook.taken) == 180)
+    async with azurite() as store, environment(tmp_path) as env:
+        async with env.replica("one", store) as forwarder:
+            env.ledger.publish(200, refuse=10)
+            await env.webhook.until(lambda: len(env.webhook.taken) == 180)
             for _ in range(300):
                 if len(found := await events_in_blobs(store)) == 20:
                     break
@@ -453,8 +453,8 @@ async def test_a_replica_keeps_its_dead_letters_in_the_account(tmp_path: Path) -
             assert (logged["level"], logged["kind"]) == ("error", "refused-by-the-sink")
             forwarder.kill()
             await forwarder.wait()
-        assert not stage.ledger.dead()
-        assert {key(one) for one in found} == stage.ledger.refused
+        assert not env.ledger.dead()
+        assert {key(one) for one in found} == env.ledger.refused
         assert found == await events_in_blobs(store)
 
 

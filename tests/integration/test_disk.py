@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.play import CHILD
 from support import stores
-from support.environment import APP, Environment, environment
+from support.environment import APP, CHILD, Environment, environment
 from support.harness import Samples
 from support.ledger import judge_sums
 from support.process import Forwarder
@@ -114,11 +113,11 @@ def outcomes(samples: Samples) -> dict[str, int]:
     return {n: int(samples.total("aks_audit_events_total", outcome=n)) for n in names}
 
 
-async def delivered(stage: Environment, count: int) -> None:
+async def delivered(env: Environment, count: int) -> None:
     """Publish so many events, each tenth of them refused, and wait until the others are taken."""
-    stage.ledger.publish(count, refuse=10)
-    ledger, taken = stage.ledger, stage.webhook.taken
-    await stage.webhook.until(lambda: ledger.published.keys() - ledger.refused <= taken.keys())
+    env.ledger.publish(count, refuse=10)
+    ledger, taken = env.ledger, env.webhook.taken
+    await env.webhook.until(lambda: ledger.published.keys() - ledger.refused <= taken.keys())
 
 
 @pytest.mark.parametrize("trouble", [no_file_grows, no_room, read_only])
@@ -126,45 +125,45 @@ async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_
     state: Path, trouble: Trouble
 ) -> None:
     async with (
-        environment(state) as stage,
-        stage.forwarder(ReceiveBufferBytes="8000000") as forwarder,
+        environment(state) as env,
+        env.forwarder(ReceiveBufferBytes="8000000") as forwarder,
     ):
-        await delivered(stage, 100)
-        await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
+        await delivered(env, 100)
+        await forwarder.until(lambda: len(env.ledger.dead()) == 10)
         with trouble(forwarder, state):
             # Each of these messages holds a dead letter: together more than the buffer.
-            stage.ledger.publish(10_000, per_message=22, refuse=25)
-            await delivered(stage, 100)
+            env.ledger.publish(10_000, per_message=22, refuse=25)
+            await delivered(env, 100)
             said = await forwarder.wait_for("dead letters cannot be written")
-            assert (said["level"], len(stage.ledger.dead())) == ("error", 10)
-            await until_waiting(forwarder, len(stage.ledger.refused) - 10)
+            assert (said["level"], len(env.ledger.dead())) == ("error", 10)
+            await until_waiting(forwarder, len(env.ledger.refused) - 10)
             assert (await forwarder.get("/livez"))[0] == 200
             assert len(forwarder.entries("dead letters cannot be written")) == 1
             assert not forwarder.entries("dead letters evicted")
-            stage.ledger.judge_checkpoints(stores.embedded(state))
-        await stage.ledger.settled()
+            env.ledger.judge_checkpoints(stores.embedded(state))
+        await env.ledger.settled()
         await forwarder.wait_for("dead letters are written again")
         await until_waiting(forwarder, 0)
         samples = await forwarder.metrics()
         judge_sums(samples)
-        assert outcomes(samples)["dead_lettered"] == len(stage.ledger.refused)
+        assert outcomes(samples)["dead_lettered"] == len(env.ledger.refused)
         forwarder.terminate()
         assert await forwarder.wait() == 0
-        stage.ledger.judge_stop(stores.embedded(state))
-        stage.ledger.classify()
+        env.ledger.judge_stop(stores.embedded(state))
+        env.ledger.classify()
 
 
 async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart(
     state: Path,
 ) -> None:
     """The hub has it still: no checkpoint passes it, and liveness asks for the restart."""
-    async with environment(state, partitions=2) as stage:
-        ledger = stage.ledger
-        async with stage.forwarder(ReceiveBufferBytes="100000") as forwarder:
-            await delivered(stage, 100)
+    async with environment(state, partitions=2) as env:
+        ledger = env.ledger
+        async with env.forwarder(ReceiveBufferBytes="100000") as forwarder:
+            await delivered(env, 100)
             await forwarder.until(lambda: len(ledger.dead()) == 10)
             with no_file_grows(forwarder, state):
-                await delivered(stage, 1000)
+                await delivered(env, 1000)
                 said = await forwarder.wait_for("dead letters evicted")
                 assert (said["level"], len(ledger.dead())) == ("error", 10)
                 await until_waiting(forwarder, len(ledger.refused) - 10)
@@ -177,14 +176,14 @@ async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart
             assert samples.total("aks_audit_records_total") == sum(found.values()) + in_flight
             status, reasons = await forwarder.get("/livez")
             assert (status, "to be read again" in reasons) == (503, True)
-            await delivered(stage, 100)
+            await delivered(env, 100)
             ledger.judge_checkpoints(stores.embedded(state))
             forwarder.terminate()
             assert await forwarder.wait() == 0
         stored = stores.embedded(state)
         ledger.judge_checkpoints(stored)
         ledger.restarted(stored)
-        async with stage.forwarder() as forwarder:
+        async with env.forwarder() as forwarder:
             await ledger.settled()
             assert (await forwarder.get("/livez"))[0] == 200
         ledger.classify()
@@ -197,58 +196,58 @@ async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
     gate = tmp_path / "gate"
     gate.touch()
     hanging = {"SYNC_WAITS_FOR": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
-    async with environment(state) as stage, stage.forwarder(None, **hanging) as forwarder:
-        await delivered(stage, 100)
-        await forwarder.until(lambda: len(stage.ledger.dead()) == 10)
+    async with environment(state) as env, env.forwarder(None, **hanging) as forwarder:
+        await delivered(env, 100)
+        await forwarder.until(lambda: len(env.ledger.dead()) == 10)
         with gate.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            await delivered(stage, 2000)
+            await delivered(env, 2000)
             said = await forwarder.wait_for("dead letters cannot be written")
             assert said["reason"] == "no answer for 5 s"
             await until_waiting(forwarder, 200)
-            stage.ledger.judge_checkpoints(stores.embedded(state))
-        await stage.ledger.settled()
+            env.ledger.judge_checkpoints(stores.embedded(state))
+        await env.ledger.settled()
         await forwarder.wait_for("dead letters are written again")
-        stage.ledger.classify()
+        env.ledger.classify()
 
 
 async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_later(
     state: Path,
 ) -> None:
-    async with environment(state) as stage, stage.forwarder() as forwarder:
-        await delivered(stage, 100)
+    async with environment(state) as env, env.forwarder() as forwarder:
+        await delivered(env, 100)
         with closing(sqlite3.connect(state / "checkpoints.db")) as database:
             await forwarder.until(lambda: stores.embedded(state))
             database.execute("BEGIN IMMEDIATE")
             before = stores.embedded(state)
-            await delivered(stage, 1000)
+            await delivered(env, 1000)
             said = await forwarder.wait_for("checkpoints cannot be written")
             assert "locked" in said["reason"]
             assert (await forwarder.metrics()).total(
                 "aks_audit_checkpoints_total", result="error"
             ) > 0
-            await delivered(stage, 100)
+            await delivered(env, 100)
             assert stores.embedded(state) == before
         await forwarder.wait_for("checkpoints are written again")
         forwarder.terminate()
         assert await forwarder.wait() == 0
-        stage.ledger.judge_stop(stores.embedded(state))
+        env.ledger.judge_stop(stores.embedded(state))
 
 
 async def test_it_starts_on_a_full_disk_and_writes_checkpoints_there(state: Path) -> None:
-    async with environment(state, partitions=1) as stage:
-        ledger = stage.ledger
-        async with stage.forwarder() as forwarder:
-            await delivered(stage, 100)
+    async with environment(state, partitions=1) as env:
+        ledger = env.ledger
+        async with env.forwarder() as forwarder:
+            await delivered(env, 100)
             await forwarder.until(lambda: len(ledger.dead()) == 10)
             forwarder.terminate()
             assert await forwarder.wait() == 0
         ledger.restarted(before := stores.embedded(state))
         with full(state):
-            async with stage.forwarder() as forwarder:
+            async with env.forwarder() as forwarder:
                 ledger.publish(100)
-                await stage.webhook.until(
-                    lambda: ledger.published.keys() - ledger.refused <= stage.webhook.taken.keys()
+                await env.webhook.until(
+                    lambda: ledger.published.keys() - ledger.refused <= env.webhook.taken.keys()
                 )
                 await forwarder.until(lambda: stores.embedded(state)["0"] > before["0"])
                 forwarder.terminate()

@@ -51,13 +51,13 @@ KINDS = [*SMALL, "user names", "groups", "resource IDs"]
 @pytest.mark.parametrize("kind", KINDS)
 async def test_hostile_messages_pass_in_little_memory(kind: str, tmp_path: Path) -> None:
     last = [*events.messages(20, per_message=10)]
-    async with environment(tmp_path, partitions=2) as stage:
-        stage.webhook.rule = None
+    async with environment(tmp_path, partitions=2) as env:
+        env.webhook.rule = None
         for number in range(MESSAGES):
-            stage.hub.publish(number % 2, message(kind, number))
+            env.hub.publish(number % 2, message(kind, number))
         for number, body in enumerate(last):
-            stage.hub.publish(number, body.body)
-        async with stage.forwarder(
+            env.hub.publish(number, body.body)
+        async with env.forwarder(
             VerboseLevel="1", AuditPolicyFile="quiet", ResourceIds="*", ClusterAnnotation="true"
         ) as process:
             held = [0]
@@ -71,10 +71,10 @@ async def test_hostile_messages_pass_in_little_memory(kind: str, tmp_path: Path)
             names = [{json.loads(one)["auditID"] for one in each.events} for each in last]
 
             def arrived() -> bool:
-                found = {audit_id for audit_id, _ in stage.webhook.bytes}
+                found = {audit_id for audit_id, _ in env.webhook.bytes}
                 return all(found & each for each in names)  # the policy keeps most
 
-            await stage.webhook.until(arrived, 100)
+            await env.webhook.until(arrived, 100)
             watching.cancel()
     assert max(held) < MOST, f"{max(held) >> 20} MiB"
 
@@ -83,11 +83,11 @@ async def test_the_smallest_events_take_little_memory_while_the_sink_is_away(
     tmp_path: Path,
 ) -> None:
     """Each takes several times its bytes in the hub, which counts as received."""
-    async with environment(tmp_path, partitions=2) as stage:
-        await stage.webhook.stop()
+    async with environment(tmp_path, partitions=2) as env:
+        await env.webhook.stop()
         for number in range(80):
-            stage.hub.publish(number % 2, filled(small('{"auditID":"1","stage":"s"}')))
-        async with stage.forwarder(VerboseLevel="1") as process:
+            env.hub.publish(number % 2, filled(small('{"auditID":"1","stage":"s"}')))
+        async with env.forwarder(VerboseLevel="1") as process:
             await process.wait_for("sink down")
             held = [0]
             for _ in range(100):

@@ -21,17 +21,17 @@ MIB = 2**20
 @pytest.fixture
 async def forwarder(tmp_path: Path) -> AsyncIterator[Forwarder]:
     async with (
-        environment(tmp_path / "state", partitions=4) as stage,
-        stage.forwarder() as forwarder,
+        environment(tmp_path / "state", partitions=4) as env,
+        env.forwarder() as forwarder,
     ):
-        await started(stage, forwarder)
+        await started(env, forwarder)
         yield forwarder
 
 
-async def started(stage: Environment, forwarder: Forwarder) -> None:
+async def started(env: Environment, forwarder: Forwarder) -> None:
     """Wait until events have been delivered and every page was shown once."""
-    stage.ledger.publish(200)
-    await stage.webhook.until(lambda: stage.webhook.total == 200)
+    env.ledger.publish(200)
+    await env.webhook.until(lambda: env.webhook.total == 200)
     for path in ("/metrics", "/status", "/livez", "/readyz"):
         await forwarder.get(path)
 

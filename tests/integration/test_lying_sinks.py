@@ -126,11 +126,11 @@ async def liar() -> AsyncIterator[Liar]:
 
 async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
     """Each lie is told some times, then the truth: all is delivered, and memory stays."""
-    async with environment(tmp_path) as stage, liar() as sink:
+    async with environment(tmp_path) as env, liar() as sink:
         settings = {"WebSinkURL": sink.url, "WebSinkTimeout": "0.7", "WebSinkMaxEvents": "100"}
-        async with stage.forwarder(None, **settings) as forwarder:
-            stage.ledger.publish(400)
-            await forwarder.until(lambda: len(sink.taken) == len(stage.ledger.published))
+        async with env.forwarder(None, **settings) as forwarder:
+            env.ledger.publish(400)
+            await forwarder.until(lambda: len(sink.taken) == len(env.ledger.published))
             before = most = forwarder.rss()
 
             def watched(condition: Callable[[], bool]) -> bool:
@@ -142,21 +142,21 @@ async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
                 sink.lie, sink.told = lie, 0
                 metrics = await forwarder.metrics()
                 again = metrics.total("aks_audit_post_retries_total", reason=reason)
-                stage.ledger.publish(400, per_message=100)
+                env.ledger.publish(400, per_message=100)
                 await forwarder.until(lambda: watched(lambda: sink.told >= 4))
                 sink.lie = None
                 metrics = await forwarder.metrics()
                 if reason:
                     await forwarder.until(
-                        lambda: watched(lambda: len(sink.taken) == len(stage.ledger.published))
+                        lambda: watched(lambda: len(sink.taken) == len(env.ledger.published))
                     )
                     metrics = await forwarder.metrics()
                     retries = metrics.total("aks_audit_post_retries_total", reason=reason)
                     assert retries >= again + 3, name
                 else:
                     delivered = metrics.total("aks_audit_events_total", outcome="delivered")
-                    assert delivered == len(stage.ledger.published), name
-                    sink.taken |= stage.ledger.published.keys()
+                    assert delivered == len(env.ledger.published), name
+                    sink.taken |= env.ledger.published.keys()
                 assert most < before + MOST_GROWTH, f"{name}: {(most - before) / MIB:.0f} MiB more"
 
 

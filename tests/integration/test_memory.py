@@ -22,12 +22,12 @@ MOST = 200 * 1024 * 1024
 async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
     """300 MB in messages of 900 KB, the sink down for a while: the process stays small."""
     body = next(events.messages(PER_MESSAGE, per_message=PER_MESSAGE)).body
-    async with environment(tmp_path) as stage:
-        stage.webhook.fast = True
-        stage.webhook.rule = None
+    async with environment(tmp_path) as env:
+        env.webhook.fast = True
+        env.webhook.rule = None
         for number in range(MESSAGES):
-            stage.hub.publish(number % 4, body)
-        async with stage.forwarder(WebSinkMaxEvents="100", VerboseLevel="1") as forwarder:
+            env.hub.publish(number % 4, body)
+        async with env.forwarder(WebSinkMaxEvents="100", VerboseLevel="1") as forwarder:
             held: list[int] = []
 
             async def watch() -> None:
@@ -36,14 +36,14 @@ async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
                     await asyncio.sleep(0.05)
 
             watching = asyncio.create_task(watch())
-            await stage.webhook.until(lambda: stage.webhook.total > 20 * PER_MESSAGE)
-            await stage.webhook.stop()
+            await env.webhook.until(lambda: env.webhook.total > 20 * PER_MESSAGE)
+            await env.webhook.stop()
             await forwarder.wait_for("sink down")
             await asyncio.sleep(2)
-            await stage.webhook.start()
-            await stage.webhook.until(lambda: stage.webhook.total >= MESSAGES * PER_MESSAGE, 100)
+            await env.webhook.start()
+            await env.webhook.until(lambda: env.webhook.total >= MESSAGES * PER_MESSAGE, 100)
             watching.cancel()
-        assert stage.webhook.total == MESSAGES * PER_MESSAGE
+        assert env.webhook.total == MESSAGES * PER_MESSAGE
         assert max(held) < MOST, f"{max(held) >> 20} MiB"
 
 
@@ -53,15 +53,15 @@ async def test_100000_waiting_dead_letters_and_a_sink_that_is_away_cost_little(
     """Neither of them takes anything: what is in memory is bounded by bytes."""
     bad = events.wrap([events.record("x")] * 20)
     good = next(events.messages(20, per_message=20)).body
-    async with environment(tmp_path) as stage, stage.forwarder(VerboseLevel="1") as forwarder:
-        await stage.webhook.stop()
+    async with environment(tmp_path) as env, env.forwarder(VerboseLevel="1") as forwarder:
+        await env.webhook.stop()
         await forwarder.listening()
         shutil.rmtree(tmp_path / "deadletters")
         (tmp_path / "deadletters").touch()
         for number in range(5_000):
-            stage.hub.publish(number % 4, bad)
+            env.hub.publish(number % 4, bad)
             if number % 20 == 0:
-                stage.hub.publish(number % 4, good)
+                env.hub.publish(number % 4, good)
 
         async def all_wait() -> bool:
             return await forwarder.total("dead_letters_waiting") >= 100_000

@@ -18,46 +18,46 @@ SETTINGS = {"StallTimeout": "6"}
 async def test_a_refused_offset_is_replaced_by_the_sequence_number(
     tmp_path: Path, condition: str
 ) -> None:
-    async with environment(tmp_path, partitions=1) as stage:
-        await _checkpointed(stage)
-        stage.hub.partitions[0].refuses["x-opt-offset"] = condition
-        stage.ledger.publish(100)
-        async with stage.forwarder(None, **SETTINGS) as forwarder:
-            await stage.ledger.settled()
+    async with environment(tmp_path, partitions=1) as env:
+        await _checkpointed(env)
+        env.hub.partitions[0].refuses["x-opt-offset"] = condition
+        env.ledger.publish(100)
+        async with env.forwarder(None, **SETTINGS) as forwarder:
+            await env.ledger.settled()
             (entry,) = forwarder.entries("position refused")
             assert (entry["level"], entry["partition"]) == ("error", "0")
             assert entry["message"].endswith("by its sequence number")
             assert "x-opt-offset" in entry["reason"]
-            assert entry["position"] == str(stage.hub.partitions[0].last - 10)
-        assert stage.webhook.duplicates == 0
+            assert entry["position"] == str(env.hub.partitions[0].last - 10)
+        assert env.webhook.duplicates == 0
 
 
 async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path) -> None:
     """Nothing is lost; what may come twice is logged."""
-    async with environment(tmp_path, partitions=1) as stage:
-        await _checkpointed(stage)
-        before = stage.webhook.total
-        stage.hub.partitions[0].refuses |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
-        stage.ledger.publish(100)
-        async with stage.forwarder(None, **SETTINGS) as forwarder:
-            await stage.ledger.settled()
+    async with environment(tmp_path, partitions=1) as env:
+        await _checkpointed(env)
+        before = env.webhook.total
+        env.hub.partitions[0].refuses |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
+        env.ledger.publish(100)
+        async with env.forwarder(None, **SETTINGS) as forwarder:
+            await env.ledger.settled()
             assert [entry["message"] for entry in forwarder.entries("position refused")] == [
                 "position refused, reading goes on by its sequence number",
                 "position refused, reading goes on by time: messages may be delivered twice",
             ]
-        assert stage.webhook.total <= 2 * before + 100
+        assert env.webhook.total <= 2 * before + 100
 
 
 async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path) -> None:
-    async with environment(tmp_path, partitions=2) as stage:
-        stage.hub.groups.add("audit")
-        stage.ledger.publish(100)
-        async with stage.forwarder(None, ConsumerGroup="audit", **SETTINGS) as forwarder:
-            await stage.ledger.settled()
+    async with environment(tmp_path, partitions=2) as env:
+        env.hub.groups.add("audit")
+        env.ledger.publish(100)
+        async with env.forwarder(None, ConsumerGroup="audit", **SETTINGS) as forwarder:
+            await env.ledger.settled()
             assert await _hub(forwarder) == (200, 1, "healthy")
-            stage.hub.groups.discard("audit")
-            stage.server.faults.detach("amqp:not-found")
-            stage.ledger.publish(100)
+            env.hub.groups.discard("audit")
+            env.server.faults.detach("amqp:not-found")
+            env.ledger.publish(100)
             stalled = await forwarder.wait_for("stalled")
             reason = f"hub '{HUB}' has no consumer group 'audit'"
             assert reason in stalled["reason"]
@@ -66,28 +66,28 @@ async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path)
             assert reason in told
             assert reason in json.dumps(await _status(forwarder))
             await forwarder.wait_for("still stalled")
-            stage.hub.groups.add("audit")
-            await stage.ledger.settled()
+            env.hub.groups.add("audit")
+            await env.ledger.settled()
             assert await _hub(forwarder) == (200, 1, "healthy")
-        assert stage.webhook.duplicates == 0
+        assert env.webhook.duplicates == 0
 
 
 async def test_one_partition_that_is_refused_does_not_make_it_unready(tmp_path: Path) -> None:
-    async with environment(tmp_path, partitions=2) as stage:
-        stage.server.faults.refuse("attach", "amqp:unauthorized-access", partition=1)
-        stage.hub.publish(1, b"{}")
-        async with stage.forwarder(None, **SETTINGS) as forwarder:
+    async with environment(tmp_path, partitions=2) as env:
+        env.server.faults.refuse("attach", "amqp:unauthorized-access", partition=1)
+        env.hub.publish(1, b"{}")
+        async with env.forwarder(None, **SETTINGS) as forwarder:
             stalled = await forwarder.wait_for("stalled")
             assert stalled["partition"] == "1"
             assert "refuses the login" in stalled["reason"]
             assert await _hub(forwarder) == (200, 1, "healthy")
 
 
-async def _checkpointed(stage: Environment) -> None:
+async def _checkpointed(env: Environment) -> None:
     """Deliver some messages and stop."""
-    stage.ledger.publish(100)
-    async with stage.forwarder() as forwarder:
-        await stage.ledger.settled()
+    env.ledger.publish(100)
+    async with env.forwarder() as forwarder:
+        await env.ledger.settled()
         forwarder.terminate()
         assert await forwarder.wait() == 0
 

@@ -312,18 +312,18 @@ async def test_what_the_disk_holds_is_replayed_also_with_a_storage_account(
 
 async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_path: Path) -> None:
     """Files are added, dropped and removed at once; the sink takes again what is replayed."""
-    async with environment(tmp_path, partitions=2) as stage:
-        ledger, webhook = stage.ledger, stage.webhook
+    async with environment(tmp_path, partitions=2) as env:
+        ledger, webhook = env.ledger, env.webhook
 
         def rule(post: Post) -> int:
             return 200 if "X-Replay" in post.headers else ledger.answer(post)
 
         webhook.rule = rule
-        variables = stage.settings(
+        variables = env.settings(
             DeadLetterMaxBytes="3000000", WebSinkHeaders='{"X-Replay": "yes"}', WebSinkMaxEvents="5"
         )
-        async with stage.forwarder(DeadLetterMaxBytes="3000000") as forwarder:
-            async with stage.traffic(per_second=800, refuse=3):
+        async with env.forwarder(DeadLetterMaxBytes="3000000") as forwarder:
+            async with env.traffic(per_second=800, refuse=3):
                 await forwarder.until(lambda: len(ledger.dead()) > 100)
                 for _ in range(4):
                     status, said = await replay(variables)

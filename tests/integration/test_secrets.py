@@ -75,16 +75,16 @@ async def everything(forwarder: Forwarder) -> str:
     return "\n".join([*pages, forwarder.output, forwarder.stderr, *commands])
 
 
-def secretive(stage: Environment, tmp_path: Path, login: str) -> dict[str, str]:
+def secretive(env: Environment, tmp_path: Path, login: str) -> dict[str, str]:
     """Return settings with a secret wherever one can be."""
-    stage.hub.publish(0, MESSAGE)
-    stage.server.keys = {"Root": KEY}
+    env.hub.publish(0, MESSAGE)
+    env.server.keys = {"Root": KEY}
     settings = {
         "VerboseLevel": "4",
         "LogFormat": "text" if login == "url" else "json",
         "ShutdownGrace": "0.1",
-        "EhubNamespaceConnectionString": stage.server.connection_string(),
-        "WebSinkURL": f"{stage.webhook.url}?token={quote(QUERY, safe='')}",
+        "EhubNamespaceConnectionString": env.server.connection_string(),
+        "WebSinkURL": f"{env.webhook.url}?token={quote(QUERY, safe='')}",
         "WebSinkHeaders": json.dumps({"A-Key": HEADER}),
     }
     if login == "url":
@@ -97,14 +97,14 @@ def secretive(stage: Environment, tmp_path: Path, login: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("login", ["url", "token"])
-async def test_while_all_goes_well(stage: Environment, tmp_path: Path, login: str) -> None:
-    settings = secretive(stage, tmp_path, login)
+async def test_while_all_goes_well(env: Environment, tmp_path: Path, login: str) -> None:
+    settings = secretive(env, tmp_path, login)
     async with azurite() as store:
         settings["BlobStorageConnectionString"] = store.connection_string
-        async with stage.forwarder(None, **settings) as forwarder:
-            await stage.webhook.until(lambda: stage.webhook.total == 22)
+        async with env.forwarder(None, **settings) as forwarder:
+            await env.webhook.until(lambda: env.webhook.total == 22)
             shown = await everything(forwarder)
-    sent = str(dict(stage.webhook.posts[0].headers))
+    sent = str(dict(env.webhook.posts[0].headers))
     assert (BASIC if login == "url" else TOKEN) in sent
     account_key = re.search("AccountKey=([^;]+)", store.connection_string)
     assert account_key
@@ -113,14 +113,14 @@ async def test_while_all_goes_well(stage: Environment, tmp_path: Path, login: st
 
 @pytest.mark.parametrize(("status", "login"), [(400, "url"), (401, "token"), (503, "token")])
 async def test_when_the_sink_repeats_it(
-    stage: Environment, tmp_path: Path, status: int, login: str
+    env: Environment, tmp_path: Path, status: int, login: str
 ) -> None:
-    settings = secretive(stage, tmp_path, login)
+    settings = secretive(env, tmp_path, login)
     known = [KEY, QUERY, HEADER, *([PASSWORD, BASIC] if login == "url" else [TOKEN])]
     body = "|".join(one for secret in known for one in encodings(secret))
-    stage.webhook.rule = lambda _: Answer(status, body=body)
-    async with stage.forwarder(None, **settings) as forwarder:
-        await stage.webhook.until(lambda: stage.webhook.posts[5:])
+    env.webhook.rule = lambda _: Answer(status, body=body)
+    async with env.forwarder(None, **settings) as forwarder:
+        await env.webhook.until(lambda: env.webhook.posts[5:])
         shown = await everything(forwarder)
     assert leaks(shown) == []
     if status != 401:
@@ -128,18 +128,16 @@ async def test_when_the_sink_repeats_it(
 
 
 @pytest.mark.parametrize("trouble", ["unreachable", "no TLS", "no HTTP"])
-async def test_when_the_sink_cannot_be_used(
-    stage: Environment, tmp_path: Path, trouble: str
-) -> None:
-    settings = secretive(stage, tmp_path, "url")
+async def test_when_the_sink_cannot_be_used(env: Environment, tmp_path: Path, trouble: str) -> None:
+    settings = secretive(env, tmp_path, "url")
     if trouble == "unreachable":
-        await stage.webhook.stop()
+        await env.webhook.stop()
     elif trouble == "no TLS":
         settings["WebSinkURL"] = settings["WebSinkURL"].replace("http:", "https:")
     else:  # what answers there is the hub
-        url = re.sub(r":\d+/", f":{stage.server.port}/", settings["WebSinkURL"])
+        url = re.sub(r":\d+/", f":{env.server.port}/", settings["WebSinkURL"])
         settings["WebSinkURL"] = url
-    async with stage.forwarder(None, **settings) as forwarder:
+    async with env.forwarder(None, **settings) as forwarder:
         await forwarder.until(lambda: "sink down" in forwarder.output)
         shown = await everything(forwarder)
     assert leaks(shown) == []
@@ -154,26 +152,24 @@ async def test_when_the_sink_cannot_be_used(
     ids=["two lines", "not ASCII"],
 )
 async def test_when_the_token_cannot_be_sent(
-    stage: Environment, tmp_path: Path, token: str, logged: str
+    env: Environment, tmp_path: Path, token: str, logged: str
 ) -> None:
-    settings = secretive(stage, tmp_path, "token")
+    settings = secretive(env, tmp_path, "token")
     (tmp_path / "token").write_text(token)
-    async with stage.forwarder(None, **settings) as forwarder:
+    async with env.forwarder(None, **settings) as forwarder:
         await forwarder.wait_for(logged)
         shown = await everything(forwarder)
     assert leaks(shown) == []
 
 
 @pytest.mark.parametrize("trouble", ["unreachable", "refuses the key"])
-async def test_when_the_hub_cannot_be_read(
-    stage: Environment, tmp_path: Path, trouble: str
-) -> None:
-    settings = secretive(stage, tmp_path, "token")
+async def test_when_the_hub_cannot_be_read(env: Environment, tmp_path: Path, trouble: str) -> None:
+    settings = secretive(env, tmp_path, "token")
     if trouble == "unreachable":
-        stage.server.stop_listening()
+        env.server.stop_listening()
     else:
-        stage.server.keys = {"Root": "YW5vdGhlcg=="}
-    async with stage.forwarder(None, **settings) as forwarder:
+        env.server.keys = {"Root": "YW5vdGhlcg=="}
+    async with env.forwarder(None, **settings) as forwarder:
         await forwarder.wait_for("hub does not answer")
         shown = await everything(forwarder)
     assert leaks(shown) == []
@@ -192,9 +188,9 @@ BY_SIGNATURE = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}
     ids=["unreachable", "key", "signature"],
 )
 async def test_when_the_store_cannot_be_used(
-    stage: Environment, tmp_path: Path, login: str, trouble: str
+    env: Environment, tmp_path: Path, login: str, trouble: str
 ) -> None:
-    settings = secretive(stage, tmp_path, "token")
+    settings = secretive(env, tmp_path, "token")
     async with azurite() as store:
         url = store.account_url
         if trouble == "unreachable":
@@ -202,7 +198,7 @@ async def test_when_the_store_cannot_be_used(
         settings["BlobStorageConnectionString"] = (
             f"AccountName=devstoreaccount1;BlobEndpoint={url};{login}"
         )
-        async with stage.forwarder(None, **settings) as forwarder:
+        async with env.forwarder(None, **settings) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
             shown = await everything(forwarder)
     assert leaks(shown) == []

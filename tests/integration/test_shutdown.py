@@ -31,8 +31,8 @@ def nothing(_: Environment) -> None:
     """Leave all as it is."""
 
 
-async def until_connected(stage: Environment, _: Forwarder) -> None:
-    while not stage.server.connections:  # noqa: ASYNC110 - the server tells nobody
+async def until_connected(env: Environment, _: Forwarder) -> None:
+    while not env.server.connections:  # noqa: ASYNC110 - the server tells nobody
         await asyncio.sleep(0.05)
 
 
@@ -44,8 +44,8 @@ async def under_load(_: Environment, forwarder: Forwarder) -> None:
 def sink_answers_after(seconds: float) -> Callable[[Environment], None]:
     """Return how to make the sink slow; what it was sent it takes, whoever waits for it."""
 
-    def prepare(stage: Environment) -> None:
-        stage.webhook.rule = lambda _: Answer(delay=seconds)
+    def prepare(env: Environment) -> None:
+        env.webhook.rule = lambda _: Answer(delay=seconds)
 
     return prepare
 
@@ -55,12 +55,12 @@ MOMENTS = {
     "it claims": Moment(nothing, lambda _, forwarder: forwarder.wait_for("partition claimed")),
     "it is under load": Moment(sink_answers_after(0.5), under_load),
     "the hub is away": Moment(
-        lambda stage: stage.server.faults.refuse_connections(),
+        lambda env: env.server.faults.refuse_connections(),
         lambda _, forwarder: forwarder.wait_for("hub does not answer"),
     ),
-    "the hub is silent": Moment(lambda stage: stage.server.faults.silence(), until_connected),
+    "the hub is silent": Moment(lambda env: env.server.faults.silence(), until_connected),
     "the sink is away": Moment(
-        lambda stage: stage.webhook.stop(),
+        lambda env: env.webhook.stop(),
         lambda _, forwarder: forwarder.wait_for("sink down"),
         drains=False,
     ),
@@ -72,13 +72,13 @@ MOMENTS = {
 }
 
 
-async def heal(stage: Environment) -> None:
+async def heal(env: Environment) -> None:
     """Lift every fault of the table."""
-    await stage.server.faults.accept_connections()
-    stage.server.faults.wake()
-    stage.webhook.rule = None
-    await stage.webhook.stop()
-    await stage.webhook.start()
+    await env.server.faults.accept_connections()
+    env.server.faults.wake()
+    env.webhook.rule = None
+    await env.webhook.stop()
+    await env.webhook.start()
 
 
 async def stopped(forwarder: Forwarder) -> float:
@@ -94,25 +94,25 @@ async def test_stops_at_any_moment(tmp_path: Path) -> None:
     """It drains if it can, within ShutdownGrace if not; the next start doubles nothing."""
     # Only a stop writes checkpoints here.
     settings = {"ShutdownGrace": str(GRACE), "CheckpointInterval": "60"}
-    async with environment(tmp_path) as stage:
-        ledger = stage.ledger
+    async with environment(tmp_path) as env:
+        ledger = env.ledger
         for name, (prepare, come, drains) in MOMENTS.items():
-            if waiting := prepare(stage):
+            if waiting := prepare(env):
                 assert isinstance(waiting, Awaitable)
                 await waiting
-            async with stage.traffic(400), stage.forwarder(None, **settings) as forwarder:
-                await asyncio.wait_for(come(stage, forwarder), 30)
+            async with env.traffic(400), env.forwarder(None, **settings) as forwarder:
+                await asyncio.wait_for(come(env, forwarder), 30)
                 seconds = await stopped(forwarder)
             assert seconds < (0 if drains else GRACE) + CLOSING, name
             assert drains == (not forwarder.entries("stopping with messages undelivered")), name
-            await heal(stage)
+            await heal(env)
             stored = stores.embedded(tmp_path)
             ledger.judge_checkpoints(stored)
             if drains:
                 ledger.judge_stop(stored)
             else:
                 ledger.restarted(stored)
-        async with stage.forwarder() as forwarder:
+        async with env.forwarder() as forwarder:
             await ledger.settled()
             await stopped(forwarder)
         ledger.judge_stop(stores.embedded(tmp_path))
@@ -123,8 +123,8 @@ async def test_stops_when_it_has_just_begun(tmp_path: Path) -> None:
     """SIGTERM is caught before the settings are read, and stops it once there is what to stop."""
     pipe = tmp_path / "secret"
     os.mkfifo(pipe)
-    async with environment(tmp_path / "state") as stage:
-        settings = dict(stage.settings(EhubNamespaceConnectionString_FILE=str(pipe)))
+    async with environment(tmp_path / "state") as env:
+        settings = dict(env.settings(EhubNamespaceConnectionString_FILE=str(pipe)))
         secret = settings.pop("EhubNamespaceConnectionString")
         async with Forwarder(settings) as forwarder:
             writer = await opened(pipe)
@@ -148,15 +148,15 @@ async def opened(pipe: Path) -> int:
 
 async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
     """Neither a claim nor a last checkpoint that gets no answer holds up the end."""
-    async with azurite() as store, environment(tmp_path) as stage:
-        ledger = stage.ledger
+    async with azurite() as store, environment(tmp_path) as env:
+        ledger = env.ledger
         ledger.publish(400)
         store.pause()
-        async with stage.replica("one", store) as forwarder:
-            await until_connected(stage, forwarder)
+        async with env.replica("one", store) as forwarder:
+            await until_connected(env, forwarder)
             assert await stopped(forwarder) < CLOSING
         store.resume()
-        async with stage.replica("one", store) as forwarder:
+        async with env.replica("one", store) as forwarder:
             await ledger.settled()
             store.pause()
             ledger.publish(400)
@@ -166,7 +166,7 @@ async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
         stored = await stores.shared(store)
         ledger.judge_checkpoints(stored)
         ledger.restarted(stored)
-        async with stage.replica("two", store) as forwarder:
+        async with env.replica("two", store) as forwarder:
             ledger.publish(400)
             await ledger.settled()
             await stopped(forwarder)

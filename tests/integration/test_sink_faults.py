@@ -23,13 +23,13 @@ exec "$@"
 
 async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
     """Some seconds of refused connections: unready, not dead; ever fewer posts; then all arrive."""
-    async with environment(tmp_path) as stage, stage.forwarder() as forwarder:
-        ledger = stage.ledger
+    async with environment(tmp_path) as env, env.forwarder() as forwarder:
+        ledger = env.ledger
         ledger.publish(100, refuse=10)
         await ledger.settled()
-        async with stage.traffic():
+        async with env.traffic():
             await asyncio.sleep(1)
-            await stage.webhook.stop()
+            await env.webhook.stop()
             await forwarder.wait_for("sink down")
             await asyncio.sleep(4)
             assert (await forwarder.get("/livez"))[0] == 200
@@ -41,7 +41,7 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
             assert samples.total("aks_audit_posts_total", status="error") < 16 * 8
             await asyncio.sleep(0.5)
             assert stores.embedded(tmp_path) == before
-            await stage.webhook.start()
+            await env.webhook.start()
             await forwarder.wait_for("sink up", 40)
         await ledger.settled(60)
         assert (await forwarder.get("/readyz"))[0] == 200
@@ -62,17 +62,17 @@ async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path:
     hosts.touch()
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     within = (*_NAMESPACE, _OWN_NAMES, "sh", str(tmp_path))
-    async with environment(state) as stage:
-        url = f"http://sink.test:{stage.webhook.port}/k8s_audit"
-        settings = stage.settings(WebSinkURL=url)
+    async with environment(state) as env:
+        url = f"http://sink.test:{env.webhook.port}/k8s_audit"
+        settings = env.settings(WebSinkURL=url)
         async with Forwarder(settings, within=within) as forwarder:
-            stage.ledger.publish(100, refuse=10)
+            env.ledger.publish(100, refuse=10)
             down = await forwarder.wait_for("sink down")
             assert "sink.test" in down["reason"], down
             assert (await forwarder.get("/livez"))[0] == 200
             hosts.write_text("127.0.0.1 sink.test\n")
             await forwarder.wait_for("sink up", 40)
-            await stage.ledger.settled()
+            await env.ledger.settled()
             forwarder.terminate()
             assert await forwarder.wait() == 0
-        stage.ledger.classify()
+        env.ledger.classify()

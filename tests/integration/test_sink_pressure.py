@@ -69,13 +69,13 @@ async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> 
 async def test_a_slow_sink_with_20000_events_waiting(
     tmp_path: Path, rate: float, within: str
 ) -> None:
-    async with environment(tmp_path) as stage:
-        webhook, waiting = stage.webhook, 20_000
+    async with environment(tmp_path) as env:
+        webhook, waiting = env.webhook, 20_000
         webhook.rate = rate
         for number, message in enumerate(events.messages(waiting)):
-            stage.hub.publish(number % 4, message.body)
+            env.hub.publish(number % 4, message.body)
         settings = {"WebSinkTimeout": within, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
-        async with stage.forwarder(None, **settings):
+        async with env.forwarder(None, **settings):
             await webhook.until(lambda: len(webhook.taken) == waiting, 2 * waiting / rate)
             assert webhook.first
             assert webhook.duplicates < 0.05 * waiting
@@ -141,12 +141,12 @@ async def test_one_post_probes_a_sink_that_is_down_and_all_resume_at_once(
 async def test_all_that_waited_arrives_within_seconds_of_the_first_success(
     tmp_path: Path, seconds: float
 ) -> None:
-    async with environment(tmp_path) as stage:
-        webhook = stage.webhook
+    async with environment(tmp_path) as env:
+        webhook = env.webhook
         webhook.rule = lambda _: 503
         for number, message in enumerate(events.messages(8_000)):
-            stage.hub.publish(number % 4, message.body)
-        async with stage.forwarder(WebSinkMaxEvents="100", VerboseLevel="1"):
+            env.hub.publish(number % 4, message.body)
+        async with env.forwarder(WebSinkMaxEvents="100", VerboseLevel="1"):
             await asyncio.sleep(seconds)
             webhook.rule = None
             await webhook.until(lambda: webhook.first, 10)
@@ -155,22 +155,22 @@ async def test_all_that_waited_arrives_within_seconds_of_the_first_success(
 
 
 async def test_a_stop_during_an_outage_drains_when_the_sink_is_back(tmp_path: Path) -> None:
-    async with environment(tmp_path) as stage:
-        stage.webhook.rule = lambda _: 503
-        stage.ledger.publish(2_000)
-        async with stage.forwarder(ShutdownGrace="20") as forwarder:
+    async with environment(tmp_path) as env:
+        env.webhook.rule = lambda _: 503
+        env.ledger.publish(2_000)
+        async with env.forwarder(ShutdownGrace="20") as forwarder:
             await forwarder.wait_for("sink down")
             await asyncio.sleep(2)
             forwarder.terminate()
             await forwarder.wait_for("stopping")
-            stage.webhook.rule = None
+            env.webhook.rule = None
             assert await forwarder.wait() == 0
-        assert stage.webhook.total == 2_000
-        async with stage.forwarder() as forwarder:
+        assert env.webhook.total == 2_000
+        async with env.forwarder() as forwarder:
             await forwarder.wait_for("partition claimed")
-            stage.ledger.publish(10)
-            await stage.webhook.until(lambda: len(stage.webhook.taken) == 2_010)
-        assert stage.webhook.duplicates == 0
+            env.ledger.publish(10)
+            await env.webhook.until(lambda: len(env.webhook.taken) == 2_010)
+        assert env.webhook.duplicates == 0
 
 
 @pytest.mark.parametrize("header", ["0", "Mon, 23 Nov 2020 09:14:10 GMT"])
@@ -199,9 +199,9 @@ async def test_a_sink_that_asks_for_patience_makes_it_unready_and_not_dead(
 @pytest.mark.full
 @pytest.mark.timeout(300)
 async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -> None:
-    async with environment(tmp_path) as stage:
-        webhook = stage.webhook
-        async with stage.traffic(), stage.forwarder(WebSinkMaxEvents="100") as forwarder:
+    async with environment(tmp_path) as env:
+        webhook = env.webhook
+        async with env.traffic(), env.forwarder(WebSinkMaxEvents="100") as forwarder:
             limits = []
             for _ in range(4):
                 for rate, rule in (
@@ -216,8 +216,8 @@ async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -
                     limits.append(metrics.total("aks_audit_post_concurrency"))
             webhook.rate, webhook.rule = 1e9, None
             await forwarder.wait_for("sink up")
-        async with stage.forwarder(WebSinkMaxEvents="100"):
-            await stage.ledger.settled(60)
+        async with env.forwarder(WebSinkMaxEvents="100"):
+            await env.ledger.settled(60)
         assert set(limits[2::4] + limits[3::4]) == {1}
         assert webhook.duplicates < 0.1 * webhook.total
 

@@ -14,6 +14,8 @@ from support.process import Forwarder
 from support.webhook import Webhook
 
 APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
+CHILD = Path(__file__).with_name("child")
+"""A folder for PYTHONPATH that lets tests change a forwarder from within."""
 # Intervals are as short as keeps the behaviour, so that no test waits for a clock.
 _QUICK = {
     "CheckpointInterval": "0.2",

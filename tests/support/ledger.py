@@ -123,7 +123,7 @@ class Ledger:
                 self.refused.discard(name)
 
     def remade(self) -> dict[Key, Entry]:
-        """Note that the hub was made anew; return what was not settled, gone or on its way."""
+        """Note that the hub was recreated; return what was not settled, gone or on its way."""
         gone = {name: self.published.pop(name) for name in self.unsettled()}
         self.published = {
             name: e._replace(sequence_number=-1) for name, e in self.published.items()

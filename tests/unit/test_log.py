@@ -50,11 +50,11 @@ ADDED: dict[int, dict[str, list[str]]] = {
 }  # fmt: skip
 
 
-async def run(stage: Environment, *, hub_answers: bool = True, **settings: str) -> Forwarder:
+async def run(env: Environment, *, hub_answers: bool = True, **settings: str) -> Forwarder:
     """Run it until it has delivered what is in the hub, and stop it."""
-    async with stage.forwarder(None, **settings) as forwarder:
-        published = len(stage.hub.partitions[0].messages) * len(SOME)
-        await stage.webhook.until(lambda: stage.webhook.total == published)
+    async with env.forwarder(None, **settings) as forwarder:
+        published = len(env.hub.partitions[0].messages) * len(SOME)
+        await env.webhook.until(lambda: env.webhook.total == published)
         if hub_answers:
             await forwarder.until(lambda: "hub answers" in "\n".join(forwarder.lines))
         else:
@@ -67,10 +67,10 @@ async def run(stage: Environment, *, hub_answers: bool = True, **settings: str) 
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
 async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
-    stage: Environment, level: int
+    env: Environment, level: int
 ) -> None:
-    stage.hub.publish(0, MESSAGE)
-    forwarder = await run(stage, hub_answers=level > 1, VerboseLevel=str(level))
+    env.hub.publish(0, MESSAGE)
+    forwarder = await run(env, hub_answers=level > 1, VerboseLevel=str(level))
     expected = {name: fields for n in range(1, level + 1) for name, fields in ADDED[n].items()}
     assert len(forwarder.log) == len(forwarder.lines)  # each line is JSON
     assert {entry["message"] for entry in forwarder.log} == set(expected)
@@ -80,11 +80,11 @@ async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
 
 
 async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
-    stage: Environment,
+    env: Environment,
 ) -> None:
-    stage.hub.publish(0, MESSAGE)
+    env.hub.publish(0, MESSAGE)
     before = datetime.now(UTC) - timedelta(milliseconds=1)  # they are cut to milliseconds
-    stamps = [entry["timestamp"] for entry in (await run(stage, TZ="Asia/Kolkata")).log]
+    stamps = [entry["timestamp"] for entry in (await run(env, TZ="Asia/Kolkata")).log]
     rfc_3339 = re.compile(r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}\.\d{3}Z")
     assert [stamp for stamp in stamps if not rfc_3339.fullmatch(stamp)] == []
     assert sorted(stamps) == stamps
@@ -92,19 +92,19 @@ async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
     assert datetime.fromisoformat(stamps[-1]) <= datetime.now(UTC)
 
 
-async def test_a_hub_message_is_told_with_its_place_and_size(stage: Environment) -> None:
+async def test_a_hub_message_is_told_with_its_place_and_size(env: Environment) -> None:
     for _ in range(2):
-        stage.hub.publish(0, MESSAGE)
+        env.hub.publish(0, MESSAGE)
     told = [
         [entry[name] for name in ADDED[2]["hub message"]]
-        for entry in (await run(stage)).entries("hub message")
+        for entry in (await run(env)).entries("hub message")
     ]
     assert told == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
 
 
-async def test_an_audit_event_is_told_by_who_did_what_to_which_object(stage: Environment) -> None:
-    stage.hub.publish(0, MESSAGE)
-    told = (await run(stage, VerboseLevel="3")).entries("audit event")
+async def test_an_audit_event_is_told_by_who_did_what_to_which_object(env: Environment) -> None:
+    env.hub.publish(0, MESSAGE)
+    told = (await run(env, VerboseLevel="3")).entries("audit event")
     for entry, text in zip(told, SOME, strict=True):
         event = json.loads(text)
         target = event.get("objectRef", {})
@@ -126,19 +126,19 @@ def fields(entry: dict[str, object]) -> dict[str, object]:
 
 
 async def test_a_post_its_response_and_the_settings_are_told_without_anything_secret(
-    stage: Environment,
+    env: Environment,
 ) -> None:
-    stage.hub.publish(0, MESSAGE)
-    connection = stage.server.connection_string(HUB)
+    env.hub.publish(0, MESSAGE)
+    connection = env.server.connection_string(HUB)
     forwarder = await run(
-        stage,
+        env,
         VerboseLevel="4",
         WebSinkMaxEvents="100",
-        WebSinkURL=f"{stage.webhook.url.replace('//', '//me:p4ssw0rd@')}?token=t0k3n",
+        WebSinkURL=f"{env.webhook.url.replace('//', '//me:p4ssw0rd@')}?token=t0k3n",
         EhubNamespaceConnectionString=connection,
     )
-    [request] = stage.webhook.posts
-    url = stage.webhook.url
+    [request] = env.webhook.posts
+    url = env.webhook.url
     [post] = forwarder.entries("post")
     assert fields(post) == {"url": url, "events": 22, "bytes": len(request.body)}
     [response] = forwarder.entries("response")
@@ -155,24 +155,24 @@ async def test_a_post_its_response_and_the_settings_are_told_without_anything_se
     }
 
 
-async def test_level_1_tells_errors(stage: Environment) -> None:
-    stage.webhook.rule = lambda _: 401
-    stage.hub.publish(0, MESSAGE)
-    async with stage.forwarder(VerboseLevel="1") as forwarder:
+async def test_level_1_tells_errors(env: Environment) -> None:
+    env.webhook.rule = lambda _: 401
+    env.hub.publish(0, MESSAGE)
+    async with env.forwarder(VerboseLevel="1") as forwarder:
         entry = await forwarder.wait_for("sink down")
-    assert (entry["level"], entry["url"]) == ("error", stage.webhook.url)
+    assert (entry["level"], entry["url"]) == ("error", env.webhook.url)
     assert "WebSinkTokenFile" in entry["reason"]
     assert {entry["level"] for entry in forwarder.log} == {"error"}
 
 
-async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Environment) -> None:
+async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(env: Environment) -> None:
     nasty = ["x\ny", "x\ry", "x\x1b[31my", "x\u2028y", 'x "y" z=1', "x=y", "x'y"]
     odd = [json.loads(event) for event in SOME[: len(nasty)]]
     for event, name in zip(odd, nasty, strict=True):
         event["user"]["username"] = name
     body = events.envelope([*(json.dumps(event).encode() for event in odd), *SOME[len(nasty) :]])
-    stage.hub.publish(0, body)
-    output = "\n".join((await run(stage, VerboseLevel="4", LogFormat="text")).lines)
+    env.hub.publish(0, body)
+    output = "\n".join((await run(env, VerboseLevel="4", LogFormat="text")).lines)
     lines = output.splitlines()  # at every end of a line that Unicode knows
     assert [line for line in lines if not re.match(r"\d{4}-\S+Z (info |debug) [a-z]", line)] == []
     assert [char for char in output if not char.isprintable() and char != "\n"] == []
@@ -186,22 +186,22 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(stage: Envir
         assert f" user={name!r} " in line
 
 
-def redirected(stage: Environment, to: str, **settings: str) -> Forwarder:
+def redirected(env: Environment, to: str, **settings: str) -> Forwarder:
     """Return a forwarder whose standard output is redirected by the shell."""
     return Forwarder(
-        stage.settings(None, **settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
+        env.settings(None, **settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
     )
 
 
 async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
-    stage: Environment, tmp_path: Path
+    env: Environment, tmp_path: Path
 ) -> None:
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDWR)  # held open, and never read
-    async with redirected(stage, f"> {fifo}", VerboseLevel="4") as forwarder:
-        stage.ledger.publish(30_000)
-        await stage.webhook.until(lambda: stage.webhook.total == 30_000, timeout=60)
+    async with redirected(env, f"> {fifo}", VerboseLevel="4") as forwarder:
+        env.ledger.publish(30_000)
+        await env.webhook.until(lambda: env.webhook.total == 30_000, timeout=60)
         dropped = (await forwarder.metrics()).total("aks_audit_log_entries_dropped_total")
         assert 0 < dropped < 30_000
         forwarder.terminate()
@@ -212,18 +212,18 @@ async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
 
 @pytest.mark.parametrize("state", ["closed", "closed by its reader"])
 async def test_a_closed_standard_output_changes_nothing_else(
-    stage: Environment, tmp_path: Path, state: str
+    env: Environment, tmp_path: Path, state: str
 ) -> None:
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     to = ">&-" if state == "closed" else f"> {fifo}"
-    async with redirected(stage, to, VerboseLevel="4") as forwarder:
-        stage.ledger.publish(100)
-        await stage.webhook.until(lambda: stage.webhook.total == 100)
+    async with redirected(env, to, VerboseLevel="4") as forwarder:
+        env.ledger.publish(100)
+        await env.webhook.until(lambda: env.webhook.total == 100)
         os.close(reader)
-        stage.ledger.publish(100)
-        await stage.webhook.until(lambda: stage.webhook.total == 200)
+        env.ledger.publish(100)
+        await env.webhook.until(lambda: env.webhook.total == 200)
         metrics = await forwarder.metrics()
         assert metrics.total("aks_audit_log_entries_dropped_total") > 0
         forwarder.terminate()

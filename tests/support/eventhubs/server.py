@@ -99,7 +99,7 @@ class Server:
         raise AmqpError("amqp:not-found", f"The messaging entity '{name}' could not be found.")
 
     def recreate(self, name: str) -> Hub:
-        """Delete a hub and make it anew: empty, numbers start again, receivers are detached."""
+        """Delete a hub and recreate it: empty, numbers start again, receivers are detached."""
         hub, old = Hub(name, len(self.hubs[name].partitions)), self.hubs[name]
         hub.groups = set(old.groups)
         self.hubs[name] = hub

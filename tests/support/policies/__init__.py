@@ -3,7 +3,7 @@
 `recorded/everything.jsonl` is its audit log of all of them under a policy that keeps everything;
 `recorded/NAME.jsonl` tells what it wrote under `recorded/NAME.yaml`: a line has the level, the
 stages, what became of the objects, and the Audit-IDs of all requests with just that. README.md says
-what is to be learnt from them; `python -m support.policies.record` makes them anew.
+what is to be learnt from them; `python -m support.policies.record` records them again.
 """
 
 import json

@@ -9,7 +9,7 @@ PYTHONPATH=app:tests, at the root of the repository:
     python -m support.policies.record --compare NAME  compare, write nothing
 
 To add a policy, write `recorded/NAME.yaml` and record it by its name; new requests need all of them
-recorded anew. Ten seconds or so are needed for each. What differs between two runs of the API
+recorded again. Ten seconds or so are needed for each. What differs between two runs of the API
 server, such as instants, UIDs and which of several reasons is given for an authorization, is left
 out of all comparisons.
 """

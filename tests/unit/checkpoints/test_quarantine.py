@@ -13,29 +13,29 @@ from support.webhook import Answer
 
 async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) -> None:
     """The sink hangs, so that nothing is settled, and the process is killed time and again."""
-    async with environment(tmp_path, partitions=2) as stage:
-        stage.webhook.rule = lambda _: Answer(503, delay=math.inf)
-        stage.ledger.publish(2, per_message=1)
+    async with environment(tmp_path, partitions=2) as env:
+        env.webhook.rule = lambda _: Answer(503, delay=math.inf)
+        env.ledger.publish(2, per_message=1)
         for _ in range(8):
-            async with stage.forwarder() as forwarder:
+            async with env.forwarder() as forwarder:
                 await forwarder.wait_for("hub message")
                 await asyncio.sleep(0.3)
         assert forwarder.entries("the process died again and again")
-        stage.webhook.rule = stage.ledger.answer
-        async with stage.forwarder() as forwarder:
-            await stage.ledger.settled()
+        env.webhook.rule = env.ledger.answer
+        async with env.forwarder() as forwarder:
+            await env.ledger.settled()
             await forwarder.wait_for("messages are processed concurrently again")
             judge_sums(await forwarder.metrics())
-        stage.ledger.classify()
+        env.ledger.classify()
 
 
 async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path: Path) -> None:
     notes = tmp_path / "poison.json"
     notes.touch()
-    async with environment(tmp_path, partitions=1) as stage:
+    async with environment(tmp_path, partitions=1) as env:
         for _ in range(5):
             os.utime(notes, (0, 0))  # what is noted from now on is told from what was
-            async with stage.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
+            async with env.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
                 await forwarder.until(
                     lambda: notes.stat().st_mtime and b'"starts":{}' in notes.read_bytes()
                 )
@@ -43,12 +43,12 @@ async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path:
 
 
 async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
-    async with environment(tmp_path) as stage, stage.forwarder() as forwarder:
+    async with environment(tmp_path) as env, env.forwarder() as forwarder:
         await forwarder.wait_for("partition claimed")
         resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, 0))
-        stage.ledger.publish(100)
-        await stage.ledger.settled()
+        env.ledger.publish(100)
+        await env.ledger.settled()
         forwarder.terminate()
         assert await forwarder.wait() == 0
         assert forwarder.entries("starts cannot be counted")
-        stage.ledger.classify()
+        env.ledger.classify()

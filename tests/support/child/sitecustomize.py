@@ -1,4 +1,4 @@
-"""Runs first in a forwarder that has this folder on its path: what befalls it from within.
+"""Runs first in a forwarder that has this folder on its path: what a test changes in it.
 
 The wall clock is an hour ahead after SIGUSR1 and an hour back after SIGUSR2, as `time.time` has it,
 by which everything in the forwarder and its libraries waits that does not ask the monotonic clock.

@@ -1,4 +1,4 @@
-"""A play: hub, sink, store and forwarders, faults upon them, and one verdict at the end."""
+"""A env: hub, sink, store and forwarders, faults upon them, and one verdict at the end."""
 
 import asyncio
 import os
@@ -12,41 +12,40 @@ from pathlib import Path
 
 import trustme
 
-from faults.store import Store, store
 from support import stores
-from support.environment import APP, Environment
+from support.environment import APP, CHILD, Environment
 from support.eventhubs import Server
+from support.faulty_store import FaultyStore, faulty_store
 from support.harness import HUB
 from support.ledger import judge_sums
 from support.process import Forwarder
 from support.stores import Stored
 from support.webhook import Answer, Post, Rule, Webhook
 
-CHILD = Path(__file__).with_name("child")
 MIB = 2**20
 
 
-class Play(Environment):
-    """A scene with a store, the forwarders on it by name, and what is ordered of the sink."""
+class FaultEnvironment(Environment):
+    """An environment with a store, the forwarders in it by name, and what is asked of the sink."""
 
     def __init__(
-        self, server: Server, webhook: Webhook, folder: Path, blob_store: Store | None
+        self, server: Server, webhook: Webhook, folder: Path, blob_store: FaultyStore | None
     ) -> None:
         super().__init__(server, webhook, folder / "state")
         self.folder = folder
         self.store = blob_store
         self.defaults: Mapping[str, str] = {}
-        """Settings of every forwarder; `{folder}` stands for the play's own."""
+        """Settings of every forwarder; `{folder}` stands for the environment's own."""
         self.running: dict[str, Forwarder] = {}
         self.ended: list[Forwarder] = []
         self.sink: Rule | None = None
-        """UsedFields for each post before the ledger is."""
+        """Asked for each POST before the ledger is."""
         self.again = False
         """Whether the sink takes events and cannot say so: they come again."""
         self.peak = 0
         """Most bytes that a forwarder was seen to hold."""
         self.remade = 0.0
-        """Just before the hub was made anew, in Unix seconds: older checkpoints do not count."""
+        """Just before the hub was recreated, in Unix seconds: older checkpoints do not count."""
         self.stack = AsyncExitStack()
         self._looking = asyncio.Lock()
         webhook.rule = self._answer
@@ -116,7 +115,7 @@ class Play(Environment):
         assert any(late) or not self.webhook.duplicates
 
     async def stored(self) -> Stored:
-        """Return the checkpoints, read past whatever befalls the store."""
+        """Return the checkpoints, read from behind the faulty store."""
         if self.store is None:
             # A forwarder that is frozen while it writes has a lock, and this loop is to wake it.
             return await asyncio.to_thread(stores.embedded, self.state, self.remade)
@@ -230,17 +229,20 @@ class Play(Environment):
 
 
 @asynccontextmanager
-async def play(
+async def fault_environment(
     folder: Path, *, blobs: bool = False, tls: bool = False, partitions: int = 4
-) -> AsyncIterator[Play]:
-    """Set the stage in a folder; `tls` gives the sink a certificate and leaves its CA there."""
+) -> AsyncIterator[FaultEnvironment]:
+    """Start it in a folder; `tls` gives the sink a certificate and leaves its CA there."""
     (folder / "token").write_text("first")
     context = _tls(folder) if tls else None
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(Server({HUB: partitions}))
         webhook = await stack.enter_async_context(Webhook(tls=context))
-        found = Play(
-            server, webhook, folder, await stack.enter_async_context(store()) if blobs else None
+        found = FaultEnvironment(
+            server,
+            webhook,
+            folder,
+            await stack.enter_async_context(faulty_store()) if blobs else None,
         )
         await stack.enter_async_context(found.stack)
         watching = asyncio.create_task(found.watch())
