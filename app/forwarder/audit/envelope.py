@@ -11,8 +11,9 @@ and only what has no auditID or stage is unusable. Nothing is lost: each record 
 unusable, or is counted.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -25,6 +26,7 @@ _NO_OBJECT: Final = Raw()
 _MAX_LEVELS: Final = 100
 _MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
 _ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b'{[}]"'))
 
@@ -74,14 +76,6 @@ class Unpacked(Struct, gc=False):
         return sum(sizes) + _ENTRY_BYTES * len(sizes)
 
 
-class Fields(Protocol):
-    """What unpacking needs of an event; the objects are empty if there are none."""
-
-    stage_timestamp: str | UnsetType | None
-    request_object: Raw
-    response_object: Raw
-
-
 class Filter(Protocol):
     """Decides which events are wanted, and edits them."""
 
@@ -90,8 +84,8 @@ class Filter(Protocol):
 
     def apply(
         self, event: bytes, resource_id: str | None
-    ) -> tuple[bytes | None, Fields, tuple[str, str] | None]:
-        """Return what is left of an event, its fields, and what to count in `ruled`.
+    ) -> tuple[bytes | None, Any, tuple[str, str] | None]:
+        """Return what is left of an event, fields as in `_Event`, and what to count in `ruled`.
 
         Raises msgspec's errors if a field is missing that audit.k8s.io/v1 requires.
         """
@@ -141,7 +135,7 @@ def unpack(  # noqa: C901 - the one loop that every event goes through
         found = _read_slowly(unpacked, message, categories)
     wants, apply, ruled = filter and filter.wants, filter and filter.apply, unpacked.ruled
     left: bytes | None
-    fields: Fields
+    fields: Any
     rule: tuple[str, str] | None = None
     for record in found:
         if record.category not in categories or (wants and not wants(record.resource_id)):
@@ -179,7 +173,7 @@ def unpack(  # noqa: C901 - the one loop that every event goes through
     return unpacked
 
 
-def _accept(event: bytes, _: str | None) -> tuple[bytes, Fields, None]:
+def _accept(event: bytes, _: str | None) -> tuple[bytes, _Event, None]:
     return event, _decode_event(event), None
 
 
@@ -227,12 +221,8 @@ def _is_deep(value: Raw) -> bool:
     if len(value) < 2 * _MAX_LEVELS:
         return False
     text = bytes(value)
-    if (most := text.count(b"{") + text.count(b"[")) < _MAX_LEVELS:
+    if text.count(b"{") + text.count(b"[") < _MAX_LEVELS:
         return False
-    if most - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:  # as in managedFields
-        return False
-    if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    skeleton = text.translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
+    skeleton = _ESCAPE.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
     brackets = b"".join(skeleton.split(b'"')[::2])
     return all((brackets := brackets.replace(b"()", b"")) for _ in range(_MAX_LEVELS - 1))

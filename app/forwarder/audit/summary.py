@@ -4,38 +4,27 @@ from typing import Any
 
 import msgspec
 
-
-class _Event(msgspec.Struct, rename={"audit_id": "auditID", "target": "objectRef"}):
-    """The fields in question, of whatever types: the log must not stop at an odd event."""
-
-    audit_id: Any = None
-    stage: Any = None
-    verb: Any = None
-    user: Any = None
-    target: Any = None
-    response: Any = msgspec.field(default=None, name="responseStatus")
-
-
-_decoder = msgspec.json.Decoder(_Event)
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def summary(event: bytes) -> dict[str, Any]:
     """Return the fields of a level 3 log entry; what an odd event lacks is empty."""
-    try:
-        found = _decoder.decode(event)
-    except (msgspec.DecodeError, RecursionError):  # such as a user nested 2,000 deep
-        found = _Event()
-    user, target, response = (
-        one if isinstance(one, dict) else {} for one in (found.user, found.target, found.response)
-    )
-    resource, subresource = target.get("resource", ""), target.get("subresource")
+    fields = _decode(event)
+
+    def value(name: str, kind: type = object) -> Any:
+        try:
+            found = msgspec.json.decode(fields.get(name, b"null"))
+        except (msgspec.DecodeError, RecursionError):
+            found = None
+        return found if isinstance(found, kind) else {}
+
+    user, target, status = (value(name, dict) for name in ("user", "objectRef", "responseStatus"))
+    parts = (target.get("resource", ""), target.get("subresource"))
     return {
-        "auditID": found.audit_id,
-        "stage": found.stage,
-        "verb": found.verb,
+        **{name: value(name) for name in ("auditID", "stage", "verb")},
         "user": user.get("username", ""),
-        "resource": f"{resource}/{subresource}" if subresource else resource,
+        "resource": "/".join(str(part) for part in parts if part),
         "namespace": target.get("namespace", ""),
         "name": target.get("name", ""),
-        "code": response.get("code", 0),
+        "code": status.get("code", 0),
     }
