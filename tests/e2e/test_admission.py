@@ -1,11 +1,13 @@
 """An admission policy requires labels, limits and probes: to a storage account and back, twice."""
 
+import json
+
 import pytest
 
-from e2e.cluster import run, until
+from e2e.cluster import CommandError, run, until
 from e2e.commands import type_in
 from e2e.conftest import Lap, Note
-from e2e.world import World
+from e2e.world import World, program
 from support.events import messages, real_events
 
 NAMESPACE = "aks-audit-admission"
@@ -68,10 +70,16 @@ def delivered(world: World) -> None:
 def test_pods_and_the_pod_of_helm_test_are_admitted(world: World) -> None:
     world.apply(*policy())
     world.publish(real_events())
+    (deployment,) = program("bad", ["true"])
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bad"}}
+    bad = json.dumps(pod | {"spec": deployment["spec"]["template"]["spec"]})
 
     def denied() -> bool:
-        bad = "kubectl run bad --image=bad --dry-run=server"
-        return "costcenter is required" in type_in(f"{bad} --namespace {NAMESPACE} 2>&1 || true")
+        try:
+            world.kubectl("create", "--dry-run=server", "--filename=-", given=bad)
+        except CommandError as error:
+            return "costcenter is required" in str(error)
+        return False
 
     until("the policy to hold", denied)
     type_in(
