@@ -35,7 +35,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        if self.server.faults.cuts_off(transport.get_extra_info("peername")[1]):
+        peer = transport.get_extra_info("peername")  # none of what is inside a WebSocket
+        if peer and self.server.faults.cuts_off(peer[1]):
             transport.abort()
             return
         self.transport.set_write_buffer_limits(high=1 << 20)
