@@ -124,7 +124,7 @@ def test_a_policy_may_come_from_standard_input_in_the_form_of_the_chart() -> Non
 HOSTILE = "a\x1b[2J\r\nleft: forged \u202e\x9b1m"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--event"]])
+@pytest.mark.parametrize("arguments", [[], ["--event"], ["--json"], ["--event", "--json"]])
 def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
     arguments: list[str], tmp_path: Path
 ) -> None:

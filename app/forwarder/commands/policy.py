@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -
         sys.stderr.write("no audit event is there\n")
         return 1
     if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(made).decode()) + "\n")
+        sys.stdout.write(json.dumps(msgspec.to_builtins(made), indent=2) + "\n")
     else:
         shown = _of_report(made) if isinstance(made, Report) else _of_trace(made)
         sys.stdout.write("".join(f"{_plain(line.rstrip())}\n" for line in shown))

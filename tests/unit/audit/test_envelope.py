@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from forwarder.audit.envelope import Unpacked, unpack
@@ -207,6 +207,34 @@ def test_damage_in_a_real_message_costs_only_the_record_that_it_hits(
         if at >= end or at + removed <= start
     ]
     assert _is_subsequence(unhit, bodies(taken_apart(damaged)))
+
+
+_lists = st.tuples(
+    st.sampled_from(["records", "Records", "RECORDS", "value"]),
+    st.lists(st.integers(0, 29), max_size=3),
+)
+_blank = st.sampled_from([b"", b" ", b"\n", b"\r\n\t"])
+
+
+@given(st.lists(st.lists(_lists, min_size=1, max_size=3), min_size=1, max_size=4), _blank)
+@settings(max_examples=300, deadline=None)
+def test_records_are_found_under_any_key_any_number_of_times(
+    envelopes: list[list[tuple[str, list[int]]]], blank: bytes
+) -> None:
+    numbers = [number for one in envelopes for _, listed in one for number in listed]
+    assume(numbers)
+    message = blank.join(
+        b"{%b}"
+        % (b"," + blank).join(
+            b'%b"%b":%b[%b]'
+            % (blank, key.encode(), blank, b",".join(RECORDS[number] for number in listed))
+            for key, listed in one
+        )
+        for one in envelopes
+    )
+    unpacked = taken_apart(message)
+    assert bodies(unpacked) == [EVENTS[number] for number in numbers]
+    assert unpacked.refused == []
 
 
 def _json_log(log: bytes) -> bytes:
