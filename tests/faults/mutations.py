@@ -132,7 +132,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "added-partitions": Mutation("elif False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
-        "if not behind or partition.watermark.oldest or partition.blocked_message or behind:",
+        "if not behind or partition.watermark.oldest or blocked or behind:",
         scenario("receivers silent"),
     ),
     "silent-receiver: without room": Mutation(

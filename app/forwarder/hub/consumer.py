@@ -137,6 +137,12 @@ class Consumer:
         reader = self._readers.get(number)
         return reader.refusal if reader else ""
 
+    def is_blocked(self, number: str) -> bool:
+        """Tell whether a partition's next message waits for room in the buffer."""
+        reader = self._readers.get(number)
+        found = self.partitions[number].blocked_message is not None
+        return found or (reader is not None and reader.blocked)
+
     @property
     def failure(self) -> str:
         """Why no partition can be read; empty if one can, or if this process owns none."""
@@ -236,6 +242,7 @@ class Consumer:
                 owned.checkpoint,
                 start.get(number, "-1") if isinstance(start, dict) else start,
                 hub=self._hub.outage,
+                buffer=self._delivery.buffer,
             )
             self._tasks[number] = asyncio.create_task(self._read(number))
             log.info("partition claimed", partition=number, checkpoint=owned.stored)

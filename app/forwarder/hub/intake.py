@@ -31,11 +31,14 @@ class Intake:
 
     async def take(self, partition: Partition, message: Message, received: Received) -> None:
         """Wait for room and hand the message over: alone, if one of them may kill the process."""
-        if not self._buffer.has_room(message.size):
-            partition.dispatch()  # or nobody would make room
-        partition.blocked_message = message
-        await self._buffer.acquire(message.size)
-        partition.blocked_message = None
+        if received.reserved:
+            self._buffer.charge(message.size)
+        else:
+            if not self._buffer.has_room(message.size):
+                partition.dispatch()  # or nobody would make room
+            partition.blocked_message = message
+            await self._buffer.acquire(message.size)
+            partition.blocked_message = None
         if not self._quarantine.one_by_one:
             self._hand_over(partition, message, received)
             return

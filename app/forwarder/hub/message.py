@@ -26,9 +26,11 @@ class Received(NamedTuple):
     body: bytes
     """The whole message, as it was encoded, if there is a `problem`."""
     problem: str
+    reserved: int
+    """Bytes of the receive buffer that are reserved for it."""
 
 
-def parse(message: memoryview) -> Received:
+def parse(message: memoryview, reserved: int = 0) -> Received:
     """Return a message; never raises."""
     annotations: dict[bytes, memoryview] = {}
     body: list[memoryview] = []
@@ -57,6 +59,7 @@ def parse(message: memoryview) -> Received:
         _integer(enqueued) / 1000 if enqueued else None,
         bytes(message) if problem else b"".join(body),
         problem,
+        reserved,
     )
 
 

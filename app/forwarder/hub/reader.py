@@ -21,6 +21,7 @@ from azure.eventhub.aio import EventHubConsumerClient
 
 from forwarder import log
 from forwarder.config.settings import Settings
+from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import Partition
 from forwarder.diagnosis import causes
 from forwarder.hub.client import attach
@@ -59,6 +60,7 @@ class Reader:
         start: Position,
         *,
         hub: Outage,
+        buffer: ReceiveBuffer,
     ) -> None:
         """`start` is the position without a checkpoint, `hub` what is logged of the hub already."""
         self._client = client
@@ -67,11 +69,18 @@ class Reader:
         self._checkpoint = checkpoint
         self._start = start
         self._hub = hub
+        self._buffer = buffer
+        self._link: Link | None = None
         self._refused = 0  # positions, of those in `_positions`
         self._dispatched = 0.0
         self._repeated = log.RateLimited()
         self.refusal = ""
         """Why the partition cannot be read, in one line; empty while it can."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it waits for room in the buffer."""
+        return self._link is not None and self._link.blocked
 
     async def run(self, take: Callable[[Received], Awaitable[None]]) -> None:
         """Read until another reader takes the partition (LostError); `take` waits for room."""
@@ -105,7 +114,9 @@ class Reader:
         positions = self._positions()
         position = positions[min(self._refused, len(positions) - 1)]
         number = self._partition.number
-        return Link(await attach(self._client, self._settings, number, position, owner=True))
+        receiver = await attach(self._client, self._settings, number, position, owner=True)
+        self._link = Link(receiver, self._buffer)
+        return self._link
 
     async def _receive(self, link: Link, take: Callable[[Received], Awaitable[None]]) -> None:
         """Wait for messages, for more of them in a flood, and have them taken."""
@@ -114,8 +125,12 @@ class Reader:
             await link.read(left, _BYTES)
         if not (messages := link.take()):
             return
-        while messages:
-            await take(messages.popleft())
+        try:
+            while messages:
+                self._buffer.release(messages[0].reserved)
+                await take(messages.popleft())
+        finally:
+            self._buffer.release(sum(one.reserved for one in messages))
         self._partition.dispatch()
         self._dispatched = time.monotonic()
 

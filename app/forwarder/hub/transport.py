@@ -25,11 +25,13 @@ from typing import Any, Final
 
 from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
+from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.hub.message import Received, parse
 
 _SDK: Final[Any] = PyamqpTransportAsync
 _FRAMES: Final = 10  # of an opening; it takes about eight
 _CREDIT: Final = 2**20  # bytes that the hub may send ahead, in messages of the size seen so far
+_LARGEST: Final = 2**20  # bytes of a message
 _FEWEST, _MOST = 10, 1000  # messages
 _RENEW: Final = 1.0  # seconds between two looks at the token
 _CLOSING: Final = 2.0  # seconds
@@ -69,10 +71,13 @@ async def _open_at_once(client: Any, client_ready: Any) -> bool:
 class Link:
     """Reads what an attached receiver of the SDK is sent, when it is asked to.
 
-    Nothing reads ahead: what nobody asks for stays in the socket, and bounds the memory.
+    Nothing reads ahead: what nobody asks for stays in the socket, which bounds the memory.
     """
 
-    def __init__(self, receiver: Any) -> None:
+    def __init__(self, receiver: Any, buffer: ReceiveBuffer | None = None) -> None:
+        """Wait for room in the buffer before a message of several frames is read on."""
+        self._buffer = buffer
+        self._reserved = 0
         self._receiver = receiver
         self._amqp = receiver._handler
         self._link = receiver._handler._link
@@ -84,6 +89,8 @@ class Link:
         self._link.current_link_credit = 0
         self._messages: deque[Received] = deque()
         self._size = 0  # bytes of them
+        self.blocked = False
+        """Whether there is no room for the message that is being read."""
 
     async def read(self, seconds: float, enough: int = 1) -> None:
         """Read until there are `enough` bytes or the time is up. Raises what ended the link."""
@@ -97,6 +104,10 @@ class Link:
                     credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
                     if self._link.current_link_credit <= credit // 2:
                         await self._link.flow(link_credit=credit)
+                    if self._buffer and self._partial and not self._reserved:
+                        self.blocked = not self._buffer.has_room(_LARGEST)
+                        await self._buffer.acquire(_LARGEST)
+                        self._reserved, self.blocked = _LARGEST, False
                     # Handles a frame, sends one as a sign of life if due, raises its error.
                     await self._connection.listen(wait=True)
 
@@ -107,6 +118,9 @@ class Link:
 
     async def close(self) -> None:
         """Detach and close the connection, whether the hub answers or not."""
+        if self._buffer:
+            self._buffer.release(self._reserved + sum(one.reserved for one in self.take()))
+            self._reserved = 0
         with suppress(Exception):
             async with asyncio.timeout(_CLOSING):
                 await self._receiver.close()
@@ -123,8 +137,8 @@ class Link:
         self._link.current_link_credit -= 1
         self._average += (len(payload) - self._average) / 8
         self._size += len(payload)
-        self._messages.append(parse(memoryview(payload)))
-        self._partial = bytearray()
+        self._messages.append(parse(memoryview(payload), self._reserved))
+        self._partial, self._reserved = bytearray(), 0
 
 
 class Management:

@@ -135,6 +135,7 @@ class Watchdog:
         """Reopen a partition that gets nothing while the hub has more, then the whole client."""
         stall = self._stalls.get(number)
         behind, now = self.is_behind(number), time.monotonic()
+        blocked = self._consumer.is_blocked(number)
         if stall and (partition.last_received not in {None, stall.after} or not behind):
             del self._stalls[number]
             log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
@@ -142,7 +143,7 @@ class Watchdog:
         since = max(partition.progress, self._hub.outage.recovered_at)
         due = max(since, stall.reopened if stall else 0.0) + self._step
         # guard: silent-receiver
-        if not behind or partition.watermark.oldest or partition.blocked_message or now < due:
+        if not behind or partition.watermark.oldest or blocked or now < due:
             return
         if stall:
             message, what = "still stalled", "client"
