@@ -10,9 +10,9 @@ the forwarder has kept it as a dead letter.
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from azure.eventhub._pyamqp.error import AMQPLinkError
 
 from forwarder import __version__
 from forwarder.audit.envelope import Unpacked, Unusable, unpack
+from forwarder.commands.repost import Refused
 from forwarder.config.settings import Settings
-from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
@@ -32,7 +32,6 @@ from forwarder.hub.login import login
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
 from forwarder.metrics import Metrics
-from forwarder.outage import Outage
 from forwarder.policy.filter import filter_for
 from forwarder.sink.webhook import Sink
 
@@ -41,16 +40,15 @@ _ATTEMPTS: Final = 3  # to open a link without a message between them
 _TICK: Final = timedelta(milliseconds=1)  # of the hub's clock
 
 
-@dataclass(slots=True)
-class _Count:
-    """What became of a partition's messages; `share` of the time span is done, from 0 to 1."""
-
-    share: float = 0.0
-    messages: int = 0
-    events: int = 0
-    filtered: int = 0
-    skipped: int = 0
-    unusable: int = 0
+_COUNTED: Final = (
+    "messages",
+    "events",
+    "accepted",
+    "refused",
+    "filtered",
+    "skipped",
+    "unusable",
+)
 
 
 class Backfill:
@@ -67,42 +65,37 @@ class Backfill:
         )
         metrics = Metrics(__version__)
         self.sink = Sink(self._settings, metrics)
-        self._refused = _Refused()
+        self._counts: dict[str, Counter[str]] = {}
+        refused = Refused(lambda record: self._counts[record.partition].update(refused=1))
         self._buffer = ReceiveBuffer(settings.receive_buffer_bytes)
-        self._delivery = DeliveryContext(
-            self._settings, self.sink, self._refused, self._buffer, metrics
-        )
+        self._delivery = DeliveryContext(self._settings, self.sink, refused, self._buffer, metrics)
         self._partitions: dict[str, Partition] = {}
-        self._counts: dict[str, _Count] = {}
+        self._shares: dict[str, float] = {}
 
     @property
     def succeeded(self) -> bool:
         """Whether the sink has accepted every event."""
-        return not self._refused.counts.total()
+        return not any(count["refused"] for count in self._counts.values())
 
     def share(self) -> float:
-        """Return how much is done, from 0 to 1."""
-        return sum(one.share for one in self._counts.values()) / (len(self._counts) or 1)
+        """Return how much of the time span is done, from 0 to 1."""
+        return sum(self._shares.values()) / (len(self._counts) or 1)
 
     def counts(self) -> str:
-        """Return the counts as a line."""
-        counts = self._counts.values()
-        posted = sum(one.delivered for one in self._partitions.values())
-        return (
-            f"{sum(one.messages for one in counts):,} messages read, "
-            f"{sum(one.events for one in counts):,} events selected, {posted:,} accepted, "
-            f"{self._refused.counts.total():,} refused"
-        )
+        """Return what became of all messages and events as a line."""
+        return self._line(*self._counts)
 
     def summary(self) -> Iterator[str]:
         """Yield a line for each partition."""
-        for number, one in sorted(self._counts.items()):
-            accepted = self._partitions[number].delivered
-            yield (
-                f"partition {number}: {one.messages:,} messages, {one.events:,} events, "
-                f"{accepted:,} accepted, {self._refused.counts[number]:,} refused, "
-                f"{one.filtered:,} filtered, {one.skipped:,} skipped, {one.unusable:,} unusable"
-            )
+        for number in sorted(self._counts):
+            yield f"partition {number}: {self._line(number)}"
+
+    def _line(self, *numbers: str) -> str:
+        total = Counter[str]()
+        for number in numbers:
+            total += self._counts[number]
+            total["accepted"] += self._partitions[number].delivered
+        return ", ".join(f"{total[name]:,} {name}" for name in _COUNTED)
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Read all partitions and post; ForwarderError if one cannot be read."""
@@ -114,7 +107,7 @@ class Backfill:
             found = await asyncio.gather(*map(client.get_partition_properties, numbers))
             async with asyncio.TaskGroup() as group:
                 for one in found:
-                    self._counts[one["id"]] = _Count()
+                    self._counts[one["id"]] = Counter()
                     self._partitions[one["id"]] = Partition(one["id"], self._delivery)
                     group.create_task(self._partition(client, one))
         except* ForwarderError:
@@ -125,7 +118,7 @@ class Backfill:
     async def _partition(self, client: Any, properties: Mapping[str, Any]) -> None:
         """Read a partition from the first message to its present end, and deliver."""
         number, last = properties["id"], properties["last_enqueued_sequence_number"]
-        partition, count = self._partitions[number], self._counts[number]
+        partition = self._partitions[number]
         position: int | datetime = self._since - _TICK
         failures = 0
         wanted = last >= 0 and properties["last_enqueued_time_utc"] > self._since - _TICK
@@ -139,7 +132,7 @@ class Backfill:
                                 await link.read(_WAIT)
                         while wanted and messages:
                             received = messages.popleft()
-                            wanted = await self._take(partition, count, received, last)
+                            wanted = await self._take(partition, received, last)
                             position, failures = (received.sequence_number or 0) + 1, 0
                         partition.dispatch()
                 except Exception:
@@ -149,7 +142,7 @@ class Backfill:
                 finally:
                     await link.close()
             await partition.drain()
-            count.share = 1.0
+            self._shares[number] = 1.0
         finally:
             partition.cancel()
 
@@ -169,25 +162,25 @@ class Backfill:
             "consumer-group create"
         )
 
-    async def _take(
-        self, partition: Partition, count: _Count, received: Received, last: int
-    ) -> bool:
+    async def _take(self, partition: Partition, received: Received, last: int) -> bool:
         """Deliver a message if it came in time; return whether another one is wanted."""
         enqueued, number = received.enqueued or 0.0, received.sequence_number or 0
         if enqueued > self._until.timestamp() or number > last:
             return False
-        since = self._since.timestamp()
-        count.share = min(1.0, (enqueued - since) / (self._until.timestamp() - since or 1))
-        count.messages += 1
+        since, until = self._since.timestamp(), self._until.timestamp()
+        self._shares[partition.number] = min(1.0, (enqueued - since) / (until - since or 1))
         unpacked = (
             Unpacked([], [Unusable(received.body, received.problem)])
             if received.problem
             else unpack(received.body, self._settings.categories, self._filter)
         )
-        count.events += len(unpacked.events)
-        count.filtered += unpacked.filtered
-        count.skipped += unpacked.skipped
-        count.unusable += len(unpacked.refused)
+        self._counts[partition.number].update(
+            messages=1,
+            events=len(unpacked.events),
+            filtered=unpacked.filtered,
+            skipped=unpacked.skipped,
+            unusable=len(unpacked.refused),
+        )
         if unpacked.events and not self._dry_run:
             size = len(received.body)
             if not self._buffer.has_room(size):
@@ -198,19 +191,3 @@ class Backfill:
             partition.start_after = number - 1
             partition.submit(Message(number, received.offset, enqueued, size), unpacked)
         return number < last
-
-
-class _Refused:
-    """A DeadLetterSink that counts records by partition."""
-
-    waiting = evicted = 0
-
-    def __init__(self) -> None:
-        self.outage = Outage("", "")
-        self.counts: Counter[str] = Counter()
-
-    async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
-        self.counts.update(record.partition for record in records)
-        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        written.set_result(0)
-        return written

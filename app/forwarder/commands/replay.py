@@ -4,11 +4,10 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import stamina
 from azure.core.exceptions import AzureError
@@ -25,28 +24,6 @@ from forwarder.sink.webhook import Sink
 _PATIENCE: Final = 5.0  # seconds that the sink may be down
 
 HELP: Final = "post dead letters again; those that the sink accepts are removed, the others stay"
-
-
-class Work(Protocol):
-    """What is posted again: see Repost and Backfill."""
-
-    sink: Sink
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the sink has accepted everything."""
-
-    def share(self) -> float:
-        """Return how much is done, from 0 to 1."""
-
-    def counts(self) -> str:
-        """Return the counts as a line."""
-
-    def summary(self) -> Iterator[str]:
-        """Yield the lines that follow the counts."""
-
-    async def run(self, stack: AsyncExitStack) -> None:
-        """Post; `stack` closes what is opened."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +78,7 @@ def _contradiction(given: argparse.Namespace) -> str:
     return "--until is before --since" if given.until and given.until <= given.since else ""
 
 
-async def _run(work: Work, stop: asyncio.Event, *, quiet: bool = False) -> bool:
+async def _run(work: Repost | Backfill, stop: asyncio.Event, *, quiet: bool = False) -> bool:
     """Do the work, show its progress, and print what became of it."""
     stamina.instrumentation.set_on_retry_hooks([])  # failures are in the summary
     failure = ""

@@ -9,8 +9,8 @@ import asyncio
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -150,10 +150,11 @@ class Repost:
 
     async def _post(self, chosen: Sequence[tuple[int, Record]], rest: list[bytes]) -> None:
         """Post records, and take out of the rest what is accepted."""
-        refused = _Refused()
+        refused: defaultdict[int, list[Record]] = defaultdict(list)
+        sink = Refused(lambda record: refused[record.sequence_number].append(record))
         buffer = ReceiveBuffer(0)
         partition = Partition(
-            "replay", DeliveryContext(self._settings, self.sink, refused, buffer, self._metrics)
+            "replay", DeliveryContext(self._settings, self.sink, sink, buffer, self._metrics)
         )
         messages = [Message(number, "", time.time(), 0) for number in range(len(chosen))]
         for message, (_, record) in zip(messages, chosen, strict=True):
@@ -166,7 +167,7 @@ class Repost:
             for message, (index, record) in zip(messages, chosen, strict=True):
                 if message.pending:
                     self.staying["not posted"] += 1
-                elif again := refused.records.get(message.sequence_number, []):
+                elif again := refused[message.sequence_number]:
                     self.staying[again[0].reason] += 1
                     rest[index] = b"".join(_from(record, one).line() for one in again)
                 else:
@@ -188,18 +189,19 @@ class Repost:
         return unpack(body, categories, self._filter)
 
 
-class _Refused:
-    """A DeadLetterSink that collects records, by the number that their message has here."""
+class Refused:
+    """A DeadLetterSink that stores nothing: it tells what the sink refuses."""
 
     waiting = evicted = 0
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Callable[[Record], None]) -> None:
         self.outage = Outage("", "")
-        self.records: dict[int, list[Record]] = {}
+        self._refused = refused
 
     async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
+        """Tell of records."""
         for record in records:
-            self.records.setdefault(record.sequence_number, []).append(record)
+            self._refused(record)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         written.set_result(0)
         return written

@@ -18,6 +18,7 @@ from azure.eventhub._pyamqp.error import AMQPLinkError
 from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
+from forwarder.errors import ForwarderError
 from forwarder.hub.client import SHARED, attach, connect
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link, Management
@@ -131,8 +132,11 @@ class HubMonitor:
         if isinstance(self.start, dict):
             number, offset = self.start.get(partition, -1), self._offsets.get(partition, "-1")
         elif isinstance(self.start, datetime):
-            async with asyncio.timeout(_TIMEOUT):
-                number, offset = await self._before(partition, self.start)
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    number, offset = await self._before(partition, self.start)
+            except Exception as error:  # noqa: BLE001 - whatever the client raises
+                raise ForwarderError(str(causes.of_hub(error, self._settings))) from None
         return {"sequence_number": number, "offset": offset}
 
     async def _before(self, partition: str, instant: datetime) -> tuple[int, str]:
