@@ -9,7 +9,7 @@ from asyncio import gather
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -20,11 +20,21 @@ from azure.core.exceptions import (
 from azure.eventhub.aio import CheckpointStore
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
-from forwarder.checkpoints.listing import PARTS, entry, path, read_checkpoints
+from forwarder import log
+from forwarder.checkpoints.listing import (
+    ELSEWHERE,
+    PARTS,
+    active_owner,
+    entry,
+    other_prefixes,
+    path,
+    read_checkpoints,
+)
 from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
 from forwarder.storage import open_container
 
+_LOOK: Final = 600.0  # seconds between two looks for blobs of the SDK for Go
 _CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
 
 
@@ -41,6 +51,8 @@ class BlobCheckpointStore(CheckpointStore):
     def __init__(self, container: ContainerClient) -> None:
         self.container = container
         self._ahead = 0.0  # seconds of this machine's clock before the store's
+        self._others: list[str] = []
+        self._look_again = 0.0
 
     async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
         """List owners, with the time of their last claim in terms of this machine's clock.
@@ -102,7 +114,13 @@ class BlobCheckpointStore(CheckpointStore):
     ) -> Iterable[dict[str, Any]]:
         """List checkpoints as any SDK writes them, ours before those with other capitals."""
         names = (fully_qualified_namespace, eventhub_name, consumer_group)
-        return await read_checkpoints(self.container, dict(zip(PARTS, names, strict=True)))
+        place = dict(zip(PARTS, names, strict=True))
+        if time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + _LOOK
+            self._others = await other_prefixes(self.container, place)
+            if owner := await active_owner(self.container, self._others):
+                log.error("consumer group is read by another program", blob=owner, reason=ELSEWHERE)
+        return await read_checkpoints(self.container, place, self._others)
 
     async def announce(self, place: Mapping[str, str], replica: str) -> None:
         """Announce a replica that owns no partition."""

@@ -10,7 +10,7 @@ partitions of the others.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,17 +31,12 @@ ELSEWHERE: Final = (
 
 
 async def read_checkpoints(
-    container: ContainerClient, place: Mapping[str, str]
+    container: ContainerClient, place: Mapping[str, str], others: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return the checkpoints of a hub and consumer group, those of the Go SDK after ours.
-
-    If one of its owners is active, that is logged.
-    """
-    if owner := await active_elsewhere(container, place):
-        log.error("consumer group is read by another program", blob=owner, reason=ELSEWHERE)
+    """Return the checkpoints of a hub and consumer group, ours before those of other prefixes."""
     found: list[dict[str, Any]] = []
     ours = path(place, "")
-    for prefix in (ours, *[f"{one}checkpoint/" for one in await _elsewhere(container, place)]):
+    for prefix in (ours, *[f"{one}checkpoint/" for one in others]):
         async for blob in container.list_blobs(prefix, include=["metadata"]):
             partition = blob.name.removeprefix(prefix)
             one = {**place, "partition_id": partition, **entry(blob)}
@@ -49,17 +44,7 @@ async def read_checkpoints(
     return found
 
 
-async def active_elsewhere(container: ContainerClient, place: Mapping[str, str]) -> str:
-    """Return an ownership blob with other capitals than ours that was renewed just now, or ""."""
-    for prefix in await _elsewhere(container, place):
-        async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
-            age = (datetime.now(UTC) - blob.last_modified).total_seconds()
-            if age < _ACTIVE and (blob.metadata or {}).get("ownerid"):
-                return blob.name
-    return ""
-
-
-async def _elsewhere(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
+async def other_prefixes(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
     """Return the prefixes of this hub and consumer group with other capitals than ours."""
     found = [""]
     for part in PARTS:
@@ -70,6 +55,16 @@ async def _elsewhere(container: ContainerClient, place: Mapping[str, str]) -> li
             if one.name.lower() == f"{prefix}{place[part]}/".lower()
         ]
     return [one for one in found if one != one.lower()]
+
+
+async def active_owner(container: ContainerClient, prefixes: Iterable[str]) -> str:
+    """Return an ownership blob with one of these prefixes that was renewed just now, or ""."""
+    for prefix in prefixes:
+        async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
+            age = (datetime.now(UTC) - blob.last_modified).total_seconds()
+            if age < _ACTIVE and (blob.metadata or {}).get("ownerid"):
+                return blob.name
+    return ""
 
 
 def path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:

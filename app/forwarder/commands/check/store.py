@@ -90,12 +90,13 @@ class StoreCheck(Part):
         self.found = {}
         newest = datetime.min.replace(tzinfo=UTC)
         if self._there:
-            for entry in await listing.read_checkpoints(self._container, self._place):
+            others = await listing.other_prefixes(self._container, self._place)
+            for entry in await listing.read_checkpoints(self._container, self._place, others):
                 newest = max(newest, datetime.fromtimestamp(entry["written"], UTC))
                 if (number := entry["sequence_number"]) is not None:
                     held = self.found.get(entry["partition_id"], number)
                     self.found[entry["partition_id"]] = max(held, number)
-            if owner := await listing.active_elsewhere(self._container, self._place):
+            if owner := await listing.active_owner(self._container, others):
                 text = f"consumer group is read by another program: '{owner}'"
                 return Doubt(text, listing.ELSEWHERE)
         return _described(self.found, newest)
