@@ -18,15 +18,16 @@ _ROUNDS: Final = 4  # of escapes in escapes, such as JSON in JSON
 _LEAST_BASE64: Final = 6  # characters; fewer occur by chance
 
 _ESCAPE: Final = re.compile(
-    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
+    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:(?:ud[89ab]..\\)?u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
     re.IGNORECASE | re.DOTALL,
 )
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _LOOKS_SECRET: Final = re.compile(
-    rb"""\b\w+://(?:([^\s/@"'<>]+)@ | [^\s?"'<>]*\?([^\s"'<>)]+))  # login and query of a URL
+    rb"""\b\w+://(?:(?!(?-i:[A-Z:]+@)) ([^\s/@"'<>]+)@)?  # login and query of a URL, but for
+        [^\s?"'<>;&]* (?:\?(?!\w+=(?-i:[A-Z]+|\d+|\{\w+\})(?![^\s.,)|])) ([^\s"'<>)]+))?  # examples
     | (?:\b(?:sig|signature|sharedaccesskey|accountkey|password|\w+_token|\w+_secret)=
-        | \b(?:bearer|basic)\ ) ([^\s;&"'<>,]{6,})
-    | \b(eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?)  # a JSON web token
+        | \b(?:bearer|basic)\ (?=\S*[0-9=+/.]\S)) ([^\s;&"'<>,]{6,})
+    | \b(eyJ[\w-]{8,400}\.[\w-]+(?:\.[\w-]*)?)  # a JSON web token
     | (?<![\w+/])([a-z0-9+/]{43}=|[a-z0-9+/]{86}==)(?![\w+/=])  # a key of Event Hubs or Storage
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -92,7 +93,8 @@ def redact(text: str) -> str:
         for plain, starts in _rounds(raw)
         for pattern in (_known.pattern, _LOOKS_SECRET)
         for match in pattern.finditer(plain)
-        for group in [match.lastindex or 0]
+        for group in range(match.re.groups and 1, match.re.groups + 1)
+        if match.start(group) >= 0
     }
     parts: list[bytes] = []
     done = 0
@@ -177,7 +179,10 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
         return _bytes(unescape(text.decode()))
     char = text[1:]
-    return _bytes(chr(int(char[1:], 16))) if char[1:] else _CONTROLS.get(char, char)
+    if len(char) == 1:
+        return _CONTROLS.get(char, char)
+    pair = text.decode("unicode_escape").encode("utf-16-le", "surrogatepass")
+    return _bytes(pair.decode("utf-16-le", "surrogatepass"))
 
 
 def _base64(secret: bytes) -> set[bytes]:

@@ -58,7 +58,7 @@ class Health:
         if self._sink.outage.since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
-            return [f"{evicted} dead letters were let go and can be written now: to be read again"]
+            return [f"{evicted} dead letters found no room: their messages are to be read again"]
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
