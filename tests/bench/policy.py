@@ -39,7 +39,7 @@ def forty() -> Policy:
     return document.parse(json.dumps({**head, "rules": rules + last}))
 
 
-SCREENS = {
+POLICIES = {
     "none": Settings(),
     "everything": Settings(
         audit_policy=document.parse(
@@ -57,18 +57,18 @@ def main() -> None:
     """Print a line a policy for typical events, up to 1,100 bytes, and for all of them."""
     for title, events in (("typical", typical_events()), ("real", real_events())):
         bodies = [one.body for one in messages(len(events), events=events)]
-        best = dict.fromkeys(SCREENS, float("inf"))
-        screens = {
+        best = dict.fromkeys(POLICIES, float("inf"))
+        filters = {
             name: filter_for(
                 settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
             )
-            for name, settings in SCREENS.items()
+            for name, settings in POLICIES.items()
         }
         for _ in range(ROUNDS):
-            for name, screen in screens.items():
+            for name, one in filters.items():
                 start = time.perf_counter()
                 for body in bodies:
-                    unpack(body, CATEGORIES, screen)
+                    unpack(body, CATEGORIES, one)
                 best[name] = min(best[name], time.perf_counter() - start)
         for name, seconds in best.items():
             cost, more = (1e6 * each / len(events) for each in (seconds, seconds - best["none"]))

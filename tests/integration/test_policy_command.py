@@ -76,11 +76,11 @@ def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
 
 
 def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
-    def letter(body: bytes) -> bytes:
+    def dead(body: bytes) -> bytes:
         return Record(datetime.now(UTC), "no", "0", 1, body=body.decode()).line()
 
     lists = b'{"kind":"EventList","items":[%b]}\n' % b",".join(REAL[:3])
-    lines = [REAL[0] + b"\n", lists, letter(REAL[1]), letter(events.envelope(REAL[:2]))]
+    lines = [REAL[0] + b"\n", lists, dead(REAL[1]), dead(events.envelope(REAL[:2]))]
     lines += [events.envelope(REAL[:4]) + b"\n", b"\n", b"no event\n", b'{"a": 1}\n', b"[]\n"]
     report = explained("-", "--policy", "quiet", given=b"".join(lines))
     assert report["came"]["events"] == 1 + 3 + 1 + 2 + 4

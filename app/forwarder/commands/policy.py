@@ -130,7 +130,7 @@ def _from_file(source: str) -> Iterator[bytes]:
 
 
 def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
-    """Return so many of the hub's newest messages, of each partition as many."""
+    """Return the newest messages of the hub, the same number of each partition."""
 
     async def look() -> list[bytes]:
         async with AsyncExitStack() as stack:

@@ -46,7 +46,7 @@ KINDS = {
 
 
 def _checked(original: dict[str, Any], cut: str) -> dict[str, Any] | None:
-    """Salvage and compare with the original; None if it is a dead letter, for good reason."""
+    """Complete and compare with the original; None if it is a dead letter, for good reason."""
     try:
         text = complete(cut, TIME)
     except UnusableError as error:
@@ -93,27 +93,27 @@ def test_a_cut_at_every_byte_keeps_what_was_whole_and_invents_nothing(event: byt
     text = event.decode()
     original, ends = json.loads(text), [*_ends_of_fields(text)]
     assert {name for name, _ in ends} == original.keys()
-    salvaged = 0
+    completed = 0
     for size in range(len(event)):
         cut = event[:size].decode(errors="ignore")
         whole = {name for name, end in ends if end <= len(cut)}
         saved = _checked(original, cut)
         assert (saved is not None) == whole.issuperset(REQUIRED)
         if saved is not None:
-            salvaged += 1
+            completed += 1
             added = saved.keys() - whole - {*TIMESTAMPS, "annotations"}
             lost = UNKNOWN.keys() - whole
             assert added <= (lost | {"requestURI", "objectRef"} if lost else set())
-    assert salvaged > len(event) // 10
+    assert completed > len(event) // 10
 
 
-def test_a_cut_event_comes_out_of_its_envelope_salvaged() -> None:
+def test_a_cut_event_comes_out_of_its_envelope_completed() -> None:
     event = KINDS["RequestResponse"]
     cut = event[: event.index(b'"responseObject"') + 30]
-    (salvaged,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
-    assert salvaged.completed
-    assert salvaged.stage_timestamp == MICRO_TIME
-    assert "responseObject" not in json.loads(salvaged.body)
+    (found,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
+    assert found.completed
+    assert found.stage_timestamp == MICRO_TIME
+    assert "responseObject" not in json.loads(found.body)
 
 
 def test_fields_keep_their_bytes_and_their_order() -> None:
@@ -349,7 +349,7 @@ def test_any_text_is_a_dead_letter_and_no_other_exception(text: str) -> None:
 
 @given(st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
 @settings(max_examples=300, deadline=None)
-def test_what_is_salvaged_is_json_whatever_follows_the_whole_fields(text: str) -> None:
+def test_what_is_completed_is_json_whatever_follows_the_whole_fields(text: str) -> None:
     try:
         json.loads(complete(BEGUN + text, TIME))
     except UnusableError as error:
