@@ -132,26 +132,12 @@ class Sink:
             raise Rejected(str(error)) from None
 
     async def _request(self, body: bytes, events: int) -> None:
-        """Send one POST and classify the response."""
+        """Send one POST and classify the response; RetryableError or Rejected."""
         if log.enabled(log.POST):
             log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
         started = time.perf_counter()
-        headers = {
-            "Content-Type": "application/json",
-            **dict(self._settings.current("web_sink_headers")),
-            **self._authorization.get(),
-        }
         try:
-            async with self._session.post(
-                self._settings.current("web_sink_url"),
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                ssl=self._tls.context() if self._tls else True,
-            ) as response:
-                answer = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
-                if not response.content.at_eof():
-                    response.close()  # the next request must not read what is left
+            response, answer = await self._send(body)
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
             seconds = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
@@ -163,32 +149,50 @@ class Sink:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
             why = causes.of_sink(error, self._settings)
+            what = (self._tls and self._tls.expired()) or why.what
             connected = not isinstance(error, aiohttp.ClientConnectorError)
             kind = _ResetError if connected else RetryableError
-            what = (self._tls and self._tls.expired()) or why.what
             # guard: no-response-is-retried
             raise kind(what, reason="connection", remedy=why.remedy) from None
-        taken = time.perf_counter() - started
-        status = response.status
-        if status not in self._responses:
-            self._responses[status] = self._metrics.posts.labels(str(status))
-        self._responses[status].inc()
-        self._metrics.post_seconds.observe(taken)
-        if log.enabled(log.POST):
-            log.write(log.POST, "response", status=status, milliseconds=round(taken * 1000, 1))
-        if status not in range(200, 300):  # some sinks repeat the credentials they refuse
-            login = response.request_info.headers.get("Authorization", "").partition(" ")[2]
-            protect(login)
-        classify(status, answer, response.headers.get("Retry-After"))
+        self._observe(response.status, time.perf_counter() - started)
+        if response.status not in range(200, 300):  # some sinks repeat the credentials they refuse
+            protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
+        classify(response.status, answer, response.headers.get("Retry-After"))
         if is_html(response.content_type, answer) and not self._html_logged:
             self._html_logged = True
             log.error(
                 "sink answers with a web page",
                 url=self._shown_url,
-                status=status,
+                status=response.status,
                 reason="its answer counts as acceptance, but is this an audit webhook? see "
                 "WebSinkURL",
             )
+
+    async def _send(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send one POST; return the response and as much of its body as is of interest."""
+        async with self._session.post(
+            self._settings.current("web_sink_url"),
+            data=body,
+            headers={
+                "Content-Type": "application/json",
+                **dict(self._settings.current("web_sink_headers")),
+                **self._authorization.get(),
+            },
+            allow_redirects=False,
+            ssl=self._tls.context() if self._tls else True,
+        ) as response:
+            answer = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
+            if not response.content.at_eof():
+                response.close()  # the next request must not read what is left
+            return response, answer
+
+    def _observe(self, status: int, seconds: float) -> None:
+        if status not in self._responses:
+            self._responses[status] = self._metrics.posts.labels(str(status))
+        self._responses[status].inc()
+        self._metrics.post_seconds.observe(seconds)
+        if log.enabled(log.POST):
+            log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
 
     def _failed(self, slot: Slot, error: RetryableError) -> None:
         self._metrics.retries.labels(error.reason).inc()
