@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -22,6 +23,7 @@ from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
+from forwarder.redaction import redact
 from support import events, stores
 from support.azurite import azurite
 from support.eventhubs import Server
@@ -516,3 +518,16 @@ def test_an_error_of_the_store_has_a_cause(
     found = causes.of_store(error, Settings.from_env(hub | ways[login]))
     assert found.kind == kind
     assert remedy in found.remedy
+
+
+def test_redaction_leaves_causes_and_remedies_as_they_are() -> None:
+    def leaves(node: Any) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+        else:
+            for one in node.values() if isinstance(node, dict) else node:
+                yield from leaves(one)
+
+    texts = list(leaves(causes.TEXTS))
+    assert len(texts) > 100
+    assert [text for text in texts if redact(text) != text] == []

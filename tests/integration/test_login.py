@@ -157,7 +157,12 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
     "second factor": ({}, refusal(50076), "Conditional Access", "sign-in log"),
     "conditional access": ({}, refusal(53003), "Conditional Access", "sign-in log"),
     "resource": ({}, refusal(500011), "does not know the service", "AZURE_AUTHORITY_HOST"),
-    "another": ({}, refusal(123456, "Something new."), "AADSTS123456): ", "error?code=123456"),
+    "another": (
+        {},
+        refusal(123456, "Something new."),
+        "AADSTS123456): ",
+        "https://login.microsoftonline.com/error",
+    ),
     "unavailable": ({}, (503, {"error": "x"}), "cannot issue a token now (503)", "tried again"),
     "no tenant": ({"AZURE_TENANT_ID": ""}, None, "AZURE_TENANT_ID is not set", "restart the pod"),
     "no client": ({"AZURE_CLIENT_ID": ""}, None, "AZURE_CLIENT_ID is not set", "clientId"),

@@ -121,7 +121,7 @@ async def test_no_proxy_of_others_does_not(place: Place, no_proxy: str) -> None:
 
 # How each refusal is set up, and words of its cause and remedy.
 REFUSALS = {
-    "login": (407, "asks for a login on the way to ", "http://USER:PASSWORD@HOST:PORT"),
+    "login": (407, "asks for a login on the way to ", "put user:password@ before the host"),
     "forbidden": (403, "does not connect to ", "allow "),
     "away": (503, "it answers 503", "NO_PROXY"),
 }
