@@ -1,6 +1,7 @@
 """An admission policy requires labels, limits and probes: to a storage account and back, twice."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,6 +25,16 @@ PODS = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "res
 VALUES = "--set commonLabels.costcenter=a --set resources.limits.cpu=1"
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_policy() -> Iterator[None]:
+    """Delete the policy, and what an interrupted run left of it before the namespace is made."""
+    kinds = "validatingadmissionpolicybindings,validatingadmissionpolicies"
+    delete = ("kubectl", "delete", kinds, NAMESPACE, "--ignore-not-found")
+    run(*delete)
+    yield
+    run(*delete)
 
 
 def policy() -> list[dict[str, object]]:
@@ -124,7 +135,3 @@ def test_a_second_release_shares_the_namespace(world: World) -> None:
     until("no pod", lambda: not world.pods())
     kept = world.kubectl("get", "persistentvolumeclaims", "--output=name").split()
     assert kept == ["persistentvolumeclaim/aks-audit", "persistentvolumeclaim/other-aks-audit"]
-    run(
-        "kubectl", "delete", "validatingadmissionpolicybindings,validatingadmissionpolicies",
-        NAMESPACE,
-    )  # fmt: skip
