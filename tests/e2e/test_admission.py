@@ -13,7 +13,8 @@ from support.events import messages, real_events
 
 NAMESPACE = "aks-audit-admission"
 RULES = {
-    "label costcenter is required": "'costcenter' in object.metadata.labels",
+    "label costcenter is required": "has(object.metadata.labels) "
+    "&& 'costcenter' in object.metadata.labels",
     "cpu and memory limits are required": "object.spec.containers.all(c, has(c.resources.limits) "
     "&& 'cpu' in c.resources.limits && 'memory' in c.resources.limits)",
     "probes are required": "object.spec.containers.all(c, "
