@@ -130,7 +130,7 @@ MUTATIONS: dict[str, Mutation] = {
         "pass",
         "tests/integration/test_checkpoints.py::test_a_checkpoint_of_another_hub_is_left_for_start_position",
     ),
-    "added-partitions": Mutation("elif False:", scenario("partitions added")),
+    "added-partitions": Mutation("if False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
         "if not behind or partition.watermark.oldest or blocked or behind:",
         scenario("receivers silent"),

@@ -73,7 +73,8 @@ class Balancer:
             share, passed = await self._share(len(partitions), Counter(owners.values()))
         wanted = free[passed:][: max(0, share - len(owned))]
         if self._waiting_since and time.monotonic() - self._waiting_since > self._patience:
-            wanted.append(_one_of_most(owners))
+            others = {number: one for number, one in owners.items() if one != self._id}
+            wanted += _one_of_most(others)
         claims = [
             {**self._place, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
             for number in (*owned, *wanted)
@@ -121,7 +122,9 @@ class Balancer:
         return share, passed
 
 
-def _one_of_most(owners: Mapping[str, str]) -> str:
-    """Return a partition of the replica that owns most."""
+def _one_of_most(owners: Mapping[str, str]) -> list[str]:
+    """Return a partition of the replica that owns most, if any is owned."""
+    if not owners:
+        return []
     most = Counter(owners.values()).most_common(1)[0][0]
-    return _RANDOM.choice([number for number, owner in owners.items() if owner == most])
+    return [_RANDOM.choice([number for number, owner in owners.items() if owner == most])]

@@ -5,7 +5,7 @@ must know: a receiver that is refused is tried again in silence, one that stalls
 again without giving up the partition, a partition is left without waiting for what is under way,
 and a handler that raises repeats the same messages for ever.
 
-    balance -> claim -> Checkpoints.claim -> Reader.run -> take -> Intake.take -> Partition.submit
+    balance -> Checkpoints.claim -> Reader -> Order.accept -> Intake.take -> Partition.submit
     stop, or another replica's share -> drain -> last checkpoint -> release
 """
 
@@ -21,7 +21,6 @@ from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.writer import Checkpoints, Owned
 from forwarder.delivery.partition import DeliveryContext, Partition
-from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
 from forwarder.errors import SupersededError
 from forwarder.hub.balancer import Balancer
@@ -29,14 +28,13 @@ from forwarder.hub.client import connect
 from forwarder.hub.intake import Intake
 from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
-from forwarder.hub.reader import LostError, Position, Reader, StaleError
+from forwarder.hub.order import Order
+from forwarder.hub.reader import Position, Reader
 
 _CLOSING: Final = 5.0  # seconds to close everything
 _DRAINING: Final = 10.0  # seconds to deliver what is under way before a partition is released
 _WAITING: Final = 5  # rounds per interval while other replicas are to release partitions
-_ONE_BY_ONE: Final = 20  # checkpoint intervals in which messages are taken one by one
 _JITTER: Final = random.SystemRandom()
-_PAUSE: Final = 0.5  # seconds between two polls of a hub that does not answer
 
 
 class Consumer:
@@ -66,11 +64,9 @@ class Consumer:
         self._interval = settings.load_balancing_interval
         self._balancer = Balancer(store, self._place, self._interval, settings.ownership_expiry)
         self._readers: dict[str, Reader] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._leaving: set[Partition] = set()
         self._known: set[str] = set()
-        self._ahead: set[str] = set()
         self._turn = asyncio.Lock()  # of rounds and of closing
         self._wake = asyncio.Event()
         self._stale_owned: list[Owned] = []
@@ -80,12 +76,13 @@ class Consumer:
         """Whether no more messages are received."""
         self.partitions: dict[str, Partition] = {}
         """The partitions that this process owns."""
+        self._order = Order(hub, store, self.partitions, self._on_recreated, self._on_stale)
 
     async def run(self) -> None:
         """Receive until stopped."""
         await self._hub.answered.wait()
         if self._checkpoints.quarantine.one_by_one:
-            self._spawn(self._take_one_by_one())
+            self._spawn(self._intake.take_one_by_one())
         while not self.stopping:
             async with self._turn:
                 if self._reopening:
@@ -102,35 +99,18 @@ class Consumer:
         if number is None:
             self._reopening = True
             self._wake.set()
-        elif number in self._tasks:
-            self._spawn(self._restart(number, self._tasks[number]))
+        elif number in self._readers:
+            self._spawn(self._restart(number, self._readers[number]))
 
     def check(self) -> None:
         """Compare the hub as it was just polled with what is read."""
         if self._reopening:
             return
-        if self._hub.created != self._store.created:  # guard: recreated-hub
-            # No checkpoint is written of the old hub; what was received of it is delivered.
-            self._stale_owned = list(self._checkpoints.owned.values())
-            self._checkpoints.owned.clear()
-            self._store.log_recreated(self._hub.created)
-            self.reopen()
-        elif self._known < self._hub.last.keys():  # guard: added-partitions
+        self._order.check()
+        if self._known < self._hub.last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(self._hub.last))
             self._wake.set()
         self._known = set(self._hub.last)
-        ahead = {
-            number
-            for number, partition in self.partitions.items()
-            if partition.last_received is None
-            and partition.start_after is not None
-            and partition.start_after > self._hub.last.get(number, partition.start_after)
-        }
-        # Twice, for the checkpoint may be younger than the poll.
-        for number in ahead & self._ahead:
-            self._mark_stale(self.partitions[number])  # guard: checkpoint-ahead-of-hub
-            self._spawn(self._reclaim(number, "STALE_CHECKPOINT"))
-        self._ahead = ahead
 
     def refusal(self, number: str) -> str:
         """Return why a partition cannot be read at the moment; empty if it can."""
@@ -158,8 +138,8 @@ class Consumer:
         """Receive no more messages."""
         self.stopping = True
         self._wake.set()
-        for task in self._tasks.values():
-            task.cancel()  # guard: nothing-received-while-stopping
+        for reader in self._readers.values():
+            reader.cancel()  # guard: nothing-received-while-stopping
 
     async def drain(self) -> None:
         """Wait until everything received is acknowledged."""
@@ -180,7 +160,7 @@ class Consumer:
         )
         await self._client.close()
         self._client = connect(self._settings, self._credential)
-        self._store.created = self._hub.created
+        self._order.begin()
         self._store.stale |= {one.partition.number: one.stored for one in self._stale_owned}
         self._stale_owned.clear()
         self._known = set(self._hub.last)
@@ -244,24 +224,17 @@ class Consumer:
                 hub=self._hub.outage,
                 buffer=self._delivery.buffer,
             )
-            self._tasks[number] = asyncio.create_task(self._read(number))
+            self._readers[number].start(partial(self._take, partition), self._on_end)
             log.info("partition claimed", partition=number, checkpoint=owned.stored)
         self._delivery.metrics.owned.set(len(self.partitions))
 
-    async def _read(self, number: str) -> None:
-        partition, reader = self.partitions[number], self._readers[number]
-        try:
-            await reader.run(partial(self._take, partition))
-        except LostError:
-            self._spawn(self._reclaim(number, "OWNERSHIP_LOST"))
-        except StaleError:
-            self._spawn(self._reclaim(number, "STALE_CHECKPOINT"))
+    def _on_end(self, number: str, reason: str) -> None:
+        self._spawn(self._reclaim(number, reason))
 
-    async def _restart(self, number: str, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.wait([task], timeout=_CLOSING)
-        if self._tasks.get(number) is task and not self.stopping:
-            self._tasks[number] = asyncio.create_task(self._read(number))
+    async def _restart(self, number: str, reader: Reader) -> None:
+        await reader.stop()
+        if self._readers.get(number) is reader and not self.stopping:
+            reader.start(partial(self._take, self.partitions[number]), self._on_end)
 
     async def _reclaim(self, number: str, reason: str) -> None:
         """Close a partition whose link was taken, or which is to be read from elsewhere."""
@@ -286,12 +259,10 @@ class Consumer:
         What is under way after that is delivered as well, unless it was waited for: it is read
         again by the next owner.
         """
-        partition, task = self.partitions.pop(number, None), self._tasks.pop(number, None)
-        self._readers.pop(number, None)
+        partition, reader = self.partitions.pop(number, None), self._readers.pop(number, None)
         self._delivery.metrics.owned.set(len(self.partitions))
-        if task:
-            task.cancel()
-            await asyncio.wait([task], timeout=_CLOSING)
+        if reader:
+            await reader.stop()
         if partition and drain:
             try:
                 async with asyncio.timeout(drain):
@@ -310,57 +281,18 @@ class Consumer:
             )
 
     async def _take(self, partition: Partition, received: Received) -> None:
-        """Accept a message of this hub that was not received before; wait for room."""
-        number, last = received.sequence_number, partition.last
-        if number is None:  # it can only be the next one
-            first = self._hub.first.get(partition.number, 0)
-            number = first if last is None else last + 1
-        enqueued = self._hub.now() if received.enqueued is None else received.enqueued
-        message = Message(number, received.offset, enqueued, len(received.body))
-        if await self._is_next(partition, message):
+        """Wait for room for a message, if it is to be taken."""
+        if message := await self._order.accept(partition, received):
             await self._intake.take(partition, message, received)
 
-    async def _is_next(self, partition: Partition, message: Message) -> bool:
-        """Tell whether to take a message: of this hub, and not taken before.
+    def _on_recreated(self) -> None:
+        """Open everything again: what was received of the old hub gets no checkpoint."""
+        self._stale_owned = list(self._checkpoints.owned.values())
+        self._checkpoints.owned.clear()
+        self.reopen()
 
-        Where its number is not the next one, the hub is asked whether it is still the same.
-        """
-        number, newest, last = message.sequence_number, partition.last_received, partition.last
-        if last is None or number == last + 1:  # guard: gap-asks-the-hub
-            return True
-        # Read again after a reconnect, or because its checkpoint has no offset.
-        if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
-            return False  # guard: already-received
-        await self._hub.poll()
-        while self._hub.outage.reason:
-            await asyncio.sleep(_PAUSE)
-            await self._hub.poll()
-        self.check()
-        if self._reopening:
-            return False
-        if not newest and number <= last:
-            self._mark_stale(partition)
-            raise StaleError
-        return number > last
-
-    def _mark_stale(self, partition: Partition) -> None:
-        """Note that the partition's checkpoint is of another hub: StartPosition holds."""
-        if self._store.stale.get(partition.number) != partition.start_after:
-            self._store.stale[partition.number] = partition.start_after
-            log.error(
-                "checkpoint is of another hub, reading starts at StartPosition",
-                partition=partition.number,
-                checkpoint=partition.start_after,
-            )
-
-    async def _take_one_by_one(self) -> None:
-        """Keep one message in memory at a time until past what may have killed the process."""
-        buffer, limit = self._delivery.buffer, self._delivery.buffer.limit
-        buffer.limit = 0
-        await asyncio.sleep(_ONE_BY_ONE * self._settings.checkpoint_interval)
-        buffer.limit = limit
-        buffer.release(0)
-        self._checkpoints.quarantine.over()  # guard: end-of-one-by-one
+    def _on_stale(self, number: str) -> None:
+        self._on_end(number, "STALE_CHECKPOINT")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

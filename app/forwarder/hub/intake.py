@@ -13,6 +13,7 @@ from forwarder.delivery.watermark import Message
 from forwarder.hub.message import Received
 from forwarder.policy.filter import filter_for
 
+_ONE_BY_ONE: Final = 20  # checkpoint intervals in which messages are taken one by one
 _ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
 
 
@@ -28,6 +29,7 @@ class Intake:
             annotates=delivery.settings.cluster_annotation,
         )
         self._quarantine = quarantine
+        self._one_by_one_seconds = _ONE_BY_ONE * delivery.settings.checkpoint_interval
 
     async def take(self, partition: Partition, message: Message, received: Received) -> None:
         """Wait for room and hand the message over: alone, if one of them may kill the process."""
@@ -48,6 +50,14 @@ class Intake:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ALONE):
                     await partition.drain()
+
+    async def take_one_by_one(self) -> None:
+        """Keep one message in memory at a time until past what may have killed the process."""
+        limit, self._buffer.limit = self._buffer.limit, 0
+        await asyncio.sleep(self._one_by_one_seconds)
+        self._buffer.limit = limit
+        self._buffer.release(0)
+        self._quarantine.over()  # guard: end-of-one-by-one
 
     def _hand_over(self, partition: Partition, message: Message, received: Received) -> None:
         unpacked = self._unpack(partition.number, message, received)

@@ -1,9 +1,9 @@
 """Polls the hub's own properties: how far each partition has come, and whether the hub answers.
 
-The client's receivers retry in silence when the hub refuses them or is away, so that nothing they
-do tells an operator. The monitor has a client of its own, without retries, whose errors are what
-is logged and shown. While the hub does not answer it also attaches a receiver to partition 0: the
-properties can be read where the consumer group is missing or the Listen right is.
+It has a client of its own, without retries, whose errors are what is logged and shown. While the
+hub does not answer it also attaches a receiver to partition 0: the properties can be read where
+the consumer group is missing, or the right to listen. The hub does not tell the time; the clocks
+are compared by the messages that come between two polls.
 """
 
 import asyncio

@@ -26,12 +26,15 @@ from forwarder.delivery.partition import Partition
 from forwarder.diagnosis import causes
 from forwarder.hub.client import attach
 from forwarder.hub.message import Received
+from forwarder.hub.order import StaleError
 from forwarder.hub.transport import Link
 from forwarder.outage import Outage
 
 Position = str | int | datetime
+Take = Callable[[Received], Awaitable[None]]
 
 _OPENING: Final = 30.0  # seconds
+_STOPPING: Final = 5.0  # seconds
 _SETTLED: Final = 1.0  # seconds after which an attached link counts as one that can be read
 _IDLE: Final = 15.0  # seconds after which a link without messages sends a sign of life, if due
 _GATHER: Final = 0.05  # seconds to wait for more after a burst, or each message would be a POST
@@ -42,10 +45,6 @@ _POSITION: Final = re.compile(r"offset|sequence|argument|out-of-range|invalid-fi
 
 class LostError(Exception):
     """Another reader has taken the partition."""
-
-
-class StaleError(Exception):
-    """The position is none of this hub."""
 
 
 class Reader:
@@ -71,6 +70,7 @@ class Reader:
         self._hub = hub
         self._buffer = buffer
         self._link: Link | None = None
+        self._task: asyncio.Task[None]
         self._refused = 0  # positions, of those in `_positions`
         self._dispatched = 0.0
         self._repeated = log.RateLimited()
@@ -82,7 +82,28 @@ class Reader:
         """Whether it waits for room in the buffer."""
         return self._link is not None and self._link.blocked
 
-    async def run(self, take: Callable[[Received], Awaitable[None]]) -> None:
+    def start(self, take: Take, on_end: Callable[[str, str], None]) -> None:
+        """Read until stopped, or until `on_end` is told the partition and why it cannot go on."""
+        self._task = asyncio.create_task(self._run(take, on_end))
+
+    def cancel(self) -> None:
+        """Begin to stop."""
+        self._task.cancel()
+
+    async def stop(self) -> None:
+        """Close the link, whether the hub answers or not."""
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=_STOPPING)
+
+    async def _run(self, take: Take, on_end: Callable[[str, str], None]) -> None:
+        try:
+            await self._read(take)
+        except LostError:
+            on_end(self._partition.number, "OWNERSHIP_LOST")
+        except StaleError:
+            on_end(self._partition.number, "STALE_CHECKPOINT")
+
+    async def _read(self, take: Take) -> None:
         """Read until another reader takes the partition (LostError); `take` waits for room."""
         failures = 0
         while True:
@@ -118,7 +139,7 @@ class Reader:
         self._link = Link(receiver, self._buffer)
         return self._link
 
-    async def _receive(self, link: Link, take: Callable[[Received], Awaitable[None]]) -> None:
+    async def _receive(self, link: Link, take: Take) -> None:
         """Wait for messages, for more of them in a flood, and have them taken."""
         await link.read(_IDLE)
         if (left := self._dispatched + _GATHER - time.monotonic()) > 0:

@@ -1,10 +1,10 @@
 """Reopens what stalls, and tells how far behind each partition is.
 
-A receiver may go silent with its connection open, or be refused again and again: the client
-retries and reports nothing (azure-eventhub 5.15.1). Progress is therefore measured by the hub's
-own sequence numbers. A partition that gets nothing while the hub has more is stalled: its receiver
-is reopened, later the whole client, and after StallTimeout liveness fails. Messages that were
-received and wait for the sink, or for room, do not make a partition stalled.
+A link may go silent with its connection open, or be refused again and again. So progress is
+measured by the hub's own sequence numbers, not by errors. A partition that gets nothing while the
+hub has more is stalled: its link is opened again, later everything with a new client, and after
+StallTimeout liveness fails. Messages that were received and wait for the sink, or for room, do not
+make a partition stalled.
 """
 
 import asyncio

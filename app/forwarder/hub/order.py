@@ -1,0 +1,110 @@
+"""Accepts each message of the hub once and in order, and only messages of this hub.
+
+Sequence numbers of a partition have no gaps. A number that is not the next one was read before, or
+messages expired, or the hub was deleted and created again with the same name: then its numbers
+begin at 0, and checkpoints of the old hub mean nothing. So the hub is asked whether it is the same
+before a gap is believed. A checkpoint that is ahead of the hub is of another one as well.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from forwarder import log
+from forwarder.checkpoints.generation import GenerationStore
+from forwarder.delivery.partition import Partition
+from forwarder.delivery.watermark import Message
+from forwarder.hub.message import Received
+from forwarder.hub.monitor import HubMonitor
+
+_PAUSE: Final = 0.5  # seconds between two polls of a hub that does not answer
+
+
+class StaleError(Exception):
+    """The partition's checkpoint is of another hub: it is to be opened again."""
+
+
+class Order:
+    """Compares what is received with what the hub says of itself."""
+
+    def __init__(
+        self,
+        hub: HubMonitor,
+        store: GenerationStore,
+        partitions: Mapping[str, Partition],
+        on_recreated: Callable[[], None],
+        on_stale: Callable[[str], None],
+    ) -> None:
+        """`on_recreated` opens everything again, `on_stale` a partition."""
+        self._hub = hub
+        self._store = store
+        self._partitions = partitions
+        self._on_recreated = on_recreated
+        self._on_stale = on_stale
+        self._ahead: set[str] = set()
+        self._recreated = False
+
+    def begin(self) -> None:
+        """Take the hub as it is now for the one that is read."""
+        self._store.created = self._hub.created
+        self._recreated = False
+
+    def check(self) -> None:
+        """Compare the hub as it was just polled with what is read."""
+        if self._recreated:
+            return
+        if self._hub.created != self._store.created:  # guard: recreated-hub
+            self._recreated = True
+            self._store.log_recreated(self._hub.created)
+            self._on_recreated()
+        ahead = {
+            number
+            for number, partition in self._partitions.items()
+            if partition.last_received is None
+            and partition.start_after is not None
+            and partition.start_after > self._hub.last.get(number, partition.start_after)
+        }
+        # Twice, for the checkpoint may be younger than the poll.
+        for number in ahead & self._ahead:
+            self._mark_stale(self._partitions[number])  # guard: checkpoint-ahead-of-hub
+            self._on_stale(number)
+        self._ahead = ahead
+
+    async def accept(self, partition: Partition, received: Received) -> Message | None:
+        """Return the message's place, or None if it is not to be taken."""
+        number, last = received.sequence_number, partition.last
+        if number is None:  # it can only be the next one
+            first = self._hub.first.get(partition.number, 0)
+            number = first if last is None else last + 1
+        enqueued = self._hub.now() if received.enqueued is None else received.enqueued
+        message = Message(number, received.offset, enqueued, len(received.body))
+        return message if await self._is_next(partition, message) else None
+
+    async def _is_next(self, partition: Partition, message: Message) -> bool:
+        number, newest, last = message.sequence_number, partition.last_received, partition.last
+        if last is None or number == last + 1:  # guard: gap-asks-the-hub
+            return True
+        # Read again after a reconnect, or because its checkpoint has no offset.
+        if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
+            return False  # guard: already-received
+        await self._hub.poll()
+        while self._hub.outage.reason:
+            await asyncio.sleep(_PAUSE)
+            await self._hub.poll()
+        self.check()
+        if self._recreated:
+            return False
+        if not newest and number <= last:
+            self._mark_stale(partition)
+            raise StaleError
+        return number > last
+
+    def _mark_stale(self, partition: Partition) -> None:
+        """Note that the partition's checkpoint is of another hub: StartPosition holds."""
+        if self._store.stale.get(partition.number) != partition.start_after:
+            self._store.stale[partition.number] = partition.start_after
+            log.error(
+                "checkpoint is of another hub, reading starts at StartPosition",
+                partition=partition.number,
+                checkpoint=partition.start_after,
+            )
