@@ -18,7 +18,7 @@ from support.documents import PAGES, page, prose
 
 AZURE = page("azure.md")
 AZ = ROOT / ".bin" / "az" / "bin" / "python"
-_OTHERS = "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\nMIRROR=a\n"
+_OTHERS = "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\nMIRROR=a\nWORKSPACE_ID=/a\n"
 """Names that blocks beside the way through Azure use too."""
 _LONGEST = 300  # seconds; the first command of a group has its modules compiled
 # Stands for az, kubectl and helm while the documented programs run: notes with which arguments each
@@ -63,6 +63,7 @@ def recorded(program: str, home: Path, answers: str = "") -> list[list[str]]:
         timeout=60,
         check=False,
         text=True,
+        cwd=home,
     )
     assert ended.returncode == 0, ended.stderr
     return [line.split("\0")[:-1] for line in record.read_text().splitlines()]
