@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct, field
 
 from forwarder.policy.attributes import EventFields
 from forwarder.policy.document import LEVELS
@@ -29,6 +29,18 @@ _TAIL: Final = re.compile(
 _MANAGED: Final = b'"managedFields"'
 
 
+class _Document(Struct, gc=False):
+    metadata: Raw = Raw()
+    items: Raw = Raw()
+    rows: Raw = Raw()
+
+
+class _Metadata(Struct, gc=False):
+    managed_fields: Raw = field(default=Raw(), name="managedFields")
+
+
+_document: Final = msgspec.json.Decoder(_Document).decode
+_metadata: Final = msgspec.json.Decoder(_Metadata).decode
 _fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _items: Final = msgspec.json.Decoder(list[Raw]).decode
 
@@ -75,8 +87,16 @@ def without_managed_fields(document: Raw) -> bytes:
     Returns b"" if there are none.
     """
     value = bytes(document)
-    if _MANAGED not in value or not value.startswith(b"{"):
+    if not (count := value.count(_MANAGED)) or not value.startswith(b"{"):
         return b""
+    found = _document(value)
+    if count == 1 and not found.items and not found.rows:
+        # Of what else is in an object, nothing is decoded.
+        metadata = bytes(found.metadata)
+        managed = _metadata(metadata).managed_fields if metadata.startswith(b"{") else Raw()
+        pair = b",%b:%b" % (_MANAGED, managed)
+        if not managed or value.count(pair) == 1:
+            return value.replace(pair, b"") if managed else b""
     fields = _fields(value)
     for name, inside in (("items", ""), ("rows", "object")):
         if (raw := bytes(fields.get(name, b""))).startswith(b"["):
