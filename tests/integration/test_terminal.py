@@ -19,17 +19,17 @@ def hostile_event() -> bytes:
     return json.dumps(event).encode()
 
 
-async def test_no_output_has_escapes_or_forged_lines(stage: Environment, tmp_path: Path) -> None:
+async def test_no_output_has_escapes_or_forged_lines(env: Environment, tmp_path: Path) -> None:
     recorded = tmp_path / "events.jsonl"
     recorded.write_bytes(hostile_event() + b"\n")
-    stage.hub.publish(0, events.envelope([hostile_event()]))
+    env.hub.publish(0, events.envelope([hostile_event()]))
     record = {"category": HOSTILE, "properties": {"log": "x"}}
-    stage.hub.publish(0, json.dumps({"records": [record, HOSTILE]}).encode())
-    stage.webhook.rule = lambda _: Answer(400, body=HOSTILE)
+    env.hub.publish(0, json.dumps({"records": [record, HOSTILE]}).encode())
+    env.webhook.rule = lambda _: Answer(400, body=HOSTILE)
     settings = {"VerboseLevel": "3", "LogFormat": "text"}
-    async with stage.forwarder(None, **settings) as forwarder:
+    async with env.forwarder(None, **settings) as forwarder:
         await forwarder.until(lambda: "audit event" in forwarder.output)
-        await stage.webhook.until(lambda: stage.webhook.posts)
+        await env.webhook.until(lambda: env.webhook.posts)
         await asyncio.sleep(1)
         forwarder.terminate()
         await forwarder.wait()
