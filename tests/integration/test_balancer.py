@@ -16,6 +16,7 @@ from support.azurite import azurite
 from support.environment import Environment, environment
 from support.process import Forwarder
 from support.stores import PLACE, blobs
+from support.webhook import Answer
 
 EXPIRY = 8.0  # a round of many replicas takes seconds on a busy machine
 INTERVAL = 10.0  # rounds follow one another faster here
@@ -144,7 +145,13 @@ async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> Non
 async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
     """What is under way is delivered and checkpointed before its partition is released."""
     async with azurite() as account, environment(tmp_path, partitions=8) as env:
-        settings = {"LoadBalancingInterval": "2", "OwnershipExpiry": "10"}
+        env.webhook.rule = lambda post: Answer(env.ledger.answer(post), delay=0.5)
+        settings = {
+            "LoadBalancingInterval": "2",
+            "OwnershipExpiry": "20",
+            "WebSinkTimeout": "20",
+            "ShutdownGrace": "20",
+        }
         async with (
             env.replica("one", account, **settings) as one,
             env.traffic(400),

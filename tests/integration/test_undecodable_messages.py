@@ -1,0 +1,44 @@
+"""A message that cannot be decoded is a dead letter, and its partition goes on behind it."""
+
+import asyncio
+from pathlib import Path
+
+from support.environment import environment
+from support.process import Forwarder
+
+VALUE = b"\x00\x53\x77"
+BODIES = {
+    "a value that is not UTF-8": VALUE + b"\xa1\x02\xff\xfe",
+    "a sequence": b"\x00\x53\x76" + b"\xc0\x04\x01\xa0\x01\xff",
+    "a decimal": VALUE + b"\x74\x00\x00\x00\x00",
+    "a bad character": VALUE + b"\x73\x00\x11\x00\x00",
+    "a deep list": VALUE + b"\xc0\x7f\x01" * 1500 + b"\x40",
+    "garbage": b"garbage",
+    "nothing": b"",
+}
+
+
+async def test_no_message_stops_its_partition(tmp_path: Path) -> None:
+    async with environment(tmp_path, partitions=1) as env:
+        for body in BODIES.values():
+            env.hub.partitions[0].append(body, b"", None)
+        env.ledger.publish(20)
+        async with env.forwarder(None, StallTimeout="6") as forwarder:
+            await forwarder.until(lambda: len(env.webhook.taken) == 20)
+            async with asyncio.timeout(20):
+                while await _dead_lettered(forwarder) < len(BODIES):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.1)
+            samples = await forwarder.metrics()
+            assert samples.total("aks_audit_hub_messages_total") == len(BODIES) + 2
+            logged = forwarder.entries("message cannot be read")
+            assert [entry["sequenceNumber"] for entry in logged] == [1, 2, 3, 4, 5, 6]
+            assert not forwarder.entries("partition given up")
+            assert not forwarder.entries("receiving failed")
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+        assert env.webhook.duplicates == 0
+
+
+async def _dead_lettered(forwarder: Forwarder) -> float:
+    samples = await forwarder.metrics()
+    return samples.total("aks_audit_events_total", outcome="dead_lettered")
