@@ -105,9 +105,11 @@ class Link:
                     if self._link.current_link_credit <= credit // 2:
                         await self._link.flow(link_credit=credit)
                     if self._buffer and self._partial and not self._reserved:
-                        self.blocked = not self._buffer.has_room(_LARGEST)
-                        await self._buffer.acquire(_LARGEST)
-                        self._reserved, self.blocked = _LARGEST, False
+                        # Of a small buffer a part: some of it may be held for long.
+                        size = max(1, min(_LARGEST, self._buffer.limit // 4))
+                        self.blocked = not self._buffer.has_room(size)
+                        await self._buffer.acquire(size)
+                        self._reserved, self.blocked = size, False
                     # Handles a frame, sends one as a sign of life if due, raises its error.
                     await self._connection.listen(wait=True)
 
