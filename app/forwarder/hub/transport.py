@@ -105,6 +105,8 @@ class Link:
                     if self._link.current_link_credit <= credit // 2:
                         await self._link.flow(link_credit=credit)
                     if self._buffer and self._partial and not self._reserved:
+                        if self._messages:  # or they would wait for what this one reserves
+                            return
                         # Of a small buffer a part: some of it may be held for long.
                         size = max(1, min(_LARGEST, self._buffer.limit // 4))
                         self.blocked = not self._buffer.has_room(size)
