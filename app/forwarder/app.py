@@ -92,10 +92,10 @@ async def _shutdown(settings: Settings, pipeline: Pipeline) -> None:
     consumer.stop()
     try:
         async with asyncio.timeout(settings.shutdown_grace):
-            await consumer.drain()  # guard: drain
+            await consumer.owned.drain()  # guard: drain
     except TimeoutError:
         log.error("stopping with messages undelivered, they are read again at the next start")
-        consumer.cancel()
+        consumer.owned.cancel()
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_CHECKPOINT):
             await pipeline.checkpoints.flush()

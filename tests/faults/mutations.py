@@ -65,7 +65,7 @@ MUTATIONS: dict[str, Mutation] = {
     "nothing-received-while-stopping": Mutation(
         "pass", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
     ),
-    "drain": Mutation("consumer.cancel()", scenario("stopped while the sink is slow")),
+    "drain": Mutation("consumer.owned.cancel()", scenario("stopped while the sink is slow")),
     "drain-before-release": Mutation(
         "pass",
         "tests/integration/test_balancer.py::test_nothing_comes_twice_when_replicas_come",

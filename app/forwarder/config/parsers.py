@@ -79,7 +79,8 @@ def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
     if not path:
         return text, None
     try:
-        return text_of(Path(path)), Path(path)
+        # A pipe, such as a shell's <(command), can be read only once.
+        return text_of(Path(path)), Path(path) if Path(path).is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         shown = f", '{path}'," if Path(path).is_absolute() else ""  # it may be the secret itself
         reason = getattr(error, "strerror", None) or "it is not UTF-8"

@@ -107,7 +107,7 @@ async def peek(
 ) -> list[bytes] | None:
     """Return the newest messages of a partition, described by its properties; it moves nothing.
 
-    Those that came within so many seconds; None if somebody owns the partition.
+    Those that came within `seconds`; None if somebody owns the partition.
     """
     last = partition["last_enqueued_sequence_number"]
     first = max(partition["beginning_sequence_number"], last - count + 1)

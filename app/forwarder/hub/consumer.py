@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 from forwarder import log
@@ -29,7 +28,7 @@ from forwarder.hub.intake import Intake
 from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.order import Order
-from forwarder.hub.reader import Position, Reader
+from forwarder.hub.owned import OwnedPartitions
 
 _CLOSING: Final = 5.0  # seconds to close everything
 _DRAINING: Final = 10.0  # seconds to deliver what is under way before a partition is released
@@ -38,7 +37,7 @@ _JITTER: Final = random.SystemRandom()
 
 
 class Consumer:
-    """The partitions that this process owns, and their readers."""
+    """Owns a share of the partitions and has them read."""
 
     def __init__(
         self,
@@ -63,9 +62,7 @@ class Consumer:
         }
         self._interval = settings.load_balancing_interval
         self._balancer = Balancer(store, self._place, self._interval, settings.ownership_expiry)
-        self._readers: dict[str, Reader] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._leaving: set[Partition] = set()
         self._known: set[str] = set()
         self._turn = asyncio.Lock()  # of rounds and of closing
         self._wake = asyncio.Event()
@@ -74,7 +71,8 @@ class Consumer:
         self._reopening = True
         self.stopping = False
         """Whether no more messages are received."""
-        self.partitions: dict[str, Partition] = {}
+        self.owned = OwnedPartitions(delivery, hub, checkpoints, self._take, self._on_end)
+        self.partitions = self.owned.partitions
         """The partitions that this process owns."""
         self._order = Order(hub, store, self.partitions, self._on_recreated, self._on_stale)
 
@@ -99,8 +97,8 @@ class Consumer:
         if number is None:
             self._reopening = True
             self._wake.set()
-        elif number in self._readers:
-            self._spawn(self._restart(number, self._readers[number]))
+        else:
+            self._spawn(self.owned.restart(number))
 
     def check(self) -> None:
         """Compare the hub as it was just polled with what is read."""
@@ -112,38 +110,11 @@ class Consumer:
             self._wake.set()
         self._known = set(self._hub.last)
 
-    def refusal(self, number: str) -> str:
-        """Return why a partition cannot be read at the moment; empty if it can."""
-        reader = self._readers.get(number)
-        return reader.refusal if reader else ""
-
-    def is_blocked(self, number: str) -> bool:
-        """Tell whether a partition's next message waits for room in the buffer."""
-        reader = self._readers.get(number)
-        found = self.partitions[number].blocked_message is not None
-        return found or (reader is not None and reader.blocked)
-
-    @property
-    def failure(self) -> str:
-        """Why no partition can be read; empty if one can, or if this process owns none."""
-        found = [reader.refusal for reader in self._readers.values()]
-        return found[0] if found and all(found) else ""
-
-    def cancel(self) -> None:
-        """Give up what is under way; it is read again from the checkpoint."""
-        for partition in {*self.partitions.values(), *self._leaving}:
-            partition.cancel()
-
     def stop(self) -> None:
         """Receive no more messages."""
         self.stopping = True
         self._wake.set()
-        for reader in self._readers.values():
-            reader.cancel()  # guard: nothing-received-while-stopping
-
-    async def drain(self) -> None:
-        """Wait until everything received is acknowledged."""
-        await asyncio.gather(*(p.drain() for p in {*self.partitions.values(), *self._leaving}))
+        self.owned.stop()
 
     async def close(self) -> None:
         """Write last checkpoints, give up ownership and close the connections."""
@@ -156,7 +127,7 @@ class Consumer:
     async def _connect(self) -> None:
         """Close everything, if anything is open, and begin again with a client of its own."""
         await asyncio.gather(
-            *(self._close(n, "REOPENED", drain=_CLOSING) for n in list(self.partitions))
+            *(self.owned.close(n, "REOPENED", drain=_CLOSING) for n in list(self.partitions))
         )
         await self._client.close()
         self._client = connect(self._settings, self._credential)
@@ -202,39 +173,17 @@ class Consumer:
         """Read the checkpoints of partitions, and begin to receive behind them."""
         await self._store.list_checkpoints(*self._place.values())
         for number in numbers:
-            partition = Partition(number, self._delivery)
             try:
-                start_at = self._hub.starting_place
-                owned = await self._checkpoints.claim(self._place, partition, start_at)
+                owned = await self.owned.claim(number, self._place)
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
                 continue
             if self.stopping:
                 return
-            partition.start_after = owned.stored
-            partition.progress = time.monotonic()
-            self.partitions[number] = partition
-            start: Position | dict[str, int] = self._hub.start
-            self._readers[number] = Reader(
-                self._client,
-                self._settings,
-                partition,
-                owned.checkpoint,
-                start.get(number, "-1") if isinstance(start, dict) else start,
-                hub=self._hub.outage,
-                buffer=self._delivery.buffer,
-            )
-            self._readers[number].start(partial(self._take, partition), self._on_end)
-            log.info("partition claimed", partition=number, checkpoint=owned.stored)
-        self._delivery.metrics.owned.set(len(self.partitions))
+            self.owned.open(owned, self._client, self._settings)
 
     def _on_end(self, number: str, reason: str) -> None:
         self._spawn(self._reclaim(number, reason))
-
-    async def _restart(self, number: str, reader: Reader) -> None:
-        await reader.stop()
-        if self._readers.get(number) is reader and not self.stopping:
-            reader.start(partial(self._take, self.partitions[number]), self._on_end)
 
     async def _reclaim(self, number: str, reason: str) -> None:
         """Close a partition whose link was taken, or which is to be read from elsewhere."""
@@ -242,43 +191,16 @@ class Consumer:
             if reason == "OWNERSHIP_LOST":
                 await self._lose(number)
             else:
-                await self._close(number, reason)
+                await self.owned.close(number, reason)
                 self._wake.set()
 
     async def _lose(self, number: str) -> None:
         self._delivery.metrics.losses.labels(number).inc()
-        await self._close(number, "OWNERSHIP_LOST")
+        await self.owned.close(number, "OWNERSHIP_LOST")
 
     async def _give_up(self, number: str, reason: str, drain: float = 0) -> None:
-        await self._close(number, reason, drain=drain)
+        await self.owned.close(number, reason, drain=drain)
         await self._balancer.release(number)
-
-    async def _close(self, number: str, reason: str, drain: float = 0) -> None:
-        """Stop receiving, wait so many seconds for what is under way, write a last checkpoint.
-
-        What is under way after that is delivered as well, unless it was waited for: it is read
-        again by the next owner.
-        """
-        partition, reader = self.partitions.pop(number, None), self._readers.pop(number, None)
-        self._delivery.metrics.owned.set(len(self.partitions))
-        if reader:
-            await reader.stop()
-        if partition and drain:
-            try:
-                async with asyncio.timeout(drain):
-                    await partition.drain()  # guard: drain-before-release
-            except TimeoutError:
-                partition.cancel()
-        if partition:
-            self._leaving = {one for one in self._leaving if one.watermark.oldest} | {partition}
-        if owned := await self._checkpoints.release(number):
-            log.info(
-                "partition given up",
-                partition=number,
-                reason=reason,
-                checkpoint=owned.stored,
-                ownedSeconds=round(time.monotonic() - owned.since, 1),
-            )
 
     async def _take(self, partition: Partition, received: Received) -> None:
         """Wait for room for a message, if it is to be taken."""

@@ -135,7 +135,7 @@ class Watchdog:
         """Reopen a partition that gets nothing while the hub has more, then the whole client."""
         stall = self._stalls.get(number)
         behind, now = self.is_behind(number), time.monotonic()
-        blocked = self._consumer.is_blocked(number)
+        blocked = self._consumer.owned.is_blocked(number)
         if stall and (partition.last_received not in {None, stall.after} or not behind):
             del self._stalls[number]
             log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
@@ -155,7 +155,7 @@ class Watchdog:
             stall = self._stalls[number] = _Stall(since, partition.last_received, now, now)
             self._consumer.reopen(number)
         self._metrics.reopened[what].inc()
-        refusal = self._consumer.refusal(number)
+        refusal = self._consumer.owned.refusal(number)
         log.error(
             message,
             partition=number,

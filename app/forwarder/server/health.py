@@ -62,7 +62,7 @@ class Health:
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
-            + (f": {refusal}" if (refusal := self._consumer.refusal(number)) else "")
+            + (f": {refusal}" if (refusal := self._consumer.owned.refusal(number)) else "")
             for number in self._partitions
             if self._watchdog.is_behind(number)
             and (idle := now - max(self._watchdog.since(number), self._sink.outage.recovered_at))
@@ -88,7 +88,7 @@ class Health:
     @property
     def _hub_failure(self) -> str:
         """Why the hub does not answer, or no partition can be read."""
-        return self._hub.outage.reason or self._consumer.failure
+        return self._hub.outage.reason or self._consumer.owned.failure
 
     def states(self) -> Iterator[State]:
         """Yield how each partition that this process owns is doing."""
