@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from azure.eventhub.aio import EventHubConsumerClient
@@ -103,21 +104,18 @@ class OwnedPartitions:
                 reader.start(partial(self._take, self.partitions[number]), self._on_end)
 
     async def close(self, number: str, reason: str, drain: float = 0) -> None:
-        """Stop receiving, wait so many seconds for what is under way, write a last checkpoint.
+        """Stop receiving, wait `drain` seconds for what is in flight, write a last checkpoint.
 
-        What is under way after that is delivered as well, unless it was waited for: it is read
-        again by the next owner.
+        What is still in flight then is delivered as well, and again by the next owner.
         """
         partition, reader = self.partitions.pop(number, None), self._readers.pop(number, None)
         self._delivery.metrics.owned.set(len(self.partitions))
         if reader:
             await reader.stop()
         if partition and drain:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(drain):
                     await partition.drain()  # guard: drain-before-release
-            except TimeoutError:
-                partition.cancel()
         if partition:
             self._leaving = {one for one in self._leaving if one.watermark.oldest} | {partition}
         if owned := await self._checkpoints.release(number):

@@ -72,6 +72,7 @@ class Reader:
         self._link: Link | None = None
         self._task: asyncio.Task[None]
         self._refused = 0  # positions, of those in `_positions`
+        self._cancelled = False
         self._dispatched = 0.0
         self._repeated = log.RateLimited()
         self.refusal = ""
@@ -84,15 +85,17 @@ class Reader:
 
     def start(self, take: Take, on_end: Callable[[str, str], None]) -> None:
         """Read until stopped, or until `on_end` is told the partition and why it cannot go on."""
+        self._cancelled = False
         self._task = asyncio.create_task(self._run(take, on_end))
 
     def cancel(self) -> None:
-        """Begin to stop."""
+        """Begin to stop. Nothing is taken any more, even if the SDK swallows the cancellation."""
+        self._cancelled = True
         self._task.cancel()
 
     async def stop(self) -> None:
         """Close the link, whether the hub answers or not."""
-        self._task.cancel()
+        self.cancel()
         await asyncio.wait([self._task], timeout=_STOPPING)
 
     async def _run(self, take: Take, on_end: Callable[[str, str], None]) -> None:
@@ -144,6 +147,8 @@ class Reader:
         await link.read(_IDLE)
         if (left := self._dispatched + _GATHER - time.monotonic()) > 0:
             await link.read(left, _BYTES)
+        if self._cancelled:
+            raise asyncio.CancelledError
         if not (messages := link.take()):
             return
         try:

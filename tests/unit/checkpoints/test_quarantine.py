@@ -3,7 +3,6 @@
 import asyncio
 import math
 import os
-import resource
 from pathlib import Path
 
 from support.environment import environment
@@ -43,9 +42,8 @@ async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path:
 
 
 async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
+    (tmp_path / "poison.json").mkdir()
     async with environment(tmp_path) as env, env.forwarder() as forwarder:
-        await forwarder.wait_for("partition claimed")
-        resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, 0))
         env.ledger.publish(100)
         await env.ledger.settled()
         forwarder.terminate()
