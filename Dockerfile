@@ -1,4 +1,4 @@
-# Releases and `make image` set this to the digest in Dockerfile.base. Set it to your mirror where anonymous pulls are limited.
+# Releases and `make image` set this to the digest in .github/base/Dockerfile. Set it to your mirror where anonymous pulls are limited.
 ARG PYTHON_IMAGE=python:3.13-slim
 
 # Requirements by hash, then the package, compiled because the root file system is read-only at run time.

@@ -96,7 +96,7 @@ BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 
 # Called with Dockerfile, context, name and options; a cluster that takes images in its own way has it replaced.
 BUILD = $(or $(BUILDER),$(error docker, podman or buildah is needed, and a daemon that runs)) build --file $1 --tag $3 $4 $2
 
-PYTHON_IMAGE ?= $(shell awk '$$1 == "FROM" {print $$2}' Dockerfile.base)
+PYTHON_IMAGE ?= $(shell awk '$$1 == "FROM" {print $$2}' .github/base/Dockerfile)
 
 .PHONY: image
 image: ## Build the image with docker, podman or buildah, as IMAGE=name:tag; PYTHON_IMAGE= takes another base image
