@@ -88,7 +88,7 @@ class AdaptiveConcurrency:
 
     async def acquire(self, events: int, *, retry: bool = False) -> Slot:
         """Wait for a slot; with `retry` before all others, so that few lists probe a sink."""
-        if not self._waiting and self._is_open(events):
+        if not self._waiting and self._is_open(events, time.monotonic()):
             return self._start(events)
         waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         entry = (waiter, events)
@@ -206,14 +206,10 @@ class AdaptiveConcurrency:
                 "aks_audit_post_retries_total",
             )
 
-    def _is_open(self, events: int) -> bool:
-        if not self._in_flight:
-            return time.monotonic() >= self._resume_at
-        return (
-            self._in_flight < self.limit
-            and self._in_time(self._load + events)
-            and time.monotonic() >= self._resume_at
-        )
+    def _is_open(self, events: int, now: float) -> bool:
+        if now < self._resume_at or not self._in_flight:
+            return now >= self._resume_at
+        return self._in_flight < self.limit and self._in_time(self._load + events)
 
     def _start(self, events: int) -> Slot:
         self._in_flight += 1
@@ -222,7 +218,8 @@ class AdaptiveConcurrency:
 
     def _dispatch(self) -> None:
         """Hand out the slots that are free, now or when the back-off ends."""
-        while self._waiting and self._is_open(self._waiting[0][1]):
+        now = time.monotonic()  # once, or the back-off could end between two looks at the clock
+        while self._waiting and self._is_open(self._waiting[0][1], now):
             waiter, events = self._waiting.popleft()
             if not waiter.cancelled():
                 waiter.set_result(self._start(events))
@@ -231,7 +228,7 @@ class AdaptiveConcurrency:
             self._timer = None
         if not self._waiting:
             return
-        if (pause := self._resume_at - time.monotonic()) > 0:
+        if (pause := self._resume_at - now) > 0:
             self._timer = asyncio.get_running_loop().call_later(pause, self._dispatch)
         elif self._in_flight < self.limit:
             self._set(self._in_flight)  # one more would not be in time
