@@ -26,11 +26,11 @@ async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> Non
             assert HOUR - 60 < entry["aheadSeconds"] <= HOUR
             assert HOUR - 60 < await _skew(forwarder) <= HOUR + 1
             assert not forwarder.entries("hub is quiet")
-            os.kill(forwarder.pid, signal.SIGUSR2)
-            os.kill(forwarder.pid, signal.SIGUSR2)
-            async with asyncio.timeout(20):
-                while await _skew(forwarder) > -HOUR + 60:  # noqa: ASYNC110 - nothing tells
-                    await asyncio.sleep(0.2)
+            for behind in (0, HOUR):  # one by one, for signals of a kind do not queue
+                os.kill(forwarder.pid, signal.SIGUSR2)
+                async with asyncio.timeout(30):
+                    while await _skew(forwarder) > 60 - behind:  # noqa: ASYNC110 - nothing tells
+                        await asyncio.sleep(0.2)
         rule, env.webhook.rule = env.webhook.rule, lambda _: Answer(delay=HOUR)
         env.ledger.publish(10)
         await asyncio.sleep(3)
