@@ -71,15 +71,10 @@ func consumeV2(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 		}
 		return func() {
 			defer partition.Close(context.Background())
-			for ctx.Err() == nil {
-				wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-				events, _ := partition.ReceiveEvents(wait, 10, nil)
-				cancel()
-				for _, event := range events {
-					consumer.add(event.Body)
-					_ = partition.UpdateCheckpoint(context.Background(), event, nil)
-				}
-			}
+			readAll(ctx, partition.ReceiveEvents, func(event *azeventhubs.ReceivedEventData) {
+				consumer.add(event.Body)
+				_ = partition.UpdateCheckpoint(context.Background(), event, nil)
+			})
 		}
 	})
 	return consumer
@@ -113,18 +108,28 @@ func consumeV1(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 		}
 		return func() {
 			defer partition.Close(context.Background())
-			for ctx.Err() == nil {
-				wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-				events, _ := partition.ReceiveEvents(wait, 10, nil)
-				cancel()
-				for _, event := range events {
-					consumer.add(event.Body)
-					_ = partition.UpdateCheckpoint(context.Background(), event, nil)
-				}
-			}
+			readAll(ctx, partition.ReceiveEvents, func(event *v1.ReceivedEventData) {
+				consumer.add(event.Body)
+				_ = partition.UpdateCheckpoint(context.Background(), event, nil)
+			})
 		}
 	})
 	return consumer
+}
+
+// readAll receives from a partition client of either version until the context ends.
+func readAll[Event, Options any](
+	ctx context.Context, receive func(context.Context, int, Options) ([]Event, error), take func(Event),
+) {
+	var none Options
+	for ctx.Err() == nil {
+		wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		events, _ := receive(wait, 10, none)
+		cancel()
+		for _, event := range events {
+			take(event)
+		}
+	}
 }
 
 // run starts the processor and reads each partition that it is given.
