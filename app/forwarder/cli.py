@@ -24,12 +24,12 @@ def main(
     """
     redaction.guard_streams()
     given = _parse(arguments) if arguments else argparse.Namespace(command=None)
-    if given.command == "policy":
-        return int(given.run(given))
     try:
+        if given.command == "policy":
+            return int(given.run(given))
         settings = Settings.from_env()
     except SettingsError as error:
-        sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+        sys.stderr.write("".join(f"{redaction.printable(one)}\n" for one in error.problems))
         return 2
     log.configure(settings.verbose_level, settings.log_format, settings.secrets)
 

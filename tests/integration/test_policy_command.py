@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forwarder.commands.explain import tally
 from forwarder.deadletters.record import Record
 from forwarder.policy.document import PRESETS, load
 from support import events
@@ -37,11 +38,11 @@ def run(
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def explained(*arguments: str, given: bytes = b"", **environ: str) -> dict[str, Any]:
-    status, output, errors = run("explain", *arguments, "--json", given=given, environ=environ)
+def explained(*arguments: str, given: bytes = b"", **environ: str) -> list[str]:
+    """Return the lines that it prints."""
+    status, output, errors = run("explain", *arguments, given=given, environ=environ)
     assert (status, errors) == (0, "")
-    found: dict[str, Any] = json.loads(output)
-    return found
+    return output.splitlines()
 
 
 def write(path: Path, *rules: dict[str, Any]) -> str:
@@ -61,18 +62,24 @@ def test_a_preset_is_shown_and_can_be_used_as_a_file(preset: str, tmp_path: Path
 def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
     watch = {"level": "None", "verbs": ["watch"]}
     policy = write(tmp_path / "p", watch, watch, {"level": "Metadata", "verbs": ["get"]})
-    report = explained(FILE, "--policy", policy)
+    tallies, unreadable = tally(load(policy), REAL, frozenset())
     watches = [event for event in REAL if json.loads(event)["verb"] == "watch"]
     gets = [event for event in REAL if json.loads(event)["verb"] == "get"]
-    by_rule = {rule["rule"]: rule for rule in report["rules"]}
-    assert by_rule["1"]["came"] == {"events": len(watches), "bytes": sum(map(len, watches))}
-    assert by_rule["1"]["left"] == {"events": 0, "bytes": 0}
-    assert by_rule["3"]["left"]["events"] == len(gets)
-    assert by_rule["none"]["came"]["events"] == len(REAL) - len(watches) - len(gets)
-    assert all(kind.startswith("watch ") for kind in by_rule["1"]["examples"])
-    assert report["came"] == {"events": len(REAL), "bytes": sum(map(len, REAL))}
-    assert report["left"]["events"] == len(gets)
-    assert report["neverMatched"] == ["2"]
+    first, second, third, none, unsure = tallies
+    assert (first.events, first.size) == (len(watches), sum(map(len, watches)))
+    assert (first.events_left, first.size_left) == (0, 0)
+    assert all(kind.startswith("watch ") for kind in first.examples)
+    assert sum(first.examples.values()) == len(watches)
+    assert (third.events, third.events_left) == (len(gets), len(gets))
+    assert third.size_left == sum(map(len, gets))
+    assert none.events == len(REAL) - len(watches) - len(gets)
+    assert (second.events, unsure.events, unreadable) == (0, 0, 0)
+    table = explained(FILE, "--policy", policy)
+    (kind, count), *_ = first.examples.most_common()
+    assert f"{count:,} x {kind}" in [line.strip() for line in table]
+    assert table[-2].startswith(f"{len(REAL):,} events, ")
+    assert f": {len(gets)} events (" in table[-2]
+    assert table[-1] == "rules that never matched: 2"
 
 
 def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
@@ -82,16 +89,15 @@ def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
     lists = b'{"kind":"EventList","items":[%b]}\n' % b",".join(REAL[:3])
     lines = [REAL[0] + b"\n", lists, dead(REAL[1]), dead(events.envelope(REAL[:2]))]
     lines += [events.envelope(REAL[:4]) + b"\n", b"\n", b"no event\n", b'{"a": 1}\n', b"[]\n"]
-    report = explained("-", "--policy", "quiet", given=b"".join(lines))
-    assert report["came"]["events"] == 1 + 3 + 1 + 2 + 4
-    assert report["unreadable"] == 3
+    table = "\n".join(explained("-", "--policy", "quiet", given=b"".join(lines)))
+    assert f"\n{1 + 3 + 1 + 2 + 4} events, " in table
+    assert table.endswith("lines without an audit event: 3")
 
 
 def test_the_environment_names_the_policy_too_and_the_option_wins() -> None:
-    assert explained(FILE, AuditPolicyFile="quiet")["policy"].startswith("quiet")
-    assert explained(FILE, "--policy", "security", AuditPolicyFile="quiet")["policy"].startswith(
-        "security"
-    )
+    assert "left by quiet, " in "\n".join(explained(FILE, AuditPolicyFile="quiet"))
+    table = explained(FILE, "--policy", "security", AuditPolicyFile="quiet")
+    assert "left by security, " in "\n".join(table)
 
 
 def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
@@ -102,29 +108,28 @@ def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
         {"level": "Metadata", "verbs": [json.loads(REAL[0])["verb"]]},
         {"level": "None"},
     )
-    trace = explained("-", "--event", "--policy", policy, given=b"\n".join(REAL))
-    assert [(c["rule"], c["matches"], c["because"]) for c in trace["checks"]] == [
-        ("1", False, "users"),
-        ("2", False, "nonResourceURLs"),
-        ("3", True, None),
-    ]
-    assert (trace["rule"], trace["level"]) == ("3", "Metadata")
-    status, table, _ = run("explain", "-", "--event", "--policy", policy, given=REAL[0])
-    assert status == 0
-    assert "no, by its users" in table
-    assert table.splitlines()[-1].startswith("left: ")
+    event, *rules, left = explained("-", "--event", "--policy", policy, given=b"\n".join(REAL))
+    assert event.startswith(json.loads(REAL[0])["auditID"])
+    verdicts = ["no, by its users", "no, by its nonResourceURLs", "matches"]
+    assert len(rules) == len(verdicts)
+    for number, (line, verdict) in enumerate(zip(rules, verdicts, strict=True), 1):
+        assert line.split()[0] == str(number)
+        assert verdict in line
+    assert left.startswith("left: ")
+    assert left.endswith(", at level Metadata")
 
 
 def test_a_policy_may_come_from_standard_input_in_the_form_of_the_chart() -> None:
     rules = b"rules: [{level: None, verbs: [watch]}, {level: Metadata}]"
-    found = explained(FILE, "--policy", "-", given=rules)
-    assert [rule["level"] for rule in found["rules"][:2]] == ["None", "Metadata"]
+    table = explained(FILE, "--policy", "-", given=rules)
+    levels = {line.split()[1] for line in table if line[:8].strip() in {"1", "2"}}
+    assert levels == {"None", "Metadata"}
 
 
 HOSTILE = "a\x1b[2J\r\nleft: forged \u202e\x9b1m"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--event"], ["--json"], ["--event", "--json"]])
+@pytest.mark.parametrize("arguments", [[], ["--event"]])
 def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
     arguments: list[str], tmp_path: Path
 ) -> None:
@@ -200,10 +205,10 @@ async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
             "StateDirectory": str(tmp_path / "state"),
             "AuditPolicyFile": "quiet",
         }
-        arguments = ("policy", "explain", "--hub", "4", "--json")
+        arguments = ("policy", "explain", "--hub", "4")
         async with Forwarder(environment, *arguments) as command:
             assert await command.wait(60) == 0
-        assert json.loads("\n".join(command.lines))["came"]["events"] == 40
+        assert any(line.startswith("40 events, ") for line in command.lines)
         assert not (tmp_path / "state").exists()
         assert not server.receivers
 

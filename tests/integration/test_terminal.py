@@ -40,7 +40,6 @@ async def test_no_output_has_escapes_or_forged_lines(env: Environment, tmp_path:
         "replay --show",
         "replay",
         f"policy explain --policy quiet {recorded}",
-        f"policy explain --policy quiet --json {recorded}",
         f"policy explain --policy quiet --event {recorded}",
     ):
         async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:

@@ -1,7 +1,8 @@
-"""What a policy makes of recorded events, as a report. Pure: the command reads and prints."""
+"""What a policy makes of recorded events, as lines to print. Pure: the command does the I/O."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -19,64 +20,29 @@ _list: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Share(msgspec.Struct):
-    """Events and their bytes."""
+@dataclass(slots=True)
+class Tally:
+    """The events that a rule (its number, `none` or `unsure`) decides on, and what it leaves."""
 
+    rule: str
+    level: str
+    conditions: str
     events: int = 0
-    bytes: int = 0
+    size: int = 0
+    """Bytes of the events."""
+    events_left: int = 0
+    size_left: int = 0
+    examples: Counter[str] = field(default_factory=Counter)
+    """How often each kind of event came."""
 
-    def add(self, size: int) -> None:
-        """Add an event of that many bytes."""
+    def add(self, event: bytes, left: bytes | None, kind: str) -> None:
+        """Add an event and what is left of it."""
         self.events += 1
-        self.bytes += size
-
-
-class Tally(msgspec.Struct, rename="camel"):
-    """What came to a rule, by its number, `none` or `unsure`, and what it leaves of that."""
-
-    rule: str
-    level: str
-    conditions: str
-    came: Share = msgspec.field(default_factory=Share)
-    left: Share = msgspec.field(default_factory=Share)
-    examples: dict[str, int] = msgspec.field(default_factory=Counter)
-    """How often the most frequent kinds of events came."""
-
-
-class Report(msgspec.Struct, rename="camel"):
-    """The tallies of all rules and their sum."""
-
-    policy: str
-    rules: list[Tally]
-    came: Share = msgspec.field(default_factory=Share)
-    left: Share = msgspec.field(default_factory=Share)
-    never_matched: list[str] = []
-    unreadable: int = 0
-    """Lines without an audit event."""
-
-
-class Check(msgspec.Struct, rename="camel"):
-    """Whether one rule matches: if not, the field that keeps it from that."""
-
-    rule: str
-    level: str
-    conditions: str
-    matches: bool
-    because: str | None = None
-
-
-class Trace(msgspec.Struct, rename="camel"):
-    """How a policy came to its decision on one event: the rules up to the one that matched."""
-
-    event: str
-    audit_id: str
-    stage: str
-    came: int
-    """Bytes, of the event as it is."""
-    checks: list[Check]
-    rule: str
-    level: str
-    left: int
+        self.size += len(event)
+        self.events_left += bool(left)
+        self.size_left += len(left or b"")
+        if kind in self.examples or len(self.examples) < _KINDS:
+            self.examples[kind] += 1
 
 
 def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
@@ -95,53 +61,70 @@ def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
         return
 
 
-def report(policy: Policy, lines: Iterable[bytes], categories: frozenset[str]) -> Report:
-    """Apply a policy to the events in all lines."""
-    engine = Engine(policy)
+def tally(
+    policy: Policy, lines: Iterable[bytes], categories: frozenset[str]
+) -> tuple[list[Tally], int]:
+    """Apply a policy to the events in all lines; also return the number of lines without one."""
+    engine, unreadable = Engine(policy), 0
     tallies = {
         str(number): Tally(str(number), rule.level, shown(rule))
         for number, rule in enumerate(policy.rules, 1)
     }
     tallies[NO_RULE] = Tally(NO_RULE, LEVELS[0], "no rule matches")
     tallies[UNSURE] = Tally(UNSURE, "as it is", "incomplete, without what a rule looks at")
-    whole = Report(str(policy), list(tallies.values()))
     for line in filter(bytes.strip, lines):
         events = list(events_in(line, categories))
-        whole.unreadable += not events
+        unreadable += not events
         for event in events:
-            left: bytes | None
             try:
                 found = decode(event)
             except msgspec.ValidationError:
-                left, rule, kind = event, UNSURE, "an unusual event"
+                tallies[UNSURE].add(event, event, "an unusual event")
             else:
                 left, (rule, _) = engine.apply(event, found)
-                kind = summary(found)
-            tally = tallies[rule]
-            if kind in tally.examples or len(tally.examples) < _KINDS:
-                tally.examples[kind] = tally.examples.get(kind, 0) + 1
-            for part in (whole, tally):
-                part.came.add(len(event))
-                if left:
-                    part.left.add(len(left))
-    for tally in whole.rules:
-        tally.examples = dict(Counter(tally.examples).most_common(_EXAMPLES))
-    numbered = whole.rules[: len(policy.rules)]
-    whole.never_matched = [tally.rule for tally in numbered if not tally.came.events]
-    return whole
+                tallies[rule].add(event, left, summary(found))
+    return list(tallies.values()), unreadable
 
 
-def trace(policy: Policy, event: bytes) -> Trace:
-    """Follow one event; raises msgspec's errors if it is none."""
+def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterator[str]:
+    """Yield the lines of a table of `tally`'s results."""
+    events, size = sum(one.events for one in tallies), sum(one.size for one in tallies)
+    yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
+    for one in tallies:
+        if one.events or one.rule.isdecimal():
+            yield (
+                f"{one.rule:>6}  {one.level:15} {one.events:10,} {_share(one.events, events):>6} "
+                f"{_bytes(one.size):>9} {_share(one.size, size):>6} "
+                f"{_share(one.size_left, one.size):>6}  {one.conditions}"
+            )
+            for kind, count in one.examples.most_common(_EXAMPLES):
+                yield f"{'':24} {count:10,} x {kind}"
+    events_left, left = sum(one.events_left for one in tallies), sum(o.size_left for o in tallies)
+    yield ""
+    yield (
+        f"{events:,} events, {_bytes(size)}; left by {policy}: {events_left:,} events "
+        f"({_share(events_left, events)}), {_bytes(left)} ({_share(left, size)})"
+    )
+    if never := [one.rule for one in tallies if one.rule.isdecimal() and not one.events]:
+        yield f"rules that never matched: {', '.join(never)}"
+    if unreadable:
+        yield f"lines without an audit event: {unreadable:,}"
+
+
+def trace(policy: Policy, event: bytes) -> Iterator[str]:
+    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is none."""
     engine, found = Engine(policy), decode(event)
+    yield f"{found.id} {found.stage}: {summary(found)}"
     steps = engine.steps(Request(*attributes(found, UsedFields())), lost(found, event))
-    checks = [
-        Check(decision.rule, LEVELS[decision.rank], shown(rule), failed is None, failed)
-        for rule, (decision, failed) in zip(policy.rules, steps, strict=False)
-    ]
-    left, (rule, level) = engine.apply(event, found)
-    size = len(left or b"")
-    return Trace(summary(found), found.id, found.stage, len(event), checks, rule, level, size)
+    verdicts = {None: "matches", UNSURE: "unsure: the event has lost what this rule looks at"}
+    for rule, (decision, failed) in zip(policy.rules, steps, strict=False):
+        verdict = verdicts.get(failed, f"no, by its {failed}")
+        yield f"{decision.rule:>6}  {rule.level:15} {verdict:22} {shown(rule)}"
+    left, (number, level) = engine.apply(event, found)
+    if left:
+        yield f"left: {len(left):,} of {len(event):,} bytes, at level {level}"
+    else:
+        yield f"left: nothing of {len(event):,} bytes{' (no rule matches)' * (number == NO_RULE)}"
 
 
 def summary(found: EventFields) -> str:
@@ -171,4 +154,13 @@ def shown(rule: Rule) -> str:
         "nonResourceURLs": rule.non_resource_urls,
         "omitStages": rule.omit_stages,
     }
-    return "  ".join(f"{name}: {', '.join(texts)}" for name, texts in named.items() if texts)
+    conditions = (f"{name}: {', '.join(texts)}" for name, texts in named.items() if texts)
+    return "  ".join(conditions) or "everything"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"  # noqa: PLR2004

@@ -1,8 +1,7 @@
-"""The command `policy`: shows what a policy makes of recorded events, or of those in the hub."""
+"""`policy`: show what a policy makes of recorded events, or of those in the hub."""
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Final
 import msgspec
 
 from forwarder import redaction
-from forwarder.commands.explain import Report, Share, Trace, events_in, report, trace
+from forwarder.commands.explain import events_in, report, tally, trace
 from forwarder.config.parsers import variable
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
@@ -36,36 +35,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "show which events each rule matches and what it leaves of them"
     verb = verbs.add_parser("explain", help=text, description=text)
     where = verb.add_mutually_exclusive_group(required=True)
-    where.add_argument(
-        "file",
-        nargs="?",
-        default="",
-        metavar="FILE",
-        help="events as JSON lines, or dead letters; - for standard input",
-    )
-    where.add_argument(
-        "--hub", type=_count, default=0, metavar="N", help="the newest N messages of the hub"
-    )
-    verb.add_argument(
-        "--policy",
-        default="",
-        metavar="POLICY",
-        help="FILE (- for standard input), quiet or security; overrides AuditPolicyFile",
-    )
+    text = "events as JSON lines, or dead letters; - for standard input"
+    where.add_argument("file", nargs="?", default="", metavar="FILE", help=text)
+    text = "the newest N messages of the hub"
+    where.add_argument("--hub", type=_count, default=0, metavar="N", help=text)
+    text = "FILE (- for standard input), quiet or security; overrides AuditPolicyFile"
+    verb.add_argument("--policy", default="", metavar="POLICY", help=text)
     verb.add_argument("--event", action="store_true", help="the first event, rule by rule")
-    verb.add_argument("--json", action="store_true", help="print JSON")
     text = "print a preset, to start your own policy from"
-    verbs.add_parser("show", help=text, description=text).add_argument(
-        "name", choices=document.PRESETS
-    )
+    show = verbs.add_parser("show", help=text, description=text)
+    show.add_argument("name", choices=document.PRESETS)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run `policy` with these arguments; return the exit status."""
+    """Run `policy` with these arguments; return the exit status, 1 if there is no event.
+
+    SettingsError if the policy or the settings are invalid.
+    """
     if given.verb == "show":
         sys.stdout.write(document.text(given.name))
         return 0
-    return explain(given.file, given.policy, given.hub, event=given.event, as_json=given.json)
+    policy = _policy(given.policy)
+    settings = Settings.from_env() if given.hub else Settings()
+    redaction.configure(settings.secrets)
+    lines = _from_hub(settings, given.hub) if given.hub else _from_file(given.file)
+    try:
+        if given.event:
+            events = (one for line in lines for one in events_in(line, settings.categories))
+            shown = trace(policy, next(events, b""))
+        else:
+            shown = report(policy, *tally(policy, lines, settings.categories))
+        sys.stdout.write("".join(f"{redaction.printable(line.rstrip())}\n" for line in shown))
+    except (ForwarderError, OSError, msgspec.DecodeError) as error:
+        no_event = isinstance(error, msgspec.DecodeError)
+        reason = "no audit event is there" if no_event else redaction.printable(str(error))
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    return 0
 
 
 def _count(text: str) -> int:
@@ -74,42 +80,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def explain(source: str, policy: str, hub: int, *, event: bool, as_json: bool) -> int:
-    """Print what the policy makes of the events in a file, `-` for standard input, or in the hub.
-
-    `hub` is the number of its newest messages, 0 for the file. Returns the exit status: 2 for a
-    policy or settings that are wrong, 1 if there is nothing to explain.
-    """
-    try:
-        rules = _policy(policy)
-        settings = Settings.from_env() if hub else Settings()
-        redaction.configure(settings.secrets)
-        lines = _from_hub(settings, hub) if hub else _from_file(source)
-        made: Report | Trace
-        if event:
-            events = (one for line in lines for one in events_in(line, settings.categories))
-            made = trace(rules, next(events, b""))
-        else:
-            made = report(rules, lines, settings.categories)
-    except SettingsError as error:
-        sys.stderr.write("".join(f"{_plain(problem)}\n" for problem in error.problems))
-        return 2
-    except (ForwarderError, OSError) as error:
-        sys.stderr.write(f"{_plain(str(error))}\n")
-        return 1
-    except msgspec.DecodeError:
-        sys.stderr.write("no audit event is there\n")
-        return 1
-    if as_json:
-        sys.stdout.write(json.dumps(msgspec.to_builtins(made), indent=2) + "\n")
-    else:
-        shown = _of_report(made) if isinstance(made, Report) else _of_trace(made)
-        sys.stdout.write("".join(f"{_plain(line.rstrip())}\n" for line in shown))
-    return 0
-
-
 def _policy(given: str) -> Policy:
-    """Return the policy of the option, or of the environment; SettingsError if it is wrong."""
+    """Return the policy of the option, or of the environment."""
     name = "--policy" if given else _VARIABLE
     try:
         if not (source := given or variable(os.environ, _VARIABLE)[0]):
@@ -156,54 +128,3 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the client raises
         raise ForwarderError(str(causes.of_hub(error, settings))) from None
-
-
-def _of_report(made: Report) -> Iterator[str]:
-    yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
-    for one in made.rules:
-        if not one.rule.isdecimal() and not one.came.events:
-            continue
-        share, size = _percent(one.came, made.came, "events"), _percent(one.came, made.came)
-        yield (
-            f"{one.rule:>6}  {one.level:15} {one.came.events:10,} {share:>6} "
-            f"{_bytes(one.came.bytes):>9} {size:>6} {_percent(one.left, one.came):>6}  "
-            f"{one.conditions or 'everything'}"
-        )
-        yield from (f"{'':24} {n:10,} x {kind}" for kind, n in one.examples.items())
-    yield ""
-    yield (
-        f"{made.came.events:,} events, {_bytes(made.came.bytes)}; left by {made.policy}: "
-        f"{made.left.events:,} events ({_percent(made.left, made.came, 'events')}), "
-        f"{_bytes(made.left.bytes)} ({_percent(made.left, made.came)})"
-    )
-    if made.never_matched:
-        yield f"rules that never matched: {', '.join(made.never_matched)}"
-    if made.unreadable:
-        yield f"lines without an audit event: {made.unreadable:,}"
-
-
-def _of_trace(made: Trace) -> Iterator[str]:
-    yield f"{made.audit_id} {made.stage}: {made.event}"
-    for one in made.checks:
-        found = "matches" if one.matches else f"no, by its {one.because}"
-        if one.because == "unsure":
-            found = "unsure: the event has lost what this rule looks at"
-        yield f"{one.rule:>6}  {one.level:15} {found:22} {one.conditions or 'everything'}"
-    if made.left:
-        yield f"left: {made.left:,} of {made.came:,} bytes, at level {made.level}"
-    else:
-        yield f"left: nothing of {made.came:,} bytes{' (no rule matches)' * (made.rule == 'none')}"
-
-
-def _percent(part: Share, whole: Share, of: str = "bytes") -> str:
-    total = getattr(whole, of)
-    return f"{100 * getattr(part, of) / total:.0f} %" if total else "-"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"  # noqa: PLR2004
-
-
-def _plain(line: str) -> str:
-    """Return a line that is harmless to a terminal and stays one, whatever a client sent."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
