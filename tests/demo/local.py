@@ -115,6 +115,7 @@ async def _run(
             watching = asyncio.create_task(usage.watch(forwarder))
             while not done() and time.monotonic() - since < patience:
                 if forwarder.process.returncode is not None:
+                    await forwarder.wait()
                     last = [*forwarder.lines[-5:], forwarder.stderr]
                     raise RuntimeError("\n".join(["The forwarder ended by itself:", *last]))
                 if seen != (seen := len(posts) + len(account.published)):

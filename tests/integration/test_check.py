@@ -9,6 +9,7 @@ import pty
 import sqlite3
 import ssl
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,8 @@ from azure.core.exceptions import HttpResponseError
 from azure.eventhub.exceptions import AuthenticationError, ConnectError
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
+from forwarder.commands.check.store import StoreCheck
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.redaction import redact
@@ -143,6 +146,22 @@ async def test_messages_behind_the_checkpoints_are_counted(
         assert held(tmp_path) == before
     assert report["messages"]["found"].startswith("10 in the hub, 7 behind the checkpoints;")
     assert report["checkpoints"]["found"].endswith(" s old")
+
+
+async def test_a_store_that_a_forwarder_creates_meanwhile_is_no_failure(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    """A file without a table yet, and one of whose two pages the first is written."""
+    path = tmp_path / "checkpoints.db"
+    path.touch()
+    environment = settings(server, webhook.url, tmp_path)
+    assert (await check(environment))[1]["checkpoints"]["state"] == "ok"
+    EmbeddedCheckpointStore(path).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096])
+    steps = StoreCheck(Settings.from_env(environment), None).walk(time.monotonic() + 10)
+    asyncio.get_running_loop().call_later(0.2, path.write_bytes, whole)
+    assert {one.step: one.state async for one in steps}["checkpoints"] == "ok"
 
 
 def held(directory: Path) -> dict[Path, bytes]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+import stamina
+
 from forwarder.checkpoints.sqlite import decode
 from forwarder.commands.check.walk import SECONDS, BrokenError, Doubt, Found, Part, Skip
 from forwarder.config.settings import Settings
@@ -120,7 +122,8 @@ class StoreCheck(Part):
             if path.parent.is_dir():
                 self.found = {}
             return Skip("none here")
-        rows = await asyncio.to_thread(_rows, path, self._prefix)
+        again = stamina.AsyncRetryingCaller(attempts=6, wait_jitter=0).on(sqlite3.DatabaseError)
+        rows = await again(asyncio.to_thread, _rows, path, self._prefix)  # may be half written
         self.found = {row["partition_id"]: row["sequence_number"] for row in rows}
         return _described(self.found, datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
@@ -158,6 +161,8 @@ def _rows(path: Path, prefix: str) -> list[dict[str, Any]]:
     """Read a store that another process may be writing, without a lock."""
     found = []
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            return []  # it was created just now
         for key, value in database.execute("SELECT key, value FROM checkpoint"):
             with suppress(ValueError, KeyError, TypeError):  # the forwarder logs and ignores it
                 if key.startswith(prefix):
