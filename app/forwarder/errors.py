@@ -53,6 +53,10 @@ class RetryableError(ForwarderError):
         self.after = after
 
 
+class FaultError(RetryableError):
+    """One event may be the cause: 500, 501, 505, or a connection that ends without a response."""
+
+
 class MisconfiguredError(RetryableError):
     """The sink will accept nothing until a setting is changed, here or there."""
 

@@ -105,6 +105,10 @@ MUTATIONS: dict[str, Mutation] = {
     "post-timeout": Mutation("timeout=aiohttp.ClientTimeout(total=None),", scenario("sink slow")),
     "token-reread": Mutation("if not self._versions:", scenario("token rotated")),
     "split-rejected-list": Mutation("if events:", scenario("killed")),
+    "no-verdict-in-an-outage": Mutation(
+        "failed += 1",
+        "tests/integration/test_sink_pressure.py::test_an_event_is_not_given_up_while_none_is_accepted",
+    ),
     "second-half": Mutation("pass", scenario("killed")),
     "earliest": Mutation(
         'return {"earliest": "@latest", "latest": "@latest"}[start]', scenario("killed")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.errors import FaultError, MisconfiguredError, Rejected, RetryableError
 from forwarder.sink.response import classify
 from support import events
 from support.inprocess import delivering
@@ -66,7 +66,8 @@ def test_each_status_has_one_meaning() -> None:
     misconfigured = meanings.pop(MisconfiguredError)
     assert meanings == {
         None: {*range(200, 300)},
-        RetryableError: {408, 425, 429, *range(500, 600)},
+        FaultError: {500, 501, 505},
+        RetryableError: {408, 425, 429, *range(500, 600)} - {500, 501, 505},
         Rejected: {400, 413, 415, 422},
     }
     assert misconfigured >= {*range(300, 400), 401, 403, 404, 405, 410}

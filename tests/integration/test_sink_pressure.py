@@ -225,24 +225,67 @@ async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -
 # Events that a sink cannot bear
 
 
-async def test_a_list_at_which_the_connection_is_reset_is_halved(
+@pytest.mark.parametrize("answer", [Answer(500, body="EOF"), Answer(drop=True)], ids=str)
+async def test_an_event_at_which_the_sink_fails_costs_no_other(
+    webhook: Webhook, tmp_path: Path, answer: Answer
+) -> None:
+    """As CrowdSec answers 500 to a list with one event that it cannot parse."""
+    small = [*next(events.messages(100, per_message=100, events=events.typical_events())).events]
+    bad = small[0].replace(b'"auditID":"', b'"auditID":"bad')
+    webhook.rule = lambda post: answer if bad in post.body else None
+    later = events.messages(10_000, per_message=1)
+    async with delivering(webhook.url, tmp_path, WebSinkTimeout="1") as delivery:
+        await delivery.take(events.envelope([*small[:30], bad, *small[30:]]))
+        await webhook.until(lambda: len(webhook.taken) == 100)
+        watermark = delivery.partitions["0"].watermark
+        assert watermark.position is None
+        async with asyncio.timeout(60):
+            while not (records := delivery.dead_letters()):
+                await delivery.take(next(later).body)
+                await asyncio.sleep(0.3)
+        assert [record["body"].encode() for record in records] == [bad]
+        assert ("500 EOF" in records[0]["reason"]) != answer.drop
+        await delivery.drain()
+        assert watermark.oldest is None
+        assert (await delivery.outcomes())["dead_lettered"] == 1
+    assert all(webhook.taken[events.key(event)] == 1 for event in small)
+    assert webhook.duplicates == 0
+
+
+async def test_an_event_is_not_given_up_while_none_is_accepted(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """The sink resets bodies above 30 KB; an event that is one alone is a dead letter."""
-    webhook.rule = lambda post: Answer(drop=True) if len(post.body) > 30_000 else None
-    small = [*next(events.messages(100, per_message=100, events=events.typical_events())).events]
-    giant = next(
-        events.messages(
-            1, events=[small[0].replace(b'"verb"', b'"x":"%b","verb"' % (b"x" * 40_000))]
-        )
-    )
-    async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(events.envelope([*small[:50], *giant.events, *small[50:]]))
+    """A rejected event is an answer, and no sign that the sink works."""
+    message, *others = events.messages(41, per_message=1)
+    webhook.rule = lambda post: 500 if post.body == message.events[0] else 400
+    async with delivering(
+        webhook.url, tmp_path, WebSinkTimeout="0.2", WebSinkMaxEvents="1"
+    ) as delivery:
+        await delivery.take(message.body)
+        for other in others:
+            await delivery.take(other.body, "1")
+            await asyncio.sleep(0.1)
+        assert webhook.statuses[500] > 15
+        webhook.rule = lambda post: None if post.body == message.events[0] else 400
         await delivery.drain()
-        assert await delivery.outcomes() == {"delivered": 100, "dead_lettered": 1}
-        (record,) = delivery.dead_letters()
-        assert record["body"].encode() == giant.events[0]
-    assert webhook.taken == {events.key(event): 1 for event in small}
+        assert await delivery.outcomes() == {"delivered": 1, "dead_lettered": 40}
+    assert [*webhook.taken] == [events.key(message.events[0])]
+
+
+@pytest.mark.parametrize("concurrency", ["1", "4"])
+async def test_events_in_an_outage_with_500_are_all_delivered(
+    webhook: Webhook, tmp_path: Path, concurrency: str
+) -> None:
+    """No other answer to an outage tells less from one bad event."""
+    webhook.rule = lambda _: 500
+    variables = {"WebSinkMaxEvents": "2", "WebSinkConcurrency": concurrency}
+    async with backlog(webhook, tmp_path, 400, WebSinkTimeout="1", **variables) as delivery:
+        await webhook.until(lambda: webhook.statuses[500] > 5)
+        assert await delivery.total("post_concurrency") == 1
+        webhook.rule = None
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 400}
+    assert webhook.duplicates == 0
 
 
 async def test_an_event_that_falco_cannot_parse_costs_no_other(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ hands of the dead-letter sink. When the buffer is full, the consumer stops readi
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 from forwarder import log
 from forwarder.audit.envelope import Unpacked, Unusable
@@ -25,10 +26,13 @@ from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
-from forwarder.errors import EvictedError, OversizedError, Rejected
+from forwarder.errors import EvictedError, FaultError, OversizedError, Rejected
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.sink.webhook import Sink
+
+Post = Callable[[Sequence[bytes]], Awaitable[None]]
+_IN_ORDER: Final = 60.0  # seconds for which one event holds up the others of an ordered partition
 
 
 class DeadLetterSink(Protocol):
@@ -128,22 +132,29 @@ class Partition:
         finally:
             self._workers -= 1
 
-    async def _deliver(self, events: Sequence[Queued]) -> None:
+    async def _deliver(self, events: Sequence[Queued], post: Post | None = None) -> None:
         """Post the events; a list that the sink does not accept is halved until it does.
 
-        An event that is rejected alone is a dead letter.
+        An event that is rejected alone is a dead letter. One at which the sink fails is posted
+        again beside the others, which do not wait for it; where order counts, not for long.
         """
+        sink = self._context.sink
         try:
-            await self._context.sink.post([event.body for event, _ in events])
-        except (Rejected, OversizedError) as error:
+            await (post or sink.post)([event.body for event, _ in events])
+        except (Rejected, OversizedError, FaultError) as error:
             if len(events) == 1:  # guard: split-rejected-list
+                if isinstance(error, FaultError):
+                    task = self._spawn(self._deliver(events, sink.insist))
+                    if self._concurrency == 1:
+                        await asyncio.wait([task], timeout=_IN_ORDER)
+                    return
                 ((event, message),) = events
                 refused = Unusable(event.body, f"refused by the sink: {error}")
                 await self._dead_letter(message, [refused])
                 return
-            half = len(events) // 2
-            await self._deliver(events[:half])
-            await self._deliver(events[half:])  # guard: second-half
+            half, once = len(events) // 2, partial(sink.post, faults=1)
+            await self._deliver(events[:half], once)
+            await self._deliver(events[half:], once)  # guard: second-half
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
@@ -201,10 +212,11 @@ class Partition:
                 reason="they expired in the hub before they were read: see its retention",
             )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -4,11 +4,12 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.errors import FaultError, MisconfiguredError, Rejected, RetryableError
 from forwarder.redaction import redact
 
 _REJECTING: Final = {400, 413, 415, 422}  # guard: rejected-statuses
 _RETRYABLE: Final = {408, 425, 429, *range(500, 600)}
+_FAULTS: Final = {500, 501, 505}  # CrowdSec answers 500 to a list with one malformed event
 _CREDENTIALS: Final = "see WebSinkTokenFile, WebSinkHeaders, or a user and password in WebSinkURL"
 _PATH: Final = "correct the path in WebSinkURL (webhook.url)"
 _REMEDIES: Final = {  # diagnosis, remedy
@@ -31,7 +32,8 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
     """Return if the events are accepted, which any 2xx means, as it does for kube-apiserver.
 
     Otherwise raise Rejected (these events will never be accepted), RetryableError (later, and not
-    before `after` seconds have passed), or MisconfiguredError (later, once a setting is changed).
+    before `after` seconds have passed), FaultError (later, and perhaps without one of them), or
+    MisconfiguredError (later, once a setting is changed).
     """
     if status in range(200, 300):  # guard: accepted-statuses
         return
@@ -41,7 +43,8 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
     if status in _REJECTING:
         raise Rejected(shown)
     if status in _RETRYABLE:
-        raise RetryableError(shown, reason=str(status), after=_seconds(retry_after or ""))
+        kind = FaultError if status in _FAULTS else RetryableError
+        raise kind(shown, reason=str(status), after=_seconds(retry_after or ""))
     diagnosis, remedy = _REMEDIES.get(status, _UNKNOWN)
     raise MisconfiguredError(f"{shown}: {diagnosis}", reason=str(status), remedy=remedy)
 

@@ -2,13 +2,14 @@
 
 `Sink.post` returns when the sink has accepted the events. It repeats a POST for as long as the sink
 is away, busy or misconfigured, and raises only where repeating does not help: Rejected for events
-that this sink never accepts, OversizedError for a list that may pass in two halves. When POSTs may
-start is decided for the sink as a whole, see `concurrency`.
+that this sink never accepts, OversizedError and FaultError for a list that may pass in two halves.
+An event that alone meets such faults goes to `Sink.insist`, which tells it from an outage: others
+are accepted meanwhile. When POSTs may start is decided for the sink as a whole, see `concurrency`.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,7 +20,13 @@ from forwarder import log
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
-from forwarder.errors import MisconfiguredError, OversizedError, Rejected, RetryableError
+from forwarder.errors import (
+    FaultError,
+    MisconfiguredError,
+    OversizedError,
+    Rejected,
+    RetryableError,
+)
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.redaction import protect
@@ -32,13 +39,9 @@ _CLOSE: Final = b"]}"
 LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
 _MAX_RESPONSE: Final = 65_536  # bytes; more are not read, and close the connection
 _FAILURES_TO_BE_DOWN: Final = 3  # in a row: a single one is ordinary
-_RESETS_TO_SPLIT: Final = 3  # of the connection, while the same list was posted
-_RESETS_TO_REJECT: Final = 6  # while a single event was posted
 _TRIES_IN_FRONT: Final = 3  # of a list, before others get their turn
-
-
-class _ResetError(RetryableError):
-    """The connection ended between request and response."""
+_FAULTS_TO_RAISE: Final = 3  # of the same list
+_FAULTS_TO_REJECT: Final = 12  # of an event, each after the sink accepted others: a minute
 
 
 class Sink:
@@ -52,6 +55,8 @@ class Sink:
         self._single = settings.web_sink_max_events == 1
         self._max_rejects = settings.web_sink_max_rejects
         self._rejects = self._failures = 0  # in a row
+        self._accepted_events = 0
+        self._pause = min(MAX_BACKOFF, settings.web_sink_timeout / 2)
         self._authorization = authorization(settings.web_sink_token_file)
         https = self._url.scheme == "https"
         self._tls = SinkTls(settings, metrics.certificate_expiry) if https else None
@@ -80,24 +85,26 @@ class Sink:
     ) -> None:
         await self._session.close()
 
-    async def post(self, events: Sequence[bytes]) -> None:
+    async def post(self, events: Sequence[bytes], *, faults: int = _FAULTS_TO_RAISE) -> None:
         """Post these events until the sink accepts them.
 
-        Raises Rejected for 400, 413, 415 and 422, and OversizedError for a list at which the sink
-        resets the connection while it answers others, or that is too large to be in time.
+        Raises Rejected for 400, 413, 415 and 422, OversizedError for a list that is too large to be
+        in time, and the last of `faults` FaultErrors.
         """
         body = encode(events, single=self._single)
-        tries = resets = 0
+        tries = 0
         while True:
             slot = await self.concurrency.acquire(len(events), retry=0 < tries < _TRIES_IN_FRONT)
             try:
                 if len(events) > self.concurrency.max_events:
                     raise OversizedError("the sink is late with larger lists")
                 tries += 1
-                await self._attempt(slot, body, resets)
+                await self._request(body, slot.events)
             except RetryableError as error:
-                resets += isinstance(error, _ResetError)
                 self._failed(slot, error)
+                faults -= isinstance(error, FaultError)
+                if not faults:
+                    raise
             except Rejected:
                 if self._rejects < self._max_rejects:
                     self._rejects += len(events) == 1
@@ -106,30 +113,31 @@ class Sink:
                 self._failed(slot, self._only_rejects())
             else:
                 self._rejects = 0
+                self._accepted_events += len(events)
                 self._accepted(slot)
                 return
             finally:
                 self.concurrency.release(slot)
 
+    async def insist(self, events: Sequence[bytes]) -> None:
+        """Post a single event at which the sink fails until it accepts it.
+
+        Raises Rejected also for an event that fails for a minute while the sink accepts others.
+        """
+        failed = 0
+        while True:
+            accepted = self._accepted_events
+            await asyncio.sleep(self._pause)
+            try:
+                return await self.post(events, faults=1)
+            except FaultError as error:
+                failed += self._accepted_events > accepted  # guard: no-verdict-in-an-outage
+                if failed == _FAULTS_TO_REJECT:
+                    raise Rejected(str(error)) from None
+
     async def probe(self) -> None:
         """Post an empty list, once; RetryableError or Rejected if the sink did not accept it."""
         await self._request(encode([], single=False), 0)
-
-    async def _attempt(self, slot: Slot, body: bytes, resets: int) -> None:
-        """Post once. `resets` of the connection have come before."""
-        try:
-            await self._request(body, slot.events)
-        except _ResetError as error:
-            if (resets + 1) % _RESETS_TO_SPLIT:
-                raise
-            with suppress(Rejected):  # that is an answer as well
-                await self.probe()
-            if slot.events > 1:
-                self._accepted(slot)
-                raise OversizedError(str(error)) from None
-            if resets + 1 < _RESETS_TO_REJECT:
-                raise
-            raise Rejected(str(error)) from None
 
     async def _request(self, body: bytes, events: int) -> None:
         """Send one POST and classify the response; RetryableError or Rejected."""
@@ -151,7 +159,7 @@ class Sink:
             why = causes.of_sink(error, self._settings)
             what = (self._tls and self._tls.expired()) or why.what
             connected = not isinstance(error, aiohttp.ClientConnectorError)
-            kind = _ResetError if connected else RetryableError
+            kind = FaultError if connected else RetryableError
             # guard: no-response-is-retried
             raise kind(what, reason="connection", remedy=why.remedy) from None
         self._observe(response.status, time.perf_counter() - started)

@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from forwarder.errors import MisconfiguredError, Rejected, RetryableError
+from forwarder.errors import FaultError, MisconfiguredError, Rejected, RetryableError
 from forwarder.sink.response import classify
 
 AGAIN = {408, 425, 429}
@@ -36,7 +36,7 @@ def test_every_status_has_its_outcome(status: int) -> None:
         assert type(error) is Rejected
         assert str(error) == f"{status} because"
     elif status in AGAIN or status >= 500:
-        assert type(error) is RetryableError
+        assert type(error) is (FaultError if status in {500, 501, 505} else RetryableError)
         assert (error.reason, error.after, str(error)) == (str(status), None, f"{status} because")
     else:
         assert type(error) is MisconfiguredError
