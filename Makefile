@@ -23,8 +23,11 @@ test: tools lint test-chart ## Lint and run all tests, of the chart too
 faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
 	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 3 --durations 10 tests/faults $(if $(ONLY),-k '$(ONLY)'))
 
+JAVA = $(shell command -v java >/dev/null && command -v mvn)
+
 .PHONY: peers
-peers: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/js/.stamp ## Test against Falco's plugin, the Go SDK, kube-apiserver and CrowdSec, ONLY=part-of-a-name; needs a C compiler
+peers: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/js/.stamp $(JAVA:%=$(BIN)/java/.stamp) ## Test against Falco, the Go SDK, the Java client, kube-apiserver and CrowdSec, ONLY=part-of-a-name; needs a C compiler
+	@$(if $(JAVA),,echo "skipped: the Java client, which needs java and mvn")
 	for module in tests/peers tests/peers/crowdsec; do (cd $$module && $(WITH_TOOLS) go test -count 1 -parallel 2 $(if $(ONLY),-run '$(ONLY)') ./...); done
 
 ##@ Installation (done by the targets that need it)
@@ -64,6 +67,11 @@ $(BIN)/js/.stamp: tests/tools/js/package.json tests/tools/js/package-lock.json
 	mkdir -p $(@D)
 	cp $^ $(@D)
 	cd $(@D) && $(WITH_TOOLS) npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(BIN)/java/.stamp: tests/peers/java/pom.xml
+	rm -rf $(@D)
+	mvn --quiet --batch-mode --file $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(@D)
 	touch $@
 
 .PHONY: tools

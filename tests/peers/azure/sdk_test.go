@@ -1,11 +1,14 @@
-// Package azure checks the forwarder and the local Event Hubs server against the Go SDK: the producer,
-// the receiver, and the Processor with its blob store, whose checkpoints the forwarder takes over.
+// Package azure checks the forwarder and the local Event Hubs server against the Go SDK and the Java client: the
+// producer, the receiver, and the processor with its blob store, whose checkpoints the forwarder takes over.
 package azure
 
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,37 +28,24 @@ type processor interface {
 
 // consumer reads with a Processor until it is stopped, and checkpoints every message.
 type consumer struct {
-	mutex sync.Mutex
-	seen  []string
+	count func() int
 	stop  func()
 }
 
-func (c *consumer) add(body []byte) {
-	c.mutex.Lock()
-	defer c.mutex.Unlock()
-	c.seen = append(c.seen, string(body))
-}
-
-func (c *consumer) count() int {
-	c.mutex.Lock()
-	defer c.mutex.Unlock()
-	return len(c.seen)
-}
-
 // consumeV2 starts a Processor of azeventhubs 2.
-func consumeV2(t *testing.T, hub *local.Hub, blobs *container.Client, group string) *consumer {
+func consumeV2(t *testing.T, hub *local.Hub, store, group string) *consumer {
 	t.Helper()
 	client, err := azeventhubs.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, group, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := checkpoints.NewBlobStore(blobs, nil)
+	blobs, err := checkpoints.NewBlobStore(containerOf(t, store), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	earliest := azeventhubs.StartPosition{Earliest: new(bool)}
 	*earliest.Earliest = true
-	processor, err := azeventhubs.NewProcessor(client, store, &azeventhubs.ProcessorOptions{
+	processor, err := azeventhubs.NewProcessor(client, blobs, &azeventhubs.ProcessorOptions{
 		UpdateInterval:              time.Second,
 		PartitionExpirationDuration: 5 * time.Second,
 		StartPositions:              azeventhubs.StartPositions{Default: earliest},
@@ -63,8 +53,7 @@ func consumeV2(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer := &consumer{}
-	consumer.run(t, processor, func(ctx context.Context) func() {
+	return run(t, processor, func(ctx context.Context, read *atomic.Int64) func() {
 		partition := processor.NextPartitionClient(ctx)
 		if partition == nil {
 			return nil
@@ -72,27 +61,26 @@ func consumeV2(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 		return func() {
 			defer partition.Close(context.Background())
 			readAll(ctx, partition.ReceiveEvents, func(event *azeventhubs.ReceivedEventData) {
-				consumer.add(event.Body)
+				read.Add(1)
 				_ = partition.UpdateCheckpoint(context.Background(), event, nil)
 			})
 		}
 	})
-	return consumer
 }
 
 // consumeV1 starts a Processor of azeventhubs 1.4, which Falco's k8saudit-aks plugin uses.
-func consumeV1(t *testing.T, hub *local.Hub, blobs *container.Client, group string) *consumer {
+func consumeV1(t *testing.T, hub *local.Hub, store, group string) *consumer {
 	t.Helper()
 	client, err := v1.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, group, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := v1checkpoints.NewBlobStore(blobs, nil)
+	blobs, err := v1checkpoints.NewBlobStore(containerOf(t, store), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	earliest := true
-	processor, err := v1.NewProcessor(client, store, &v1.ProcessorOptions{
+	processor, err := v1.NewProcessor(client, blobs, &v1.ProcessorOptions{
 		UpdateInterval:              time.Second,
 		PartitionExpirationDuration: 5 * time.Second,
 		StartPositions:              v1.StartPositions{Default: v1.StartPosition{Earliest: &earliest}},
@@ -100,8 +88,7 @@ func consumeV1(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer := &consumer{}
-	consumer.run(t, processor, func(ctx context.Context) func() {
+	return run(t, processor, func(ctx context.Context, read *atomic.Int64) func() {
 		partition := processor.NextPartitionClient(ctx)
 		if partition == nil {
 			return nil
@@ -109,12 +96,11 @@ func consumeV1(t *testing.T, hub *local.Hub, blobs *container.Client, group stri
 		return func() {
 			defer partition.Close(context.Background())
 			readAll(ctx, partition.ReceiveEvents, func(event *v1.ReceivedEventData) {
-				consumer.add(event.Body)
+				read.Add(1)
 				_ = partition.UpdateCheckpoint(context.Background(), event, nil)
 			})
 		}
 	})
-	return consumer
 }
 
 // readAll receives from a partition client of either version until the context ends.
@@ -133,19 +119,48 @@ func readAll[Event, Options any](
 }
 
 // run starts the processor and reads each partition that it is given.
-func (c *consumer) run(t *testing.T, processor processor, next func(context.Context) func()) {
+func run(t *testing.T, processor processor, next func(context.Context, *atomic.Int64) func()) *consumer {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
+	var received atomic.Int64
 	work.Go(func() { _ = processor.Run(ctx) })
 	work.Go(func() {
-		for read := next(ctx); read != nil; read = next(ctx) {
+		for read := next(ctx, &received); read != nil; read = next(ctx, &received) {
 			work.Go(read)
 		}
 	})
 	var once sync.Once
-	c.stop = func() { once.Do(func() { cancel(); work.Wait() }) }
-	t.Cleanup(c.stop)
+	stop := func() { once.Do(func() { cancel(); work.Wait() }) }
+	t.Cleanup(stop)
+	return &consumer{func() int { return int(received.Load()) }, stop}
+}
+
+// java runs tests/peers/java/Client.java, which prints a line for each message.
+func java(t *testing.T, arguments ...string) *local.Process {
+	t.Helper()
+	libraries := filepath.Join(local.Root(), ".bin", "java")
+	if _, err := os.Stat(libraries); err != nil {
+		t.Skip("the Java client needs java and mvn")
+	}
+	client := filepath.Join(local.Root(), "tests", "peers", "java", "Client.java")
+	return local.Run(t, nil, "java", append([]string{"-classpath", libraries + "/*", client}, arguments...)...)
+}
+
+// consumeJava starts the EventProcessorClient of the Java client, which writes names in lower case and no offsets.
+func consumeJava(t *testing.T, hub *local.Hub, store, group string) *consumer {
+	t.Helper()
+	process := java(t, "read", hub.ConnectionString, local.HubName, group, store, local.Container)
+	return &consumer{func() int { return len(process.Lines()) }, func() { process.Stop(t) }}
+}
+
+func containerOf(t *testing.T, store string) *container.Client {
+	t.Helper()
+	client, err := container.NewClientFromConnectionString(store, local.Container, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
 }
 
 func events(prefix string, count int) [][]byte {
@@ -179,15 +194,32 @@ func forward(t *testing.T, hub *local.Hub, store, group, sink string) *local.For
 	})
 }
 
-var versions = map[string]func(*testing.T, *local.Hub, *container.Client, string) *consumer{
+var clients = map[string]func(t *testing.T, hub *local.Hub, store, group string) *consumer{
 	"azeventhubs 1.4": consumeV1,
 	"azeventhubs 2.0": consumeV2,
+	"Java":            consumeJava,
 }
 
 // A partition client without a Processor reads what the producer sent.
 func TestThePartitionClientReads(t *testing.T) {
 	hub := local.StartHub(t, 1)
 	publish(t, hub, events("read", 5))
+	readFive(t, hub)
+}
+
+// What the Java client sends is there; it asks for the partitions before, with a token in its request.
+func TestTheJavaClientSends(t *testing.T) {
+	hub := local.StartHub(t, 1)
+	sent := java(t, "send", hub.ConnectionString, local.HubName, "a", "b", "c", "d", "e")
+	local.Eventually(t, "the Java client sends", func() bool { return len(sent.Lines()) == 5 })
+	if last := sent.Lines()[4]; last != "4" {
+		t.Errorf("the last sequence number is %s", last)
+	}
+	readFive(t, hub)
+}
+
+func readFive(t *testing.T, hub *local.Hub) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), local.Patience)
 	defer cancel()
 	client, err := azeventhubs.NewConsumerClientFromConnectionString(hub.ConnectionString, local.HubName, "$Default", nil)
@@ -209,16 +241,16 @@ func TestThePartitionClientReads(t *testing.T) {
 	}
 }
 
-// The forwarder goes on where a Go Processor stopped.
+// The forwarder goes on where a processor stopped.
 func TestTheForwarderTakesOver(t *testing.T) {
-	for version, consume := range versions {
+	for version, consume := range clients {
 		for _, group := range []string{"$Default", local.Group} {
 			t.Run(version+" "+group, func(t *testing.T) {
 				t.Parallel()
 				hub, sink := local.StartHub(t, 2), local.StartSink(t)
-				store, blobs := local.StartAzurite(t)
+				store := local.StartAzurite(t)
 				publish(t, hub, events("before", 20))
-				consumer := consume(t, hub, blobs, group)
+				consumer := consume(t, hub, store, group)
 				local.Eventually(t, "the Processor reads everything", func() bool { return consumer.count() >= 20 })
 				consumer.stop()
 				publish(t, hub, events("after", 10))
@@ -235,13 +267,13 @@ func TestTheForwarderTakesOver(t *testing.T) {
 	}
 }
 
-// A Go Processor goes on where the forwarder stopped, in a group whose name is in lower case.
+// A processor goes on where the forwarder stopped, in a group whose name is in lower case.
 func TestTheProcessorTakesOver(t *testing.T) {
-	for version, consume := range versions {
+	for version, consume := range clients {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			hub, sink := local.StartHub(t, 2), local.StartSink(t)
-			store, blobs := local.StartAzurite(t)
+			store := local.StartAzurite(t)
 			publish(t, hub, events("before", 20))
 			forwarder := forward(t, hub, store, local.Group, sink.URL)
 			local.Eventually(t, "the forwarder delivers", func() bool { return forwarder.Delivered() == 20 })
@@ -249,7 +281,7 @@ func TestTheProcessorTakesOver(t *testing.T) {
 				t.Errorf("exit status %d", status)
 			}
 			publish(t, hub, events("after", 10))
-			consumer := consume(t, hub, blobs, local.Group)
+			consumer := consume(t, hub, store, local.Group)
 			local.Eventually(t, "the Processor reads the rest", func() bool { return consumer.count() >= 10 })
 			time.Sleep(3 * time.Second) // more would come by now
 			if consumer.count() != 10 {
@@ -263,9 +295,9 @@ func TestTheProcessorTakesOver(t *testing.T) {
 // forwarder reports it.
 func TestBothAtOnceAreReported(t *testing.T) {
 	hub, sink := local.StartHub(t, 2), local.StartSink(t)
-	store, blobs := local.StartAzurite(t)
+	store := local.StartAzurite(t)
 	publish(t, hub, events("first", 10))
-	consumer := consumeV1(t, hub, blobs, "$Default")
+	consumer := consumeV1(t, hub, store, "$Default")
 	local.Eventually(t, "the Processor reads everything", func() bool { return consumer.count() >= 10 })
 	forwarder := forward(t, hub, store, "$Default", sink.URL)
 	local.Eventually(t, "the forwarder reports the Processor", func() bool {

@@ -3,6 +3,8 @@ package local
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -27,12 +29,14 @@ type Hub struct {
 	ConnectionString string
 }
 
-// StartHub starts an event hub with so many partitions.
+// StartHub starts an event hub with so many partitions, on an address of its own (Linux has all of 127.0.0.0/8) and the
+// standard port: clients do not agree whether another port belongs to the namespace, which is in the names of checkpoints.
 func StartHub(t *testing.T, partitions int) *Hub {
 	t.Helper()
-	process := Python(t, nil, "support.eventhubs", "--port", "0", "--hub", HubName+"="+strconv.Itoa(partitions), "--group", Group)
+	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+	process := Python(t, nil, "support.eventhubs", "--host", host, "--hub", HubName+"="+strconv.Itoa(partitions), "--group", Group)
 	Eventually(t, "the local hub prints its connection string", func() bool { return len(process.Lines()) > 0 })
-	return &Hub{ConnectionString: process.Lines()[0]}
+	return &Hub{ConnectionString: strings.Replace(process.Lines()[0], ":5672", "", 1)}
 }
 
 // Publish sends each message to the partitions in turn, by the Go SDK's producer.
@@ -63,8 +67,8 @@ func (h *Hub) Publish(t *testing.T, messages ...[]byte) {
 	}
 }
 
-// StartAzurite starts a storage account and returns its connection string and the container's client.
-func StartAzurite(t *testing.T) (string, *container.Client) {
+// StartAzurite starts a storage account with the container and returns its connection string.
+func StartAzurite(t *testing.T) string {
 	t.Helper()
 	// The account of every storage emulator: public, documented by Microsoft, no secret.
 	const name, key = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -82,7 +86,7 @@ func StartAzurite(t *testing.T) (string, *container.Client) {
 	if _, err := client.Create(context.Background(), nil); err != nil {
 		t.Fatal(err)
 	}
-	return connection, client
+	return connection
 }
 
 // RealEvents returns the audit events that kube-apiserver wrote, one of each kind.

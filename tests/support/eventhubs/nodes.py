@@ -58,8 +58,14 @@ def _put_token(session: "Session", request: Incoming) -> None:
         raise _RequestError(refusal, server.faults.text)
     if request.application[b"type"] == b"jwt":  # of Entra ID: nothing here can verify it
         claims[_hub(request.application[b"name"].decode())] = _RIGHTS
-        return
-    token = request.value.decode().partition(" ")[2]
+    else:
+        _claim(session, request.value)
+
+
+def _claim(session: "Session", signed_token: bytes) -> None:
+    """Give the connection the rights of a shared access signature."""
+    server = session.connection.server
+    token = signed_token.decode().partition(" ")[2]
     fields = dict(part.split("=", 1) for part in token.split("&"))
     key_name = unquote(fields["skn"])
     signed = f"{fields['sr']}\n{fields['se']}".encode()
@@ -72,7 +78,7 @@ def _put_token(session: "Session", request: Incoming) -> None:
     hub = _hub(resource)
     if hub and hub not in map(str.lower, server.hubs):
         raise _RequestError(404, f"The messaging entity '{resource}' could not be found. {_TRACE}")
-    claims[hub] = server.claims.get(key_name, _RIGHTS)
+    session.connection.claims[hub] = server.claims.get(key_name, _RIGHTS)
 
 
 def _read(session: "Session", request: Incoming) -> dict[str, Any]:
@@ -80,6 +86,8 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
     refusal = server.faults.refusal("management")
     if refusal is not None:
         raise _RequestError(int(refusal), server.faults.text)
+    if b"security_token" in request.application:  # of the Java client, which asks no $cbs for this
+        _claim(session, request.application[b"security_token"])
     asked = {k: v.decode() for k, v in request.application.items() if isinstance(v, bytes)}
     name, kind = asked.get(b"name", ""), asked.get(b"type", "")
     if not any(session.connection.allows(right, name) for right in _RIGHTS):
@@ -105,6 +113,7 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
         "partition": partition.id,
         "begin_sequence_number": typed("LONG", partition.begin),
         "last_enqueued_sequence_number": typed("LONG", partition.last),
+        "last_enqueued_sequence_number_epoch": 0,  # the Rust client insists on it
         "last_enqueued_offset": partition.last_offset,
         "last_enqueued_time_utc": typed("TIMESTAMP", partition.last_enqueued),
         "is_partition_empty": not partition.messages,

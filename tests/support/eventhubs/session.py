@@ -94,7 +94,10 @@ class Session:
             link = self._receiver(fields) if receiving else self._inbound(fields)
         except AmqpError as refusal:
             error = refusal
-        own_source = None if error and receiving else Source(source[0], *[None] * 10)
+        selector = _selector(source)
+        filters = {_SELECTOR: (_SELECTOR, selector)} if selector else None
+        kept = Source._make((source[0], *[None] * 6, filters, *[None] * 3))
+        own_source = None if error and receiving else kept
         own_target = None if error and not receiving else Target(target[0], *[None] * 6)
         ends = (fields[0], handle, not receiving, fields[3], fields[4], own_source, own_target)
         self.send(AttachFrame(*ends, None, None, 0, MAX_MESSAGE, None, None, None))
@@ -119,8 +122,7 @@ class Session:
         if group is None:
             raise AmqpError("amqp:not-found", f"no consumer group {group_name} in {hub.name}")
         log = hub.partition(number)
-        selector = ((source + [None] * 8)[7] or {}).get(_SELECTOR)
-        start = log.find(selector and selector.decode())
+        start = log.find(_selector(source))
         place = (hub.name, group, number)
         rivals = [r for r in server.receivers if (r.hub, r.group, r.partition) == place]
         receiver = Receiver(self, fields, (hub, group, log), start)
@@ -168,6 +170,12 @@ def _contend(epoch: int | None, rivals: list[Receiver]) -> None:
         raise AmqpError("amqp:resource-limit-exceeded", f"{len(rivals)} receivers are attached")
     for rival in rivals if epoch is not None else ():
         rival.detach(AmqpError("amqp:link:stolen", f"by a receiver of epoch {epoch}"))
+
+
+def _selector(source: list[Any]) -> str | None:
+    """Return the position that a receiver asks for, an expression on annotations."""
+    selector = ((source + [None] * 8)[7] or {}).get(_SELECTOR)
+    return selector and selector.decode()
 
 
 def _path(terminus: list[Any] | None) -> list[str]:
