@@ -18,7 +18,7 @@ _ROUNDS: Final = 4  # of escapes in escapes, such as JSON in JSON
 _LEAST_BASE64: Final = 6  # characters; fewer occur by chance
 
 _ESCAPE: Final = re.compile(
-    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:(?:ud[89ab]..\\)?u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
+    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:(?:ud[89ab][0-9a-f]{2}\\)?u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
     re.IGNORECASE | re.DOTALL,
 )
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
@@ -181,7 +181,7 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     char = text[1:]
     if len(char) == 1:
         return _CONTROLS.get(char, char)
-    pair = text.decode("unicode_escape").encode("utf-16-le", "surrogatepass")
+    pair = text.lower().decode("unicode_escape").encode("utf-16-le", "surrogatepass")
     return _bytes(pair.decode("utf-16-le", "surrogatepass"))
 
 

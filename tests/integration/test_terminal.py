@@ -10,7 +10,7 @@ from support.process import Forwarder
 from support.webhook import Answer
 
 FORGED = "ok      sink            all parts answer"
-HOSTILE = f"\x1b[2J\x9b31m\r\n{FORGED}\n\u2028\u202e\x07"
+HOSTILE = f"\x1b[2J\x9b31m\r\n{FORGED}\n\u2028\u202e\x07\\U0041"
 
 
 def hostile_event() -> bytes:
