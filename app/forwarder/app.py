@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import stamina
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import __version__, log
@@ -58,7 +57,6 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
     """Build the pipeline from its end to its beginning; `stack` closes what is opened."""
-    stamina.instrumentation.set_on_retry_hooks([])  # retries are in our own log and metrics
     state = stack.enter_context(state_directory(settings.state_directory))
     credential = await login(settings, stack)
     metrics = Metrics(__version__)
@@ -121,6 +119,6 @@ async def _open_store(
     if not settings.blob_connection and not settings.blob_account_url:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
         return stack.enter_context(closing(embedded))
-    from forwarder.checkpoints.blob import open_blob_store  # noqa: PLC0415 - costs 24 MB
+    from forwarder.checkpoints.blob import open_blob_store  # noqa: PLC0415 - takes 5 MiB
 
     return await stack.enter_async_context(open_blob_store(settings, credential))

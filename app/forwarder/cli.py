@@ -1,11 +1,11 @@
 """The command line: subcommands to exit statuses; each command adds its own arguments."""
 
-import argparse
 import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
 from signal import Signals
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -13,6 +13,10 @@ from forwarder import __version__, log, redaction
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError, SettingsError
+from forwarder.imports import import_basics
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 
 def main(
@@ -23,9 +27,9 @@ def main(
     Returns the exit status: 0 after a graceful stop, 2 for bad settings, 1 for anything else.
     """
     redaction.guard_streams()
-    given = _parse(arguments) if arguments else argparse.Namespace(command=None)
+    given = _parse(arguments) if arguments else None
     try:
-        if given.command == "policy":
+        if given and given.command == "policy":
             return int(given.run(given))
         settings = Settings.from_env()
     except SettingsError as error:
@@ -39,9 +43,10 @@ def main(
             asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
         if stopped():
             stop.set()
-        if given.command:
+        if given:
             return 0 if await given.run(given, settings, stop) else 1
         _log_start(settings)
+        import_basics()
         from forwarder.app import run  # noqa: PLC0415 - most of the time of a start is this import
 
         await run(settings, stop)
@@ -58,8 +63,10 @@ def main(
         return 1
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> "Namespace":
     """Return the command and its arguments; the forwarder has none, and does not import these."""
+    import argparse  # noqa: PLC0415
+
     from forwarder.commands import policy, replay  # noqa: PLC0415
     from forwarder.commands.check import command as check  # noqa: PLC0415
 

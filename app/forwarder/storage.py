@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forwarder.config.network import azure_transport
 from forwarder.config.settings import Settings
+from forwarder.imports import import_storage
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import ContainerClient
@@ -26,12 +27,12 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     A connection string in a file is read again for each request: its key or signature is renewed
     there. azure-storage-blob 12.31 calls the hook right before it signs a request.
     """
-    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - takes 24 MB of memory
-    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415
+    import_storage()
+    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - takes 5 MiB of memory
+    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - the same
 
-    connection, options = settings.blob_connection, dict(_OPTIONS)
-    if settings.trusted_ca_file:
-        options["transport"] = azure_transport(settings)
+    connection = settings.blob_connection
+    options = {**_OPTIONS, "transport": azure_transport(settings)}
     if not connection:
         url = str(settings.blob_account_url)
         return ContainerClient(url, settings.blob_container_name, credential=credential, **options)

@@ -9,7 +9,7 @@ from asyncio import gather
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -18,7 +18,6 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 from azure.eventhub.aio import CheckpointStore
-from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from forwarder import log
 from forwarder.checkpoints.listing import (
@@ -34,6 +33,9 @@ from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
 from forwarder.storage import open_container
 
+if TYPE_CHECKING:
+    from azure.storage.blob.aio import BlobClient, ContainerClient
+
 _LOOK: Final = 600.0  # seconds between two looks for blobs of the SDK for Go
 _CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
 
@@ -48,7 +50,7 @@ async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[
 class BlobCheckpointStore(CheckpointStore):
     """Checkpoints and owners as blobs; creates its container if it may."""
 
-    def __init__(self, container: ContainerClient) -> None:
+    def __init__(self, container: "ContainerClient") -> None:
         self.container = container
         self._ahead = 0.0  # seconds of this machine's clock before the store's
         self._others: list[str] = []
@@ -171,7 +173,7 @@ class BlobCheckpointStore(CheckpointStore):
             await _write(blob, checkpoint)
 
 
-async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
+async def _write(blob: "BlobClient", checkpoint: dict[str, Any]) -> None:
     """Write it, if the blob still has the checkpoint's ETag, and renew that."""
     metadata = {
         "offset": str(checkpoint["offset"]),
@@ -185,7 +187,7 @@ async def _write(blob: BlobClient, checkpoint: dict[str, Any]) -> None:
     checkpoint["etag"] = await _put(blob, metadata, checkpoint.get("etag"))
 
 
-async def _put(blob: BlobClient, metadata: dict[str, str], etag: str | None) -> str:
+async def _put(blob: "BlobClient", metadata: dict[str, str], etag: str | None) -> str:
     """Write an empty blob with this metadata, if it has this ETag, or without one does not exist.
 
     Returns its new ETag; one of `_CHANGED` is raised if it is not so.

@@ -12,12 +12,13 @@ partitions of the others.
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
-
-from azure.storage.blob import BlobProperties
-from azure.storage.blob.aio import ContainerClient
+from typing import TYPE_CHECKING, Any, Final
 
 from forwarder import log
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobProperties
+    from azure.storage.blob.aio import ContainerClient
 
 _NO_OFFSET: Final = (None, "", "no offset")
 # "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
@@ -31,7 +32,7 @@ ELSEWHERE: Final = (
 
 
 async def read_checkpoints(
-    container: ContainerClient, place: Mapping[str, str], others: Iterable[str] = ()
+    container: "ContainerClient", place: Mapping[str, str], others: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """Return the checkpoints of a hub and consumer group, ours before those of other prefixes."""
     found: list[dict[str, Any]] = []
@@ -44,7 +45,7 @@ async def read_checkpoints(
     return found
 
 
-async def other_prefixes(container: ContainerClient, place: Mapping[str, str]) -> list[str]:
+async def other_prefixes(container: "ContainerClient", place: Mapping[str, str]) -> list[str]:
     """Return the prefixes of this hub and consumer group with other capitals than ours."""
     found = [""]
     for part in PARTS:
@@ -57,7 +58,7 @@ async def other_prefixes(container: ContainerClient, place: Mapping[str, str]) -
     return [one for one in found if one != one.lower()]
 
 
-async def active_owner(container: ContainerClient, prefixes: Iterable[str]) -> str:
+async def active_owner(container: "ContainerClient", prefixes: Iterable[str]) -> str:
     """Return an ownership blob with one of these prefixes that was renewed just now, or ""."""
     for prefix in prefixes:
         async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
@@ -72,7 +73,7 @@ def path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
     return "/".join((*(place[part] for part in PARTS), kind, name)).lower()
 
 
-def entry(blob: BlobProperties) -> dict[str, Any]:
+def entry(blob: "BlobProperties") -> dict[str, Any]:
     """Return a checkpoint's place, its tag, and when it was written, in Unix seconds."""
     try:
         place = _place(blob.metadata or {})

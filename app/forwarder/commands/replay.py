@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import stamina
 from azure.core.exceptions import AzureError
 
 from forwarder import log
@@ -80,7 +79,6 @@ def _contradiction(given: argparse.Namespace) -> str:
 
 async def _run(work: Repost | Backfill, stop: asyncio.Event, *, quiet: bool = False) -> bool:
     """Do the work, show its progress, and print what became of it."""
-    stamina.instrumentation.set_on_retry_hooks([])  # failures are in the summary
     failure = ""
     try:
         async with AsyncExitStack() as stack:

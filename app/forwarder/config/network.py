@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import certifi
 from yarl import URL
@@ -19,6 +19,8 @@ from forwarder.config.settings import Settings
 
 if TYPE_CHECKING:
     from azure.core.pipeline.transport import AioHttpTransport
+
+_PUBLIC: Final = 50  # CAs; a store with fewer lacks some of the public ones
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
@@ -36,7 +38,8 @@ def trusted(ca_file: Path | None) -> ssl.SSLContext:
 @functools.cache
 def _context(_: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # an image may have no CAs of its own
+    if context.cert_store_stats()["x509_ca"] < _PUBLIC:  # of an image, or of SSL_CERT_FILE
+        context.load_verify_locations(certifi.where())
     return context
 
 

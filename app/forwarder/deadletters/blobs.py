@@ -4,7 +4,7 @@ They outlive the pod, and all replicas write to the same place. A replay changes
 condition of its ETag, so that of two replays at once one notices the other.
 """
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -12,9 +12,11 @@ from azure.core.exceptions import (
     ResourceModifiedError,
     ResourceNotFoundError,
 )
-from azure.storage.blob.aio import ContainerClient
 
 from forwarder.errors import ForwarderError
+
+if TYPE_CHECKING:
+    from azure.storage.blob.aio import ContainerClient
 
 _PREFIX: Final = "deadletters/"
 
@@ -24,7 +26,7 @@ class DeadLetterBlobs:
 
     max_batch = 1_048_576
 
-    def __init__(self, container: ContainerClient) -> None:
+    def __init__(self, container: "ContainerClient") -> None:
         self._container = container
         self._etags: dict[str, str] = {}
 

@@ -8,12 +8,11 @@ read again after a restart.
 """
 
 import asyncio
+import random
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-
-import stamina
 
 from forwarder import log
 from forwarder.deadletters.record import Record, batches
@@ -23,6 +22,9 @@ from forwarder.outage import Outage
 
 _OVERHEAD: Final = 2048  # bytes of memory that a group of waiting records costs beside its own
 _SLOW: Final = 5.0  # seconds after which the store counts as one that does not answer
+_FIRST_PAUSE: Final = 0.2  # seconds before a batch is written again, doubled each time
+_MOST_PAUSE: Final = 5.0
+_JITTER: Final = random.SystemRandom()
 
 
 @dataclass(slots=True, eq=False)
@@ -104,18 +106,18 @@ class DeadLetterWriter:
 
     async def _put(self, name: str, lines: list[bytes]) -> int:
         """Write a batch, as long as it takes; how many records the store dropped for it."""
-        async for attempt in stamina.retry_context(on=Exception, attempts=None, timeout=None):
-            with attempt:
-                writing = asyncio.ensure_future(self._store.put(name, lines))
-                done, _ = await asyncio.wait([writing], timeout=_SLOW)
-                try:
-                    if not done:
-                        self._failed(f"no answer for {_SLOW:g} s")
-                    return await writing
-                except Exception as error:
-                    self._failed(log.describe(error))
-                    raise
-        raise AssertionError  # the attempts do not end
+        pause = _FIRST_PAUSE
+        while True:
+            writing = asyncio.ensure_future(self._store.put(name, lines))
+            done, _ = await asyncio.wait([writing], timeout=_SLOW)
+            try:
+                if not done:
+                    self._failed(f"no answer for {_SLOW:g} s")
+                return await writing
+            except Exception as error:  # noqa: BLE001 - whatever a store raises
+                self._failed(log.describe(error))
+            await asyncio.sleep(_JITTER.uniform(pause / 2, pause))
+            pause = min(2 * pause, _MOST_PAUSE)
 
     def _failed(self, reason: str) -> None:
         self.outage.fail(reason, waiting=self.waiting)
