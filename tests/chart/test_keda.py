@@ -1,10 +1,10 @@
-"""KEDA finds the checkpoints of a running forwarder where the chart's ScaledObject says.
+"""KEDA scales by what a forwarder has left to do, with the chart's ScaledObject as it is rendered.
 
-KEDA's own code looks for them: tests/tools/keda is built from its module.
+KEDA's own scaler asks the hub and finds the checkpoints: tests/tools/keda is built from its module.
 """
 
+import asyncio
 import json
-import subprocess
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from support import chart
-from support.azurite import azurite
-from support.environment import environment
+from support.azurite import Azurite, azurite
+from support.environment import Environment, environment
 from support.prometheus import tool
 
 HUB = "Insights-Logs-Kube-Audit"  # the server takes it for the hub of the scene
+DOMAINS = ["windows.net", "usgovcloudapi.net", "chinacloudapi.cn"]
 
 
 def rendered(**values: str) -> dict[str, Any]:
@@ -25,42 +26,59 @@ def rendered(**values: str) -> dict[str, Any]:
     manifests = chart.render("--set", "keda.enabled=true", *arguments)
     (scaled,) = chart.of_kind(manifests, "ScaledObject")
     (authentication,) = chart.of_kind(manifests, "TriggerAuthentication")
-    (secret,) = chart.of_kind(manifests, "Secret")
+    secrets = chart.of_kind(manifests, "Secret")
     given = {
-        item["parameter"]: b64decode(secret["data"][item["key"]]).decode()
-        for item in authentication["spec"]["secretTargetRef"]
+        item["parameter"]: b64decode(secrets[0]["data"][item["key"]]).decode()
+        for item in authentication["spec"].get("secretTargetRef", ())
     }
+    given["provider"] = authentication["spec"].get("podIdentity", {}).get("provider", "")
     return {"metadata": scaled["spec"]["triggers"][0]["metadata"], **given}
 
 
-def found_by_keda(trigger: dict[str, Any]) -> str:
-    """Return the sequence number of partition 0's checkpoint, or why KEDA finds none."""
-    done = subprocess.run(
-        [tool("keda")], input=json.dumps(trigger), check=False, capture_output=True, text=True
-    )
-    return (done.stdout or done.stderr).strip()
+async def keda(trigger: dict[str, Any]) -> str:
+    """Return the messages that wait and whether KEDA activates, or why KEDA fails."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(tool("keda"), stdin=pipe, stdout=pipe)
+    output, _ = await process.communicate(json.dumps(trigger).encode())
+    return output.decode().strip()
+
+
+async def forward(env: Environment, total: int, store: Azurite, **settings: str) -> None:
+    """Run a forwarder until the sink has so many events, and stop it."""
+    async with env.replica("a", store, **settings) as forwarder:
+        await forwarder.until(lambda: env.webhook.total == total)
+        forwarder.terminate()
+        assert await forwarder.wait() == 0
 
 
 @pytest.mark.parametrize("where", ["name", "EntityPath"])
-async def test_keda_finds_the_checkpoints_whatever_the_spelling(where: str, tmp_path: Path) -> None:
-    async with azurite() as store, environment(tmp_path, partitions=1) as env:
-        env.ledger.publish(30)
+async def test_the_lag_is_what_is_left_to_do_whatever_the_spelling(
+    where: str, tmp_path: Path
+) -> None:
+    async with azurite() as store, environment(tmp_path, partitions=2) as env:
         connection = env.server.connection_string().replace("127.0.0.1", "LocalHost")
-        named = {"EventHubName": HUB} if where == "name" else {}
-        if where == "EntityPath":
+        values = {"blobStorage.connectionString": store.connection_string}
+        settings = {}
+        if where == "name":
+            settings["EventHubName"] = values["eventHub.name"] = HUB
+        else:
             connection += f";EntityPath={HUB}"
-        async with env.replica(
-            "a", store, EhubNamespaceConnectionString=connection, **named
-        ) as forwarder:
-            await forwarder.until(lambda: env.webhook.total == 30)
-            forwarder.terminate()
-            assert await forwarder.wait() == 0
-        values = {
-            "eventHub.connectionString": connection,
-            "blobStorage.connectionString": store.connection_string,
-        }
-        if named:
-            values["eventHub.name"] = HUB
-        trigger = rendered(**values)
-        assert found_by_keda(trigger) == "2"
-        assert "BlobNotFound" in found_by_keda(trigger | {"connection": connection})
+        settings["EhubNamespaceConnectionString"] = connection
+        trigger = rendered(**values, **{"eventHub.connectionString": connection})
+        env.ledger.publish(70)
+        assert await keda(trigger) == "7 true"
+        await forward(env, 70, store, **settings)
+        assert await keda(trigger) == "0 false"
+        # The connection string as it was given leads to no checkpoint.
+        assert await keda(trigger | {"connection": connection}) == "7 true"
+        env.ledger.publish(30)
+        assert await keda(trigger) == "3 true"
+        await forward(env, 100, store, **settings)
+        assert await keda(trigger) == "0 false"
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+async def test_keda_asks_the_hosts_of_the_cloud(domain: str) -> None:
+    hub, account = f"example.servicebus.{domain}", f"account.blob.core.{domain}"
+    values = {"eventHub.namespace": hub, "blobStorage.accountUrl": f"https://{account}"}
+    assert await keda(rendered(**values)) == f"{hub} {account}"
