@@ -23,8 +23,8 @@ def cluster() -> Iterator[Proxy]:
 def world(request: pytest.FixtureRequest, cluster: Proxy) -> Iterator[World]:
     """Make the namespace that the module names, fresh, and delete it at the end."""
     made = World(request.module.NAMESPACE, cluster)
-    made.make()
     _worlds.append(made)
+    made.make()
     yield made
     _worlds.remove(made)
     made.remove()

@@ -3,8 +3,6 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-import psutil
-
 from support.eventhubs.codec import AmqpError
 
 if TYPE_CHECKING:
@@ -51,6 +49,8 @@ class Faults:
         """Whether the process that connects from this port cannot."""
         if self.cut_off is None:
             return False
+        import psutil  # noqa: PLC0415 - the image of make e2e does not have it
+
         found = psutil.Process(self.cut_off).net_connections("tcp")
         return any(one.laddr and one.laddr.port == port for one in found)
 
