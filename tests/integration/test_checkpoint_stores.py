@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import signal
 import sqlite3
@@ -228,6 +229,8 @@ class TestBlob(Contract):
             {"offset": "1' or '1", "sequencenumber": "7"},
             {"offset": "@latest", "sequencenumber": "7"},
             {"offset": "100", "sequencenumber": "7", "hubcreated": "abc"},
+            {"offset": "100", "sequencenumber": "7", "hubcreated": "nan"},
+            {"offset": "100", "sequencenumber": "7", "enqueued": "inf"},
             {},
         ],
     )
@@ -462,11 +465,15 @@ def test_any_flipped_byte_costs_at_most_its_own_checkpoint(
 def test_a_file_of_version_0_1_0_is_read(path: Path) -> None:
     """Its rows have no checksum; those of a wrong shape are ignored."""
     write(path)
-    rows = [checkpoint(5, "0"), checkpoint(6, "1") | {"sequence_number": "6"}, {"offset": 1}]
+    odd: tuple[dict[str, Any], ...]
+    odd = {"sequence_number": "6"}, {"sequence_number": 10**30}, {"offset": "a b"}
+    odd += {"hub_created": []}, {"enqueued": "soon"}, {"enqueued": math.inf}, {"written": -1}
+    rows = [checkpoint(5, "0"), *(checkpoint(6, f"{n}") | one for n, one in enumerate(odd, 1))]
+    texts = [*map(json.dumps, rows), '{"offset":1}', "[" * 100_000]
     with closing(sqlite3.connect(path)) as database, database:
-        for number, row in enumerate(rows):
+        for number, text in enumerate(texts):
             key = "/".join([*PLACE.values(), f"{number}", ""]).lower()
-            database.execute("INSERT INTO checkpoint VALUES (?, ?)", (key, json.dumps(row)))
+            database.execute("INSERT INTO checkpoint VALUES (?, ?)", (key, text))
     assert stored(path) == [checkpoint(5, "0")]
 
 

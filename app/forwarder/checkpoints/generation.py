@@ -10,6 +10,7 @@ A stale checkpoint is not deleted. The client starts at StartPosition, and the n
 replaces the stale one, unless another process has replaced it meanwhile.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +21,10 @@ from forwarder import log
 
 _RESOLUTION: Final = 1.0  # seconds: a blob's time is told in whole ones
 _PLACE: Final = {"sequence_number", "offset"}
+# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
+_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
+_TIMES: Final = ("hub_created", "enqueued", "written")
+_LATEST: Final = 1e11  # in Unix seconds
 
 
 class GenerationStore(CheckpointStore):
@@ -88,6 +93,17 @@ class GenerationStore(CheckpointStore):
     async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
         """Claim in the store."""
         return await self._store.claim_ownership(*claims, **options)
+
+
+def validate(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError if no SDK writes such a place in the hub."""
+    number, offset = entry["sequence_number"], entry["offset"]
+    if number is not None and not (type(number) is int and -1 <= number < 2**63):
+        raise ValueError(f"sequence number {number}")
+    if offset is not None and not _OFFSET.fullmatch(str(offset)):
+        raise ValueError(f"offset '{offset}'")
+    if not all(0 <= entry[name] < _LATEST for name in _TIMES if entry.get(name) is not None):
+        raise ValueError("a time that is none")
 
 
 def _rank(entry: Mapping[str, Any]) -> int:

@@ -9,20 +9,18 @@ Metadata that no SDK would write counts as missing, so that one damaged blob doe
 partitions of the others.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from forwarder import log
+from forwarder.checkpoints.generation import validate
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
     from azure.storage.blob.aio import ContainerClient
 
 _NO_OFFSET: Final = (None, "", "no offset")
-# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
-_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
 PARTS: Final = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
 _ACTIVE: Final = 60.0  # seconds after which any SDK has renewed its claims
 ELSEWHERE: Final = (
@@ -90,18 +88,13 @@ def _place(metadata: Mapping[str, str | None]) -> dict[str, Any]:
     Some versions of the one for .NET leave out the number.
     """
     number, offset = metadata.get("sequencenumber"), metadata.get("offset")
-    sequence_number = int(number) if number else None
-    if sequence_number is not None and not -1 <= sequence_number < 2**63:
-        raise ValueError(f"sequence number {number}")
-    if offset in _NO_OFFSET:
-        offset = None
-    elif not _OFFSET.fullmatch(str(offset)):
-        raise ValueError(f"offset '{offset}'")
     # No other SDK writes these.
     created, enqueued = metadata.get("hubcreated"), metadata.get("enqueued")
-    return {
-        "offset": offset,
-        "sequence_number": sequence_number,
+    place = {
+        "offset": None if offset in _NO_OFFSET else offset,
+        "sequence_number": int(number) if number else None,
         "hub_created": float(created) if created else None,
         "enqueued": float(enqueued) if enqueued else None,
     }
+    validate(place)
+    return place

@@ -23,10 +23,12 @@ from typing import Any, Final
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
+from forwarder.checkpoints.generation import validate
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
+UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
 # A full disk, or a lock that another process has, says nothing about the file.
 _UNDAMAGED: Final = {
@@ -101,7 +103,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
         for key, value in await asyncio.to_thread(self._execute, statement, prefix):
             try:
                 found.append(decode(key, value)[0])
-            except (ValueError, KeyError, TypeError) as error:
+            except UNUSABLE as error:
                 reason = log.describe(error)
                 log.error("checkpoint unusable, it is ignored", key=key, reason=reason)
         return found
@@ -135,15 +137,16 @@ def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
 
 
 def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
-    """Return a row's checkpoint, and whether it has a checksum; ValueError if it is damaged."""
+    """Return a row's checkpoint, and whether it has a checksum; one of UNUSABLE if damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
         raise TypeError("it is no object")
     checksum = entry.pop("checksum", None)
     if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
         raise ValueError("its checksum is wrong")
-    if type(entry["sequence_number"]) is not int or type(entry["offset"]) not in {str, int}:
+    if None in (entry["sequence_number"], entry["offset"]):
         raise ValueError("it has no place in the hub")
+    validate(entry)
     return entry, checksum is not None
 
 
@@ -182,7 +185,7 @@ def _intact_rows(path: Path) -> list[tuple[str, str]]:
         database.text_factory = _text
         for table in _tables(database):
             for key, value in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(*UNUSABLE):
                     if decode(key, value)[1]:
                         rows.append((key, value))
     return rows

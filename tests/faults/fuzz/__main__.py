@@ -1,25 +1,40 @@
-"""`python -m faults.fuzz SECONDS`: coverage-guided fuzzing of what a message of the hub passes.
+"""`python -m faults.fuzz SECONDS [KIND]`: coverage-guided fuzzing of all that is read from outside.
+
+Messages of the hub, logs that were cut off, policies, answers of the sink, and stored state.
 
 Needs `tests/faults/fuzz/requirements.txt`. Any exception ends it; the input is then written to the
 current folder as crash-…, and given as an argument it is tried again.
 """
 
+import asyncio
 import json
+import math
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import atheris
 
 with atheris.instrument_imports(include=["forwarder"]):
-    from forwarder.audit.envelope import Unpacked, unpack
+    from forwarder.audit.envelope import Unpacked, Unusable, unpack
     from forwarder.audit.requestinfo import object_reference
     from forwarder.audit.truncated import complete, is_rfc3339
-    from forwarder.errors import PolicyError, UnusableError
+    from forwarder.checkpoints import listing, sqlite
+    from forwarder.checkpoints.generation import GenerationStore
+    from forwarder.deadletters import record as letters
+    from forwarder.errors import PolicyError, Rejected, RetryableError, UnusableError
     from forwarder.policy import document
     from forwarder.policy.filter import filter_for
+    from forwarder.sink.response import classify, is_html
 
+from azure.storage.blob import BlobProperties
+
+from forwarder import log
 from support.events import TIME, real_events, record, wrap
 from support.events.odd import ODD
 
@@ -62,21 +77,107 @@ def text(data: bytes) -> None:
         document.parse(log)
 
 
+def answer(data: bytes) -> None:
+    """Take bytes for an answer of the sink: a status, Retry-After, and a body."""
+    status, header = int.from_bytes(data[:2]) % 700, data[2:].partition(b"\n")[0]
+    body = data[3 + len(header) :]
+    is_html("text/plain", body)
+    after, said = 0.0, ""
+    try:
+        classify(status, body, header.decode("utf-8", "surrogateescape"))
+    except RetryableError as error:
+        after, said = error.after or after, str(error)
+    except Rejected as error:
+        said = str(error)
+    assert bool(said) == (status not in range(200, 300))
+    assert 0 <= after <= 300
+    assert "\n" not in said
+
+
+class Listed:
+    """A checkpoint store with the entries that were read last."""
+
+    entries: Sequence[dict[str, Any]] = ()
+
+    async def list_checkpoints(self) -> Sequence[dict[str, Any]]:
+        """Return them."""
+        return self.entries
+
+
+PLACE = dict(zip((*listing.PARTS, "partition_id"), ("n", "h", "g", "0"), strict=True))
+FIELDS = b"sequence_number", b"offset", b"hub_created", b"enqueued", b"written"
+METADATA = ("sequencenumber", "offset", "hubcreated", "enqueued")
+NAME = re.compile(r"[0-9]+T[0-9.]+Z-[0-9a-f]{16}-[a-z-]+\.jsonl")
+
+
+def checkpoint(data: bytes) -> None:
+    """Read bytes as a row of the embedded store, its fields, and as the metadata of a blob."""
+    value = data.decode("utf-8", "replace")
+    found = []
+    for row in value, f"{json.dumps(PLACE | {'sequence_number': 7, 'offset': '8'})[:-1]},{value}}}":
+        with suppress(*sqlite.UNUSABLE):
+            found.append(sqlite.decode("n/h/g/0/", row)[0])
+    blob = BlobProperties(name="n/h/g/checkpoint/0")
+    blob.last_modified = datetime.now(UTC)
+    blob.metadata = dict(zip(METADATA, value.split("\n"), strict=False))
+    found.append({**PLACE, **listing.entry(blob)})
+    STORE.entries = found
+    for one in LOOP.run_until_complete(GenerationStore(STORE).list_checkpoints()):
+        assert one["sequence_number"] is None or -1 <= one["sequence_number"] < 2**63
+        assert all(math.isfinite(one.get(name) or 0) for name in ("written", "hub_created"))
+        datetime.fromtimestamp(one.get("enqueued") or 0, UTC)
+
+
+def dead_letters(data: bytes) -> None:
+    """Read bytes as dead letters, and write what they hold again."""
+    lines = list(letters.parse(data))
+    assert data.startswith(b"".join(line for line, _ in lines))
+    found = [one for _, one in lines if one]
+    written = []
+    for name, batch in letters.batches(found, 1000):
+        assert NAME.fullmatch(name), name
+        written += [one for _, one in letters.parse(b"".join(batch))]
+    assert sorted(map(repr, written)) == sorted(map(repr, found))
+    assert b"".join(one.original for one in found) is not None
+
+
+KINDS = [
+    kind
+    for kind in (message, message, text, answer, checkpoint, dead_letters)
+    if kind.__name__ in sys.argv[2:] or not sys.argv[2:]
+]
+STORE: Any = Listed()
+LOOP = asyncio.new_event_loop()
+
+
 def one_input(data: bytes) -> None:
     """Try an input; its first byte chooses what it is taken for."""
-    (text if data[:1] > b"\x80" else message)(data[1:])
+    KINDS[(data or b"\0")[0] % len(KINDS)](data[1:])
 
 
 def main() -> None:
     """Fuzz for the seconds given, from the odd messages and real events."""
+    log.silence()
+    events = real_events()[:30]
+    letter = letters.Record.of("0", 7, Unusable(events[0], "refused by the sink: 400"))
+    inputs = {
+        message: [*(odd.body for odd in ODD if len(odd.body) < 20_000), *events],
+        text: [*(one[: len(one) * 2 // 3] for one in events), document.text("quiet").encode()],
+        answer: [
+            b"\x01\xf7Wed, 21 Oct 2026 07:28:00 GMT\n<html>", b"\x01\xf7120\n", b"\x01\x90\nno"
+        ],
+        checkpoint: [
+            b"7\n1:42:9216\n1.7e9\n1.7e9",
+            *(b'"%b":%b' % (n, v) for n in FIELDS for v in (b"-7", b"1e30", b"[]", b'"7"', b"NaN")),
+        ],
+        dead_letters: [letter.line(), letters.Record.of("0", 7, Unusable(b"\xff", "x")).line()],
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name)
-        for number, odd in enumerate(one for one in ODD if len(one.body) < 20_000):
-            (corpus / f"odd{number}").write_bytes(b"\0" + odd.body)
-        for number, event in enumerate(real_events()[:30]):
-            (corpus / f"event{number}").write_bytes(b"\0" + event)
-            (corpus / f"cut{number}").write_bytes(b"\xff" + event[: len(event) * 2 // 3])
-        (corpus / "policy").write_bytes(b"\xff" + document.text("quiet").encode())
+        for kind in KINDS:
+            for number, body in enumerate(inputs[kind]):
+                selector = bytes([KINDS.index(kind)])
+                (corpus / f"{kind.__name__}{number}").write_bytes(selector + body)
         given = sys.argv[1]
         limits = [f"-max_total_time={given}", str(corpus)] if given.isdecimal() else [given]
         atheris.Setup([sys.argv[0], "-max_len=20000", *limits], one_input)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import stamina
 
-from forwarder.checkpoints.sqlite import decode
+from forwarder.checkpoints.sqlite import UNUSABLE, decode
 from forwarder.commands.check.walk import SECONDS, BrokenError, Doubt, Found, Part, Skip
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
@@ -164,7 +164,7 @@ def _rows(path: Path, prefix: str) -> list[dict[str, Any]]:
         if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
             return []  # it was created just now
         for key, value in database.execute("SELECT key, value FROM checkpoint"):
-            with suppress(ValueError, KeyError, TypeError):  # the forwarder logs and ignores it
+            with suppress(*UNUSABLE):  # the forwarder logs and ignores it
                 if key.startswith(prefix):
                     found.append(decode(key, value)[0])
     return found
