@@ -8,7 +8,6 @@ the forwarder has kept it as a dead letter.
 """
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -18,12 +17,11 @@ from typing import Any, Final
 
 from azure.eventhub._pyamqp.error import AMQPLinkError
 
-from forwarder import __version__
-from forwarder.audit.envelope import Unpacked, Unusable, unpack
-from forwarder.commands.repost import Refused
+from forwarder.audit.envelope import Unpacked, Unusable
+from forwarder.commands.posting import Replay
 from forwarder.config.settings import Settings
-from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.delivery.partition import DeliveryContext, Partition
+from forwarder.deadletters.record import Record
+from forwarder.delivery.partition import Partition
 from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
@@ -31,55 +29,29 @@ from forwarder.hub.client import SHARED, attach, connect
 from forwarder.hub.login import login
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
-from forwarder.metrics import Metrics
-from forwarder.policy.filter import filter_for
-from forwarder.sink.webhook import Sink
 
 _WAIT: Final = 20.0  # seconds for the next message
 _ATTEMPTS: Final = 3  # to open a link without a message between them
 _TICK: Final = timedelta(milliseconds=1)  # of the hub's clock
+_COUNTED: Final = ["messages", "events", "accepted", "refused", "filtered", "skipped", "unusable"]
 
 
-_COUNTED: Final = (
-    "messages",
-    "events",
-    "accepted",
-    "refused",
-    "filtered",
-    "skipped",
-    "unusable",
-)
-
-
-class Backfill:
-    """Posts again what came since an instant and until another."""
+class Backfill(Replay):
+    """Posts what came since an instant and until another."""
 
     def __init__(
         self, settings: Settings, since: datetime, until: datetime | None, *, dry_run: bool
     ) -> None:
-        self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
+        super().__init__(settings)
         self._since, self._until = since, until or datetime.now(UTC)
         self._dry_run = dry_run
-        self._filter = filter_for(
-            settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
-        )
-        metrics = Metrics(__version__)
-        self.sink = Sink(self._settings, metrics)
         self._counts: dict[str, Counter[str]] = {}
-        refused = Refused(lambda record: self._counts[record.partition].update(refused=1))
-        self._buffer = ReceiveBuffer(settings.receive_buffer_bytes)
-        self._delivery = DeliveryContext(self._settings, self.sink, refused, self._buffer, metrics)
         self._partitions: dict[str, Partition] = {}
-        self._shares: dict[str, float] = {}
 
     @property
     def succeeded(self) -> bool:
         """Whether the sink has accepted every event."""
         return not any(count["refused"] for count in self._counts.values())
-
-    def share(self) -> float:
-        """Return how much of the time span is done, from 0 to 1."""
-        return sum(self._shares.values()) / (len(self._counts) or 1)
 
     def counts(self) -> str:
         """Return what became of all messages and events as a line."""
@@ -108,14 +80,14 @@ class Backfill:
             async with asyncio.TaskGroup() as group:
                 for one in found:
                     self._counts[one["id"]] = Counter()
-                    self._partitions[one["id"]] = Partition(one["id"], self._delivery)
-                    group.create_task(self._partition(client, one))
+                    self._partitions[one["id"]] = self._partition(one["id"])
+                    group.create_task(self._read(client, one))
         except* ForwarderError:
             raise
         except* Exception as errors:  # noqa: BLE001 - whatever the client raises
             raise ForwarderError(str(causes.of_hub(errors, self._settings))) from None
 
-    async def _partition(self, client: Any, properties: Mapping[str, Any]) -> None:
+    async def _read(self, client: Any, properties: Mapping[str, Any]) -> None:
         """Read a partition from the first message to its present end, and deliver."""
         number, last = properties["id"], properties["last_enqueued_sequence_number"]
         partition = self._partitions[number]
@@ -127,9 +99,9 @@ class Backfill:
                 link = await self._open(client, number, position)
                 try:
                     while wanted:
-                        async with asyncio.timeout(_WAIT):
-                            while not (messages := link.take()):
-                                await link.read(_WAIT)
+                        await link.read(_WAIT)
+                        if not (messages := link.take()):
+                            raise TimeoutError
                         while wanted and messages:
                             received = messages.popleft()
                             wanted = await self._take(partition, received, last)
@@ -142,7 +114,6 @@ class Backfill:
                 finally:
                     await link.close()
             await partition.drain()
-            self._shares[number] = 1.0
         finally:
             partition.cancel()
 
@@ -167,12 +138,10 @@ class Backfill:
         enqueued, number = received.enqueued or 0.0, received.sequence_number or 0
         if enqueued > self._until.timestamp() or number > last:
             return False
-        since, until = self._since.timestamp(), self._until.timestamp()
-        self._shares[partition.number] = min(1.0, (enqueued - since) / (until - since or 1))
         unpacked = (
             Unpacked([], [Unusable(received.body, received.problem)])
             if received.problem
-            else unpack(received.body, self._settings.categories, self._filter)
+            else self._unpack(received.body)
         )
         self._counts[partition.number].update(
             messages=1,
@@ -191,3 +160,6 @@ class Backfill:
             partition.start_after = number - 1
             partition.submit(Message(number, received.offset, enqueued, size), unpacked)
         return number < last
+
+    def _refuse(self, record: Record) -> None:
+        self._counts[record.partition].update(refused=1)

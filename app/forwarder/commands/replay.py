@@ -13,14 +13,14 @@ from azure.core.exceptions import AzureError
 
 from forwarder import log
 from forwarder.commands.backfill import Backfill
-from forwarder.commands.progress import progress
+from forwarder.commands.posting import Replay
 from forwarder.commands.repost import Repost, Selection
 from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError
-from forwarder.sink.webhook import Sink
 
 _PATIENCE: Final = 5.0  # seconds that the sink may be down
+_PROGRESS: Final = 2.0  # seconds between two lines
 
 HELP: Final = "post dead letters again; those that the sink accepts are removed, the others stay"
 
@@ -77,16 +77,14 @@ def _contradiction(given: argparse.Namespace) -> str:
     return "--until is before --since" if given.until and given.until <= given.since else ""
 
 
-async def _run(work: Repost | Backfill, stop: asyncio.Event, *, quiet: bool = False) -> bool:
-    """Do the work, show its progress, and print what became of it."""
+async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> bool:
+    """Do the work, and print what became of it."""
     failure = ""
     try:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(work.sink)
-            async with progress(work.share, work.counts), asyncio.TaskGroup() as group:
-                watch = group.create_task(_watch(work.sink, stop))
-                await work.run(stack)
-                watch.cancel()
+        async with AsyncExitStack() as stack, work.sink, asyncio.TaskGroup() as group:
+            watch = group.create_task(_watch(work, stop))
+            await work.run(stack)
+            watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
         failure = f"{log.describe(errors)}\n"
     sys.stderr.write(failure)
@@ -95,11 +93,16 @@ async def _run(work: Repost | Backfill, stop: asyncio.Event, *, quiet: bool = Fa
     return not failure and work.succeeded
 
 
-async def _watch(sink: Sink, stop: asyncio.Event) -> None:
-    """End the replay when it is asked to stop, or when the sink is down: posts wait for it."""
+async def _watch(work: Replay, stop: asyncio.Event) -> None:
+    """Show the counts now and then; end the replay when it is asked to stop or the sink is down."""
+    shown = time.monotonic()
     while not stop.is_set():
-        if sink.outage.since and time.monotonic() - sink.outage.since > _PATIENCE:
-            raise ForwarderError(f"given up, the sink takes nothing: {sink.outage.reason}")
+        outage, now = work.sink.outage, time.monotonic()
+        if outage.since and now - outage.since > _PATIENCE:
+            raise ForwarderError(f"given up, the sink takes nothing: {outage.reason}")
+        if now - shown > _PROGRESS:
+            shown = now
+            sys.stderr.write(f"{work.counts()}\n")
         await asyncio.sleep(0.1)
     raise ForwarderError("stopped")
 

@@ -1,4 +1,4 @@
-"""Reposting: dead letters are posted again, batch by batch, by the rules of a partition's delivery.
+"""Dead letters are posted again, batch by batch.
 
 A record that holds an event is posted as it is: the audit policy has seen it. One that holds an
 Azure Monitor record or a whole message is unpacked again, with the settings of now. What the sink
@@ -6,32 +6,27 @@ accepts is taken out of the batch; what it refuses stays, with the reason that i
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 
-from forwarder import __version__
 from forwarder.audit.envelope import Unpacked, unpack
+from forwarder.commands.posting import Replay
 from forwarder.config.settings import Settings
 from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import Record, parse
 from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
-from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.delivery.watermark import Message
 from forwarder.hub.login import login
-from forwarder.metrics import Metrics
-from forwarder.outage import Outage
-from forwarder.policy.filter import filter_for
 from forwarder.redaction import printable
-from forwarder.sink.webhook import Sink
 from forwarder.storage import has_account
 
 _AT_ONCE = 8  # batches
@@ -48,59 +43,48 @@ class Selection:
     reason: str = ""
     action: str = "post"
 
+    def has(self, record: Record) -> bool:
+        """Return whether a record is selected."""
+        return (not self.since or record.time >= self.since) and self.reason in record.reason
 
-class Repost:
-    """Posts records, and counts what becomes of them."""
+
+class Repost(Replay):
+    """Posts dead letters of all stores."""
 
     def __init__(self, settings: Settings, selection: Selection) -> None:
-        # What is refused stays where it is: no misconfigured sink can do harm.
-        self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
+        super().__init__(settings)
         self._selection = selection
-        self._filter = filter_for(
-            settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
-        )
-        self._metrics = Metrics(__version__)
-        self.sink = Sink(self._settings, self._metrics)
-        self.selected = self.accepted = self.unreadable = 0
-        self._done, self._total = 0, 1  # bytes
-        self.staying: Counter[str] = Counter()
-        """The records that stay, by reason."""
+        self._selected = self._removed = self._unreadable = 0
+        self._staying = Counter[str]()  # by reason
+        self._numbers = itertools.count()
+        self._refused = defaultdict[int, list[Record]](list)  # by those numbers
 
     def counts(self) -> str:
         """Return the counts as a line."""
         removed = "discarded" if self._selection.action == "discard" else "accepted and removed"
-        counts = (
-            f"{self.selected:,} dead letters selected, "
-            f"{self.accepted:,} {removed}, {self.staying.total():,} stay"
+        unreadable = f", {self._unreadable:,} lines unreadable" if self._unreadable else ""
+        return (
+            f"{self._selected:,} dead letters selected, {self._removed:,} {removed}, "
+            f"{self._staying.total():,} stay{unreadable}"
         )
-        return f"{counts}, {self.unreadable:,} lines unreadable" if self.unreadable else counts
+
+    def summary(self) -> Iterator[str]:
+        """Yield a line for each reason why records stay."""
+        for reason, count in self._staying.most_common():
+            yield f"{count:10,} {printable(reason)}"
 
     @property
     def succeeded(self) -> bool:
         """Whether nothing stays that was to be posted."""
-        return self._selection.action != "post" or not self.staying
-
-    def share(self) -> float:
-        """Return how much is done, from 0 to 1."""
-        return self._done / self._total
-
-    def summary(self) -> Iterator[str]:
-        """Yield a line for each reason why records stay."""
-        for reason, count in self.staying.most_common():
-            yield f"{count:10,} {printable(reason)}"
+        return self._selection.action != "post" or not self._staying
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Process the batches that are there now, some at once."""
-        todo = [
-            (store, name, size)
-            for store in await self._stores(stack)
-            for name, size in (await store.sizes()).items()
-        ]
-        self._total = sum(size for _, _, size in todo) or 1
-        left = iter(todo)
+        stores = await self._stores(stack)
+        todo = iter([(store, name) for store in stores for name in await store.sizes()])
 
         async def worker() -> None:
-            for store, name, _ in left:
+            for store, name in todo:
                 await self._batch(store, name)
 
         async with asyncio.TaskGroup() as workers:
@@ -122,61 +106,55 @@ class Repost:
     async def _batch(self, store: DeadLetterStore, name: str) -> None:
         """Process a batch, and leave in it what stays, also when cancelled."""
         before = await store.read(name)
-        rest: list[bytes] = []
-        chosen: list[tuple[int, Record]] = []
+        lines: list[bytes] = []
+        chosen: dict[int, Record] = {}  # by line
         for line, record in parse(before):
-            if record and self._wants(record):
-                chosen.append((len(rest), record))
-            self.unreadable += record is None
-            rest.append(line)
-        self.selected += len(chosen)
+            if record and self._selection.has(record):
+                chosen[len(lines)] = record
+            self._unreadable += record is None
+            lines.append(line)
+        self._selected += len(chosen)
         try:
             match self._selection.action:
                 case "post":
-                    await self._post(chosen, rest)
+                    await self._post(chosen, lines)
                 case "discard":
-                    self.accepted += len(chosen)
-                    for index, _ in chosen:
-                        rest[index] = b""
+                    self._removed += len(chosen)
+                    for index in chosen:
+                        lines[index] = b""
                 case action:
-                    self.staying.update(record.reason for _, record in chosen)
-                    for index, _ in chosen if action == "show" else ():
-                        sys.stdout.write(f"{json.dumps(json.loads(rest[index]))}\n")
+                    self._staying.update(record.reason for record in chosen.values())
+                    for index in chosen if action == "show" else ():
+                        sys.stdout.write(f"{json.dumps(json.loads(lines[index]))}\n")
         finally:
-            after = b"".join(rest)
+            after = b"".join(lines)
             if after != before and self._selection.action in {"post", "discard"}:
                 await store.replace(name, after)
-            self._done += len(before)
 
-    async def _post(self, chosen: Sequence[tuple[int, Record]], rest: list[bytes]) -> None:
-        """Post records, and take out of the rest what is accepted."""
-        refused: defaultdict[int, list[Record]] = defaultdict(list)
-        sink = Refused(lambda record: refused[record.sequence_number].append(record))
-        buffer = ReceiveBuffer(0)
-        partition = Partition(
-            "replay", DeliveryContext(self._settings, self.sink, sink, buffer, self._metrics)
-        )
-        messages = [Message(number, "", time.time(), 0) for number in range(len(chosen))]
-        for message, (_, record) in zip(messages, chosen, strict=True):
+    async def _post(self, chosen: Mapping[int, Record], lines: list[bytes]) -> None:
+        """Post records, and take out of the lines what is accepted."""
+        partition = self._partition("replay")
+        messages = [Message(next(self._numbers), "", time.time(), 0) for _ in chosen]
+        for message, record in zip(messages, chosen.values(), strict=True):
             partition.submit(message, self._unpack(record.original))
         try:
             partition.dispatch()
             await partition.drain()
         finally:
             partition.cancel()
-            for message, (index, record) in zip(messages, chosen, strict=True):
+            for message, (index, record) in zip(messages, chosen.items(), strict=True):
+                refused = self._refused.pop(message.sequence_number, [])
                 if message.pending:
-                    self.staying["not posted"] += 1
-                elif again := refused[message.sequence_number]:
-                    self.staying[again[0].reason] += 1
-                    rest[index] = b"".join(_from(record, one).line() for one in again)
+                    self._staying["not posted"] += 1
+                elif refused:
+                    self._staying[refused[0].reason] += 1
+                    lines[index] = b"".join(_at(record, one).line() for one in refused)
                 else:
-                    self.accepted += 1
-                    rest[index] = b""
+                    self._removed += 1
+                    lines[index] = b""
 
-    def _wants(self, record: Record) -> bool:
-        since, reason = self._selection.since, self._selection.reason
-        return (not since or record.time >= since) and reason in record.reason
+    def _refuse(self, record: Record) -> None:
+        self._refused[record.sequence_number].append(record)
 
     def _unpack(self, body: bytes) -> Unpacked:
         """Return the event that a record holds, or what its message holds by now."""
@@ -186,32 +164,11 @@ class Repost:
             unpacked = unpack(msgspec.json.encode({"records": [record]}), categories)
             if unpacked.events:
                 return unpacked
-        return unpack(body, categories, self._filter)
+        return super()._unpack(body)
 
 
-class Refused:
-    """A DeadLetterSink that stores nothing: it tells what the sink refuses."""
-
-    waiting = evicted = 0
-
-    def __init__(self, refused: Callable[[Record], None]) -> None:
-        self.outage = Outage("", "")
-        self._refused = refused
-
-    async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
-        """Tell of records."""
-        for record in records:
-            self._refused(record)
-        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        written.set_result(0)
-        return written
-
-
-def _from(record: Record, refused: Record) -> Record:
+def _at(place: Record, refused: Record) -> Record:
     """Return what was refused again, with the place and time of the record that it was in."""
     return msgspec.structs.replace(
-        refused,
-        time=record.time,
-        partition=record.partition,
-        sequence_number=record.sequence_number,
+        refused, time=place.time, partition=place.partition, sequence_number=place.sequence_number
     )
