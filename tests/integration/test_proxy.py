@@ -135,7 +135,7 @@ async def test_a_proxy_that_refuses_is_named(place: Place, refusal: str) -> None
         entry = await forwarder.wait_for("hub does not answer")
         status, body = await forwarder.get("/readyz")
     (line,) = await report(settings)
-    assert line.startswith("FAIL    hub TLS")
+    assert line.startswith("FAIL    hub login")
     assert status == 503
     for text in (entry["reason"], line):
         assert f"the proxy 127.0.0.1:{place.proxy.port}" in text
@@ -150,7 +150,7 @@ async def test_a_proxy_that_is_away_is_named_by_its_own_address(place: Place) ->
     async with Forwarder(settings) as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
     (line,) = await report(settings)
-    assert line.startswith("FAIL    hub TCP")
+    assert line.startswith("FAIL    hub login")
     for text in (entry["reason"], line):
         assert f"127.0.0.1:{port} refuses connections" in text
         assert "check HTTPS_PROXY (httpsProxy)" in text

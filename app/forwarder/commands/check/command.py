@@ -1,31 +1,31 @@
-"""The check: walks the way from hub to sink and reports what it found, one line per step."""
+"""`check`: walks the way from hub to sink and reports what it found, one line per step."""
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import Any, Final
 
-import msgspec
+import aiohttp
 
 from forwarder import log
-from forwarder.commands.check import reach
 from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
 from forwarder.commands.check.store import StoreCheck
-from forwarder.commands.check.walk import Part, Result
+from forwarder.commands.check.walk import Finding, Part
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
+from forwarder.hub.client import connect
 from forwarder.hub.login import login
 from forwarder.redaction import printable
-from forwarder.storage import has_account
+from forwarder.storage import has_account, open_container
 
 _SECONDS: Final = 50.0  # for all, closing comes on top
-_CLOSE: Final = 5.0
+_CLOSE: Final = 2.0  # for a client
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
-
 
 HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
 
@@ -39,83 +39,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
     """Run `check` until it is done or stopped; False if a part does not answer."""
     log.silence()
-    work = asyncio.ensure_future(check(settings, post=not given.no_post, as_json=given.json))
+    work = asyncio.ensure_future(_check(settings, post=not given.no_post, as_json=given.json))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     return work.done() and work.result()
 
 
-async def check(settings: Settings, *, post: bool, as_json: bool) -> bool:
+async def _check(settings: Settings, *, post: bool, as_json: bool) -> bool:
     """Walk hub, store and sink at once and print a report; False if a part does not answer."""
     deadline = time.monotonic() + _SECONDS
     report = _Report(as_json=as_json)
-    report.add(Result("settings", "ok", _summary(settings)))
-    if await reach.forwarder_state(settings.http_port) == "draining":
-        what = "this pod was told to stop and delivers what it has: its faults may be repaired"
+    report.add("settings", Finding("ok", _summary(settings)))
+    if await _forwarder_state(settings.http_port) == "draining":
+        found = "this pod was told to stop and delivers what it has: its faults may be repaired"
         remedy = "ask the new pod, after: kubectl rollout status deployment/aks-audit"
-        report.add(Result("forwarder", "warn", what, remedy))
+        report.add("forwarder", Finding("warn", found, remedy))
     async with AsyncExitStack() as stack:
         credential = await login(settings, stack)
-        store = StoreCheck(settings, credential)
-        stored = asyncio.get_running_loop().create_future()
-        hub = HubCheck(settings, credential, stored)
-        sink = SinkCheck(settings, post=post)
-        parts: list[Part] = [hub, store, sink]
-        queues = [asyncio.Queue[Result | None]() for _ in parts]
-
-        async def go(part: Part, queue: asyncio.Queue[Result | None]) -> None:
-            async for result in part.walk(deadline):
-                await queue.put(result)
-            await queue.put(None)
-            if part is store:
-                stored.set_result(store.found)
-
+        client = connect(settings, credential, retry_total=0)
+        stack.push_async_callback(_close, client)
+        container = open_container(settings, credential) if has_account(settings) else None
+        stack.push_async_callback(_close, container)
+        store = StoreCheck(settings, container)
+        parts: list[Part] = [
+            HubCheck(settings, client, store),
+            store,
+            SinkCheck(settings, post=post),
+        ]
         async with asyncio.TaskGroup() as group:
-            for part, queue in zip(parts, queues, strict=True):
-                group.create_task(go(part, queue))
-            for queue in queues:
-                while result := await queue.get():
-                    report.add(result)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE):
-                await asyncio.gather(*(part.close() for part in parts))
+            for part in parts:
+                group.create_task(part.walk(deadline))
+            for part in parts:
+                while result := await part.findings.get():
+                    report.add(*result)
     return report.end()
 
 
+async def _close(client: Any) -> None:
+    """Close a client, whether its server answers or not."""
+    with suppress(Exception):
+        async with asyncio.timeout(_CLOSE):
+            await client.close()
+
+
+async def _forwarder_state(port: int) -> str:
+    """Return the state that the forwarder in this pod reports; "" if none does."""
+    with suppress(aiohttp.ClientError, OSError, ValueError):
+        headers, timeout = {"Accept": "application/json"}, aiohttp.ClientTimeout(total=2)
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            session.get(f"http://127.0.0.1:{port}/status") as response,
+        ):
+            return str((await response.json()).get("state", ""))
+    return ""
+
+
 class _Report:
-    """Prints results as they come, or all of them as JSON at the end."""
+    """Prints findings as they come, or all of them as JSON at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self._results: list[Result] = []
+        self._steps: list[dict[str, str]] = []
 
-    def add(self, result: Result) -> None:
-        texts = (printable(text) for text in (result.found, result.remedy))
-        result = Result(result.step, result.state, *texts)
-        self._results.append(result)
+    def add(self, step: str, finding: Finding) -> None:
+        found, remedy = printable(finding.found), printable(finding.remedy)
+        self._steps.append({"step": step, "state": finding.state, "found": found, "do": remedy})
         if not self._json:
-            sys.stdout.write(self._lines(result))
+            state = f"{finding.state:7}"
+            if self._colours:
+                state = f"\033[{_COLOURS[finding.state]}m{state}\033[0m"
+            remedy = f"{'':8}do: {remedy}\n" if remedy else ""
+            sys.stdout.write(f"{state} {step:15} {found}\n{remedy}")
             sys.stdout.flush()
 
     def end(self) -> bool:
-        failed = [result.step for result in self._results if result.state == "FAIL"]
+        failed = [one["step"] for one in self._steps if one["state"] == "FAIL"]
         if self._json:
-            whole = {"ok": not failed, "steps": self._results}
-            sys.stdout.write(msgspec.json.format(msgspec.json.encode(whole).decode()) + "\n")
+            whole = {"ok": not failed, "steps": self._steps}
+            sys.stdout.write(f"{json.dumps(whole, indent=2)}\n")
         elif failed:
             sys.stdout.write(f"\n{len(failed)} failed: {', '.join(failed)}\n")
         else:
-            doubts = sum(result.state == "warn" for result in self._results)
+            doubts = sum(one["state"] == "warn" for one in self._steps)
             sys.stdout.write(f"\nall parts answer{f', {doubts} to look at' if doubts else ''}\n")
         return not failed
-
-    def _lines(self, result: Result) -> str:
-        state = f"{result.state:7}"
-        if self._colours:
-            state = f"\033[{_COLOURS[result.state]}m{state}\033[0m"
-        lines = f"{state} {result.step:15} {result.found}\n"
-        return lines + (f"{'':8}do: {result.remedy}\n" if result.remedy else "")
 
 
 def _summary(settings: Settings) -> str:
