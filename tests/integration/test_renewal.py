@@ -1,11 +1,16 @@
 """Secrets that are renewed in their files are used without a restart."""
 
+import asyncio
+import ssl
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+import trustme
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
+from forwarder.config.network import trusted
 from support import events, stores
 from support.azurite import Azurite, azurite
 from support.eventhubs import Server
@@ -120,3 +125,27 @@ async def test_a_renewed_header_or_password_of_the_sink_is_sent_with_the_next_po
     basic = b64encode(b"me:second-password").decode()
     assert sent[0][0] == "first-key-of-the-sink"
     assert sent[-1] == ("second-key-of-the-sink", f"Basic {basic}")
+
+
+async def test_only_the_cas_that_the_file_has_now_are_trusted(tmp_path: Path) -> None:
+    """The SDK and aiohttp keep one context for all their connections."""
+    file, tls = tmp_path / "ca.pem", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    old, new = trustme.CA(), trustme.CA()
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=tls)
+    address = server.sockets[0].getsockname()
+    context = trusted(file)
+
+    async def connect(issuer: trustme.CA) -> None:
+        issuer.issue_cert("127.0.0.1").configure_cert(tls)
+        _, writer = await asyncio.open_connection(*address, ssl=context)
+        writer.transport.abort()
+
+    async with server:
+        old.cert_pem.write_to_path(file)
+        await connect(old)
+        new.cert_pem.write_to_path(file)
+        await connect(new)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await connect(old)
+        file.unlink()
+        await connect(new)

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import certifi
 from yarl import URL
@@ -24,22 +24,34 @@ _PUBLIC: Final = 50  # CAs; a store with fewer lacks some of the public ones
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """Return the shared context that trusts the public CAs, and those of a file as it is now.
-
-    CAs that the file no longer has are trusted until the process ends.
-    """
-    context = _context(ca_file)
-    if ca_file:
-        with suppress(OSError, ssl.SSLError):  # being replaced
-            context.load_verify_locations(ca_file)
-    return context
+    """Return a context that trusts the public CAs, and those of a file."""
+    if not ca_file:
+        return _context(None, 0)
+    renewed = _Renewed(ssl.PROTOCOL_TLS_CLIENT)
+    renewed.ca_file = ca_file
+    return renewed
 
 
-@functools.cache
-def _context(_: Path | None) -> ssl.SSLContext:
+class _Renewed(ssl.SSLContext):
+    """Each new connection trusts the CAs that the file has then."""
+
+    ca_file: Path
+    _now: ssl.SSLContext | None = None
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Wrap a connection of asyncio."""
+        with suppress(OSError, ssl.SSLError):  # the file is being replaced
+            self._now = _context(self.ca_file, self.ca_file.stat().st_mtime_ns)
+        return (self._now or _context(None, 0)).wrap_bio(*args, **options)
+
+
+@functools.lru_cache(1)
+def _context(ca_file: Path | None, _: int) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if context.cert_store_stats()["x509_ca"] < _PUBLIC:  # of an image, or of SSL_CERT_FILE
         context.load_verify_locations(certifi.where())
+    if ca_file:
+        context.load_verify_locations(ca_file)
     return context
 
 

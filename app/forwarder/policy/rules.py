@@ -23,7 +23,7 @@ from forwarder.policy.attributes import (
     lost,
 )
 from forwarder.policy.document import LEVELS, GroupResources, Policy, Rule
-from forwarder.policy.redact import Edits, edited, without_managed_fields
+from forwarder.policy.redact import edited, without_managed_fields
 
 NO_RULE: Final = "none"
 UNSURE: Final = "unsure"
@@ -137,22 +137,24 @@ class Engine:
 
 def _redacted(event: bytes, found: EventFields, level: str, rank: int, *, strips: bool) -> bytes:
     """Return the event at its new level, without the objects and managed fields beyond it."""
-    edits: Edits = {}
+    edits: dict[str, bytes] = {}
+    if level != found.level:
+        edits["level"] = b'"%b"' % level.encode()
     if found.response_object:
         if rank < _HIGHEST:
-            edits[b"responseObject"] = b""
+            edits["responseObject"] = b""
         elif strips and (left := without_managed_fields(found.response_object)):
-            edits[b"responseObject"] = left
+            edits["responseObject"] = left
     if found.request_object:
         if rank < _REQUEST:
-            edits[b"requestObject"] = b""
+            edits["requestObject"] = b""
         elif (
             strips
             and found.verb != "patch"
             and (left := without_managed_fields(found.request_object))
         ):
-            edits[b"requestObject"] = left
-    return edited(event, found, level, edits) if edits or level != found.level else event
+            edits["requestObject"] = left
+    return edited(event, edits) if edits else event
 
 
 def _conditions(rule: Rule) -> dict[str, _Condition]:
