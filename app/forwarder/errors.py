@@ -13,6 +13,10 @@ class SettingsError(ForwarderError):
         self.problems = problems
 
 
+class PolicyError(SettingsError, ValueError):
+    """An invalid audit policy; its problems begin with rule and field."""
+
+
 class StateError(ForwarderError):
     """The state directory cannot be used: not writable, or in use by another process."""
 
@@ -59,11 +63,3 @@ class FaultError(RetryableError):
 
 class MisconfiguredError(RetryableError):
     """The sink will accept nothing until a setting is changed, here or there."""
-
-
-class PolicyError(ForwarderError, ValueError):
-    """An invalid audit policy. `problems`: one line each, with rule and field."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems

@@ -113,7 +113,7 @@ async def test_no_proxy_makes_the_connection_direct(place: Place, no_proxy: str)
     assert place.proxy.asked == []
 
 
-@pytest.mark.parametrize("no_proxy", ["example.org", "127.7.0.0/33", "{}:5671", ".{}"])
+@pytest.mark.parametrize("no_proxy", ["example.org", "127.7.0.0/33", "{}:5671"])
 async def test_no_proxy_of_others_does_not(place: Place, no_proxy: str) -> None:
     async with Forwarder(place.settings(NO_PROXY=no_proxy.format(place.host))):
         await place.webhook.until(lambda: place.webhook.total == 3, 60)

@@ -87,14 +87,13 @@ async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
 
 def curve(history: History, now: float, *, delivered: int, lag: int = 0) -> list[list[float]]:
     """Return when, lag and rate of each point."""
-    points = history.until(now, state(delivered, lag))
-    return [[one.at, one.lag, one.rate] for one in points]
+    points = history.curve(now, state(delivered, lag))
+    return [[now - one["secondsAgo"], one["lag"], one["rate"]] for one in points]
 
 
-def test_a_curve_has_a_point_every_half_minute_for_an_hour_and_the_current_state() -> None:
+def test_a_curve_has_120_points_and_the_current_state() -> None:
     history = History()
     history.note(0, [state(100)])
-    history.note(29, [state(500)])
     history.note(60, [state(700, lag=3)])
     expected = [[0, 0, 0], [60, 3, 10], [70, 9, 2]]
     assert curve(history, 70, delivered=720, lag=9) == expected

@@ -5,12 +5,12 @@ The sink is always connected to directly.
 """
 
 import functools
-import ipaddress
 import ssl
-from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import certifi
 from yarl import URL
@@ -72,24 +72,16 @@ def azure_transport(settings: Settings, *, proxied: bool = True) -> "AioHttpTran
 def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:
     """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to the hub.
 
-    NO_PROXY, by the rules of Go: `*`, domains with their subdomains (`.x` and `*.x` without the
-    domain itself), addresses and CIDRs for a host that is an address; all may have a port.
+    NO_PROXY has names and domains as for the other clients, and CIDRs.
     """
-    direct = any(_matches(entry, host.lower(), port) for entry in _entries(settings.no_proxy))
-    return None if direct else settings.https_proxy
+    entries = settings.no_proxy.replace(" ", ",")
+    if proxy_bypass_environment(f"{host}:{port}", {"no": entries}):
+        return None
+    in_network = any(_covers(entry, host) for entry in entries.split(","))
+    return None if in_network else settings.https_proxy
 
 
-def _entries(no_proxy: str) -> Iterator[str]:
-    return filter(None, (entry.strip().lower() for entry in no_proxy.replace(" ", ",").split(",")))
-
-
-def _matches(entry: str, host: str, port: int) -> bool:
-    if entry == "*":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-    name, _, number = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
-    if number and number != str(port):
-        return False
-    name = name.removeprefix("*")
-    return host == name or host.endswith(name if name.startswith(".") else f".{name}")
+def _covers(network: str, host: str) -> bool:
+    with suppress(ValueError):  # one is a name
+        return ip_address(host) in ip_network(network, strict=False)
+    return False

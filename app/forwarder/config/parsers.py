@@ -92,11 +92,6 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig").strip()
 
 
-def globs(text: str) -> tuple[str, ...]:
-    """Parse a list of patterns joined by commas."""
-    return tuple(sorted(names(text)))
-
-
 def names(text: str) -> frozenset[str]:
     """Parse a list of names joined by commas."""
     found = frozenset(filter(None, (name.strip() for name in text.split(","))))

@@ -94,7 +94,7 @@ class Settings:
     receive_buffer_bytes: Annotated[int, whole(1_024)] = _variable("ReceiveBufferBytes", 33_554_432)
     audit_policy: Policy | None = _variable("AuditPolicyFile", None, load)
     cluster_annotation: parsers.Truth = _variable("ClusterAnnotation", default=False)
-    resource_ids: tuple[str, ...] = _variable("ResourceIds", (), parsers.globs)
+    resource_ids: frozenset[str] = _variable("ResourceIds", frozenset(), parsers.names)
     log_format: Literal["json", "text"] = _variable("LogFormat", "json")
     http_port: Annotated[int, whole(0, 65_535)] = _variable("HttpPort", 5000)
     files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)

@@ -1,7 +1,7 @@
 """The filter: what is wanted of each event, by its cluster and by the audit policy."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import translate
 from functools import lru_cache
 from typing import Final
@@ -23,7 +23,7 @@ class Filter:
     """Decides on the events of a message while it is unpacked."""
 
     def __init__(
-        self, policy: Policy | None = None, resource_ids: Sequence[str] = (), *, annotates: bool
+        self, policy: Policy | None = None, resource_ids: Collection[str] = (), *, annotates: bool
     ) -> None:
         self._engine = Engine(policy) if policy else None
         self._annotates = annotates
@@ -53,14 +53,14 @@ class Filter:
 
 
 def filter_for(
-    policy: Policy | None, resource_ids: Sequence[str], *, annotates: bool
+    policy: Policy | None, resource_ids: Collection[str], *, annotates: bool
 ) -> Filter | None:
     """Return the filter; None if everything is wanted as it is, which then costs nothing."""
     wanted = policy or resource_ids or annotates
     return Filter(policy, resource_ids, annotates=annotates) if wanted else None
 
 
-def _clusters(globs: Sequence[str]) -> Callable[[str | None], bool]:
+def _clusters(globs: Iterable[str]) -> Callable[[str | None], bool]:
     matches = re.compile("|".join(map(translate, globs)), re.IGNORECASE).match
     remembered = lru_cache(1024)(matches)
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from forwarder.checkpoints.writer import Checkpoints
 from forwarder.delivery.partition import DeliveryContext
@@ -11,9 +10,7 @@ from forwarder.hub.consumer import Consumer
 from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.watchdog import Watchdog
 from forwarder.metrics import Metrics
-from forwarder.server.history import History, State
-
-_INTERVAL: Final = 10.0  # seconds between two points of the history, at least
+from forwarder.server.history import INTERVAL, History, State
 
 
 class Health:
@@ -41,7 +38,7 @@ class Health:
         """Take the points of the history, for ever."""
         while True:
             self.history.note(time.monotonic(), self.states())
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(INTERVAL)
 
     @property
     def post_concurrency(self) -> int:

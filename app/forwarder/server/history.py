@@ -1,14 +1,10 @@
-"""The last hour of each partition, for the curves of the status page.
-
-A point is kept every 30 s. The state at the moment of the request is added as the last point, so
-that a curve ends at the current value and its maximum includes it.
-"""
+"""The last hour of each partition, for the curves of the status page."""
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-_STEP: Final = 30.0  # seconds between two points
+INTERVAL: Final = 30.0  # seconds between two points
 _POINTS: Final = 120
 _SHORTEST_RATE: Final = 5.0  # seconds; a rate over less than that jumps with each POST
 
@@ -27,47 +23,30 @@ class State(NamedTuple):
     """Events delivered since the process started."""
 
 
-class Point(NamedTuple):
-    """A partition at one moment."""
-
-    at: float
-    """By the monotonic clock."""
-    lag: int
-    oldest: float
-    rate: float
-    """Events delivered per second since the point before."""
-    delivered: int
-
-
 class History:
-    """Points at equal distances; those of partitions that this process no longer owns are gone."""
+    """Points of the partitions that this process owns, each a time (monotonic) and a state."""
 
     def __init__(self) -> None:
-        self._points: dict[str, deque[Point]] = {}
-        self._at = float("-inf")
+        self._points: dict[str, deque[tuple[float, State]]] = {}
 
     def note(self, now: float, states: Iterable[State]) -> None:
-        """Add a point per partition if the last one is old enough; `now` is monotonic."""
-        if now - self._at < _STEP:
-            return
+        """Add a point per partition; the points of others are forgotten."""
         before, self._points = self._points, {}
         for state in states:
             points = before.get(state.partition, deque(maxlen=_POINTS))
-            points.append(_point(now, state, points))
+            points.append((now, state))
             self._points[state.partition] = points
-        self._at = now
 
-    def until(self, now: float, state: State) -> list[Point]:
-        """Return the points of a partition, oldest first, and its state now as the last one."""
-        points = self._points.get(state.partition, deque())
-        return [*points, _point(now, state, points)]
+    def curve(self, now: float, state: State) -> list[dict[str, Any]]:
+        """Return the points of a partition, oldest first, with the rate in events per second.
 
-
-def _point(now: float, state: State, points: deque[Point]) -> Point:
-    rate = 0.0
-    if points:
-        last = points[-1]
-        passed = now - last.at
-        long_enough = passed >= _SHORTEST_RATE
-        rate = (state.delivered - last.delivered) / passed if long_enough else last.rate
-    return Point(now, state.lag, state.oldest, rate, state.delivered)
+        The state of now is the last one, so that a curve's maximum includes the current value.
+        """
+        points = [*self._points.get(state.partition, ()), (now, state)]
+        found, rate = [], 0.0
+        for (before, old), (at, new) in zip(points[:1] + points, points, strict=False):
+            if at - before >= _SHORTEST_RATE:
+                rate = (new.delivered - old.delivered) / (at - before)
+            ago = now - at
+            found.append({"secondsAgo": ago, "lag": new.lag, "oldest": new.oldest, "rate": rate})
+        return found

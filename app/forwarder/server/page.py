@@ -2,34 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, Final
 
 _WIDTH, _HEIGHT = 120, 28  # of a curve, in units of its own
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #0969da; --dim: #6e7781;
-  --edge: #d0d7de; --card: #f6f8fa }
-@media (prefers-color-scheme: dark) { :root { --good: #3fb950; --bad: #ff7b72; --line: #58a6ff;
-  --dim: #9198a1; --edge: #3d444d; --card: #151b23 } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.4rem; margin: .5rem 0 } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem }
-.good { color: var(--good) } .bad { color: var(--bad) } .dim { color: var(--dim) }
-ul { list-style: none; padding: 0; margin: .5rem 0 } li, td { overflow-wrap: anywhere }
-.cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }
-.card { background: var(--card); border: 1px solid var(--edge); border-radius: .5rem;
-  padding: .6rem .9rem }
-.card h3 { font-size: 1rem; margin: 0 0 .3rem }
-.row { display: flex; align-items: center; justify-content: space-between; gap: .5rem }
-.row { font-size: .9rem; white-space: nowrap } .row svg { flex: 0 0 35%; height: 1.75rem;
-  overflow: visible }
-.row .dim { flex: 1; text-align: right; font-size: .75rem }
-polyline { fill: none; stroke: var(--line); stroke-width: 1.5; vector-effect: non-scaling-stroke }
-table { border-collapse: collapse; width: 100%; font-size: .9rem }
-td { border-top: 1px solid var(--edge); padding: .25rem .5rem .25rem 0; vertical-align: top }
-td:first-child { width: 16rem }
-@media (max-width: 40rem) { td, td:first-child { display: block; width: auto }
-  td + td { border: 0 } }
-"""
+_STYLE: Final = Path(__file__).with_suffix(".css").read_text()
+_NONE: Final = "<p>This process owns no partition at the moment.</p>"
 
 
 def page(status: Mapping[str, Any]) -> str:
@@ -56,9 +34,6 @@ at most {status["postConcurrency"]} POSTs at once.</p>
 {_table(status["settings"].items())}
 </body></html>
 """
-
-
-_NONE: Final = "<p>This process owns no partition at the moment.</p>"
 
 
 def _component(name: str, state: str) -> str:

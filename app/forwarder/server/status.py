@@ -9,7 +9,6 @@ from forwarder import __version__, log
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.server.health import Health
-from forwarder.server.history import State
 
 _STARTED: Final = time.monotonic()
 
@@ -27,19 +26,11 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
         "notReady": not_ready,
         "postConcurrency": health.post_concurrency,
         "components": {name: why or "healthy" for name, why in health.components().items()},
-        "partitions": [_partition(now, state, health) for state in health.states()],
+        "partitions": [
+            {**one._asdict(), "lastHour": health.history.curve(now, one)} for one in health.states()
+        ],
         "errors": log.recent_errors(),
         "settings": dict(_shown(settings)),
-    }
-
-
-def _partition(now: float, state: State, health: Health) -> dict[str, Any]:
-    return {
-        **state._asdict(),
-        "lastHour": [
-            {"secondsAgo": now - one.at, "lag": one.lag, "oldest": one.oldest, "rate": one.rate}
-            for one in health.history.until(now, state)
-        ],
     }
 
 

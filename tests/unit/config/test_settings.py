@@ -72,7 +72,7 @@ DEFAULTS: dict[str, Any] = {
     "ReceiveBufferBytes": 33554432,
     "AuditPolicyFile": None,
     "ClusterAnnotation": False,
-    "ResourceIds": (),
+    "ResourceIds": frozenset(),
     "LogFormat": "json",
     "HttpPort": 5000,
 }
@@ -142,7 +142,7 @@ ACCEPTED: list[tuple[str, str, Any]] = [
     ("AuditPolicyFile", "quiet", document.load("quiet")),
     ("ClusterAnnotation", "true", True),
     ("ClusterAnnotation", "false", False),
-    ("ResourceIds", " */A , */b,", ("*/A", "*/b")),
+    ("ResourceIds", " */A , */b,", frozenset({"*/A", "*/b"})),
     ("LogFormat", "json", "json"),
     ("LogFormat", "text", "text"),
     ("HttpPort", "0", 0),
