@@ -29,7 +29,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 
 {{/* metadata of an object. A list: the root, its name, labels and annotations in addition; nil for none. */}}
 {{- define "aks-audit.metadata" -}}
-{{- $root := first . }}
+{{- $root := first . -}}
 name: {{ index . 1 | quote }}
 labels:
   {{- merge (include "aks-audit.labels" $root | fromYaml) (default dict (index . 2)) | toYaml | nindent 2 }}
@@ -53,10 +53,10 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* imagePullSecrets of this chart and of its parents, where they may be names. */}}
+{{/* imagePullSecrets of this chart and of its parents, as names or as maps. */}}
 {{- define "aks-audit.imagePullSecrets" -}}
-{{- $secrets := default list .Values.imagePullSecrets }}
-{{- range ($.Values.global).imagePullSecrets }}
+{{- $secrets := list }}
+{{- range concat (default list .Values.imagePullSecrets) (default list (.Values.global).imagePullSecrets) }}
 {{- $secrets = append $secrets (kindIs "map" . | ternary . (dict "name" .)) }}
 {{- end }}
 {{- with uniq $secrets }}{{ toYaml . }}{{ end }}

@@ -15,8 +15,8 @@ always: >-
 used: >-
   metrics.service.enabled metrics.service.port webhook.tls.ca webhook.token.key prometheusRule.retentionHours
   prometheusRule.retentionShare prometheusRule.deadLettersPerHour prometheusRule.quietHours prometheusRule.runbookUrl
-  dashboard.label dashboard.labelValue podDisruptionBudget.maxUnavailable networkPolicy.metricsFrom keda.partitions
-  keda.minReplicas keda.maxReplicas keda.messagesPerReplica keda.pollingIntervalSeconds
+  dashboard.label dashboard.labelValue keda.partitions keda.minReplicas keda.maxReplicas keda.messagesPerReplica
+  keda.pollingIntervalSeconds
 {{- end }}
 
 {{/* Rules of the audit policy; the forwarder checks the rest at its start. Rules are counted from 1, as policy explain does. */}}
@@ -92,9 +92,9 @@ used: >-
 
 {{- $budget := default dict .Values.podDisruptionBudget }}
 {{- $replicas := int (default .Values.replicaCount $keda.minReplicas) }}
-{{- $available := toString (default "" $budget.minAvailable) }}
+{{- $available := regexFind "^[0-9]+%?" (toString $budget.minAvailable) }}
 {{- $kept := hasSuffix "%" $available | ternary (divf (mulf (trimSuffix "%" $available) $replicas) 100 | ceil) (float64 $available) }}
-{{- $blocks := empty $available | ternary (regexMatch "^0+%?$" (toString $budget.maxUnavailable)) (ge (float64 $kept) (float64 $replicas)) }}
+{{- $blocks := empty $available | ternary (not (regexMatch "[1-9]" (toString $budget.maxUnavailable))) (ge (float64 $kept) (float64 $replicas)) }}
 
 {{- $errors := list }}
 {{- range $rule := list
@@ -109,13 +109,13 @@ used: >-
     "eventHub.connectionString has quotes around it: remove them.")
   (list (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)
     "eventHub.connectionString is the connection string of a storage account: set blobStorage.connectionString to it, and eventHub.connectionString to that of the Event Hubs namespace, which begins with Endpoint=sb://.")
-  (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint=sb://." $hub) (regexMatch "(?i)SharedAccess(Key|Signature)=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
+  (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint=sb://[^/;]" $hub) (regexMatch "(?i)SharedAccess(Key|Signature)=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
     "eventHub.connectionString is not a connection string of Event Hubs, which has Endpoint=sb:// and SharedAccessKey= (or SharedAccessSignature=): copy all of it.")
   (list (regexMatch $quoted $blob)
     "blobStorage.connectionString has quotes around it: remove them.")
   (list (regexMatch "(?i)Endpoint=sb://" $blob)
     "blobStorage.connectionString is a connection string of Event Hubs: set eventHub.connectionString to it, and blobStorage.connectionString to that of the storage account, which has AccountName=, or leave it empty.")
-  (list (not (regexMatch "(?i)^$|(AccountName|BlobEndpoint|UseDevelopmentStorage|Endpoint)=." $blob))
+  (list (not (or (regexMatch "(?i)^$|UseDevelopmentStorage=true|Endpoint=sb://" $blob) (and (regexMatch "(?i)(AccountName|BlobEndpoint)=." $blob) (regexMatch "(?i)(AccountKey|SharedAccessSignature)=." $blob))))
     "blobStorage.connectionString is not a connection string of a storage account, which has AccountName= and AccountKey= (or BlobEndpoint= and SharedAccessSignature=): copy all of it.")
   (list (le (float64 .Values.eventHub.ownershipExpirySeconds) (float64 .Values.eventHub.loadBalancingIntervalSeconds))
     "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: otherwise partitions expire between two renewals.")
@@ -133,8 +133,8 @@ used: >-
     "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
   (list (and (.Values.workloadIdentity).enabled (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create)
     "workloadIdentity.enabled requires workloadIdentity.clientId, the client ID of the managed identity.")
-  (list (regexMatch "(://|@|:[^/]*$)" .Values.image.repository)
-    "image.repository is a name such as registry.example.com/aks-audit: leave out https://, and set image.tag or image.digest instead of a tag or digest in it.")
+  (list (not (regexMatch "^([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*:[^/:@]+(@sha256:[0-9a-f]+)?$" (include "aks-audit.image" .)))
+    "image.repository is a name such as registry.example.com/aks-audit, in lower case, and global.imageRegistry its first part: leave out https://, and set image.tag or image.digest instead of a tag or digest in it.")
   (list (and $tls.clientCertificate (not $tls.secretName))
     "webhook.tls.clientCertificate requires webhook.tls.secretName, a Secret with tls.crt and tls.key.")
   (list (and $tls.secretName (not (hasPrefix "https://" .Values.webhook.url)))
