@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import stamina
 from azure.core.exceptions import ResourceNotFoundError
 
 from forwarder.checkpoints.sqlite import UNUSABLE, decode
@@ -98,8 +97,13 @@ class StoreCheck(Part):
         if not path.exists():
             return Finding("skipped", "none here")
         prefix = "/".join((*self._place.values(), "")).lower()
-        again = stamina.AsyncRetryingCaller(attempts=6, wait_jitter=0).on(sqlite3.DatabaseError)
-        self.found = await again(asyncio.to_thread, _rows, path, prefix)  # may be half written
+        for wait in (0.1, 0.2, 0.4, 0.8, 1.6):  # it may be half written
+            with suppress(sqlite3.DatabaseError):
+                self.found = await asyncio.to_thread(_rows, path, prefix)
+                break
+            await asyncio.sleep(wait)
+        else:
+            self.found = await asyncio.to_thread(_rows, path, prefix)
         return f"{len(self.found)} of this hub and consumer group"
 
     async def _count(self) -> Finding | str:
