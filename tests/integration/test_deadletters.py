@@ -58,7 +58,7 @@ def local(directory: Path, most: int, **options: Any) -> DeadLetterWriter:
 
 async def keep(writer: DeadLetterWriter, records: list[Record]) -> int:
     """Add them and wait until they are written; how many of them to count as dropped."""
-    return await (await writer.add(records))
+    return await (await writer.dead_letter(records))
 
 
 def body(entry: dict[str, Any]) -> bytes:
@@ -301,7 +301,7 @@ async def test_no_record_is_lost_or_doubled_while_none_can_be_written(
 
 async def test_records_past_the_bound_wait_while_the_disk_answers(tmp_path: Path) -> None:
     writer = local(tmp_path, 10**7, max_waiting=20_000)
-    written = [await writer.add(numbered([n], 1000)) for n in range(300)]
+    written = [await writer.dead_letter(numbered([n], 1000)) for n in range(300)]
     assert sum(not one.done() for one in written) < 20
     assert await asyncio.gather(*written) == [0] * 300
     assert (writer.waiting, writer.evicted, writer.outage.reason) == (0, 0, "")
@@ -313,7 +313,7 @@ async def test_records_past_the_bound_are_evicted_while_nothing_can_be_written(
 ) -> None:
     writer = local(tmp_path, 10**7, max_waiting=20_000)
     with no_file_larger_than(0):
-        written = [await writer.add(numbered([n], 1000)) for n in range(100)]
+        written = [await writer.dead_letter(numbered([n], 1000)) for n in range(100)]
         gone = [n for n, one in enumerate(written) if one.done()]
         assert 90 <= len(gone) < 100
         assert all(isinstance(written[n].exception(), EvictedError) for n in gone)
@@ -390,7 +390,7 @@ async def test_replicas_write_to_the_same_container(store: Azurite) -> None:
 
 async def test_records_of_a_burst_share_blobs(store: Azurite) -> None:
     async with blob_writer(store) as writer, container(store) as client:
-        written = [await writer.add(numbered([n])) for n in range(200)]
+        written = [await writer.dead_letter(numbered([n])) for n in range(200)]
         await asyncio.gather(*written)
         assert await in_blobs(store) == list(range(200))
         assert len(await DeadLetterBlobs(client).sizes()) <= 3

@@ -55,13 +55,14 @@ class Unpacked(Struct, gc=False):
     """What one message held; `skipped` counts the records of other categories and clusters.
 
     `filtered` counts the events that the filter dropped, `ruled` all that the audit policy saw, by
-    rule and the level that they are left at.
+    rule and the level that they are left at, and `salvaged` the completed ones of `events`.
     """
 
     events: list[Event]
     refused: list[Unusable]
     skipped: int = 0
     filtered: int = 0
+    salvaged: int = 0
     ruled: dict[tuple[str, str], int] = {}
 
     @property
@@ -165,6 +166,7 @@ def unpack(  # noqa: C901 - the one loop that every event goes through
         if left is None:
             unpacked.filtered += 1
             continue
+        unpacked.salvaged += completed
         request, response = fields.request_object, fields.response_object
         deep = bool(request or response) and (_is_deep(request) or _is_deep(response))
         unpacked.events.append(Event(left, stamp or "", completed, deep))
@@ -221,7 +223,9 @@ def _is_deep(value: Raw) -> bool:
     if len(value) < 2 * _MAX_LEVELS:
         return False
     text = bytes(value)
-    if text.count(b"{") + text.count(b"[") < _MAX_LEVELS:
+    opened = text.count(b"{") + text.count(b"[")
+    # managedFields have hundreds of empty objects; each is at most one level, the last.
+    if opened < _MAX_LEVELS or opened - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:
         return False
     skeleton = _ESCAPE.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
     brackets = b"".join(skeleton.split(b'"')[::2])

@@ -60,7 +60,7 @@ class Replay(ABC):
     def _refuse(self, record: Record) -> None:
         """Note what the sink refuses."""
 
-    async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
+    async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
         """Accept what the sink refuses; nothing is written."""
         for record in records:
             self._refuse(record)

@@ -56,7 +56,7 @@ class DeadLetterWriter:
         self.evicted = 0
         """Records that were given up: their messages are read again at the next start."""
 
-    async def add(self, records: Sequence[Record]) -> asyncio.Future[int]:
+    async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
         """Accept records of one message; the returned future is done when they are durable.
 
         Its result is how many of them to count as `dropped` in place of older records, which were

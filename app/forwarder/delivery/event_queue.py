@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import repeat
+from itertools import islice, repeat
 
 from forwarder.audit.envelope import Event
 from forwarder.delivery.watermark import Message
@@ -28,24 +28,19 @@ class EventQueue:
         """Append the events of a message."""
         self._events.extend(zip(events, repeat(message)))
 
-    def next_list(self, max_events: float) -> list[Queued]:
+    def next_list(self, max_events: int) -> list[Queued]:
         """Take what fits into one POST, and not more than `max_events`.
 
         An event that a sink may mishandle is alone, so that it costs no other: a deeply nested one
         or a large one. Falco answers 200 before it parses, and drops the whole body when its
         parser gives up at 300 levels.
         """
-        max_events = min(max_events, self._max_events)
-        size = LIST_OVERHEAD
-        taken: list[Queued] = []
-        while self._events and len(taken) < max_events:
-            event = self._events[0][0]
+        size, count = LIST_OVERHEAD, 0
+        for event, _ in islice(self._events, min(max_events, self._max_events)):
             length = len(event.body)
             size += length + 1
-            alone = length > self._alone_bytes or event.post_alone
-            if taken and (alone or size > self._max_bytes):
+            if length > self._alone_bytes or event.post_alone or size > self._max_bytes:
+                count = count or 1
                 break
-            taken.append(self._events.popleft())
-            if alone:
-                break
-        return taken
+            count += 1
+        return [self._events.popleft() for _ in range(count)]

@@ -1,7 +1,7 @@
 """Delivery of one partition: messages in, lists out, acknowledgements back.
 
     events:          submit -> EventQueue -> worker -> Sink.post -> Watermark.acknowledge
-    unusable records: submit -> DeadLetterSink.add -> Watermark.acknowledge
+    unusable records: submit -> DeadLetterSink.dead_letter -> Watermark.acknowledge
 
 Up to WebSinkConcurrency workers take lists from the queue; one worker preserves the order of the
 partition. A worker closes its list when it is full or the queue is empty. It never waits for more
@@ -42,7 +42,7 @@ class DeadLetterSink(Protocol):
     evicted: int
     outage: Outage
 
-    async def add(self, records: Sequence[Record]) -> Awaitable[int]:
+    async def dead_letter(self, records: Sequence[Record]) -> Awaitable[int]:
         """Accept records; the result is done when they are durable.
 
         It is how many of them count as dropped, in place of older ones. EvictedError: they had to
@@ -78,6 +78,7 @@ class Partition:
         self.progress = time.monotonic()
         """When a message was last received or acknowledged, by the monotonic clock."""
         self._context = context
+        self._buffer = context.buffer
         self._concurrency = context.settings.web_sink_concurrency
         self._queue = EventQueue(
             context.settings.web_sink_max_events, context.settings.web_sink_max_bytes
@@ -100,10 +101,9 @@ class Partition:
         self.progress = time.monotonic()
         records = message.buffered = len(unpacked.events) + len(unpacked.refused)
         message.held = max(message.size, unpacked.size)
-        self._context.buffer.charge(message.held - message.size)
+        self._buffer.charge(message.held - message.size)
         self.watermark.track(message, records)
-        if not records:
-            self._context.buffer.release(message.held)
+        self._buffer.release(message.release(0))
         self._queue.extend(unpacked.events, message)
         if unpacked.refused:
             self._spawn(self._dead_letter(message, unpacked.refused))
@@ -158,16 +158,17 @@ class Partition:
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
-            self._context.metrics.delayed(event.stage_timestamp for event, _ in events)
-            for message, count in Counter(message for _, message in events).items():
-                self._release_bytes(message, count)
-                self._acknowledge(message, count)
+            self._context.metrics.delayed([event.stage_timestamp for event, _ in events])
+            self.progress = time.monotonic()
+            for message, count in Counter([message for _, message in events]).items():
+                self._buffer.release(message.release(count))
+                self.watermark.acknowledge(message, count)
 
     async def _dead_letter(self, message: Message, refused: Sequence[Unusable]) -> None:
         """Hand records to the dead-letter sink. Only the message's checkpoint waits for it."""
         records = [Record.of(self.number, message.sequence_number, one) for one in refused]
-        durable = await self._context.dead_letters.add(records)
-        self._release_bytes(message, len(records))
+        durable = await self._context.dead_letters.dead_letter(records)
+        self._buffer.release(message.release(len(records)))
         self._spawn(self._await_durable(message, len(records), durable))
 
     async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
@@ -178,17 +179,8 @@ class Partition:
             return
         self.metrics.outcomes["dead_lettered"].inc(records - dropped)
         self.metrics.outcomes["dropped"].inc(dropped)
-        self._acknowledge(message, records)
-
-    def _acknowledge(self, message: Message, records: int) -> None:
         self.progress = time.monotonic()
         self.watermark.acknowledge(message, records)
-
-    def _release_bytes(self, message: Message, records: int) -> None:
-        """Release the message's bytes once none of its records keeps them in memory."""
-        message.buffered -= records
-        if not message.buffered:
-            self._context.buffer.release(message.held)
 
     def _count(self, message: Message, unpacked: Unpacked) -> None:
         """Count a message, and those that expired in the hub before it was read."""
@@ -199,7 +191,7 @@ class Partition:
         if unpacked.ruled:
             self.metrics.outcomes["filtered"].inc(unpacked.filtered)
             self._context.metrics.judged(unpacked.ruled)
-        self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
+        self.metrics.salvaged.inc(unpacked.salvaged)
         if self.last is None:
             self.start_after = message.sequence_number - 1
         elif lost := message.sequence_number - self.last - 1:
@@ -213,12 +205,13 @@ class Partition:
             )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=self.number)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("internal error", partition=self.number, reason=log.describe(error))
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("internal error", partition=task.get_name(), reason=log.describe(error))

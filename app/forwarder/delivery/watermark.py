@@ -38,6 +38,11 @@ class Message:
     held: int = 0
     """Bytes of memory that they take; small records take more than the message."""
 
+    def release(self, records: int) -> int:
+        """Note that this many records left memory; return the bytes to release with the last."""
+        self.buffered -= records
+        return 0 if self.buffered else self.held
+
 
 class Watermark:
     """The messages of one partition that are in flight, and the position behind them.

@@ -22,6 +22,7 @@ success ends that wait, so nothing of an outage outlives it.
 import asyncio
 import math
 import random
+import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -77,7 +78,7 @@ class AdaptiveConcurrency:
         self._attempt_at, self._attempt_after = 0.0, _ATTEMPT_AFTER
         self._low_since: float | None = None
         self._low = False
-        self.max_events = math.inf
+        self.max_events = sys.maxsize
         """Events that a list may have at present."""
         gauge.set(1)
 
