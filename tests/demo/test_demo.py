@@ -59,13 +59,13 @@ async def demo(*arguments: str, root: Path = ROOT, **variables: str) -> AsyncIte
 
 async def result(process: Process) -> tuple[int, str, str]:
     """Return exit status, standard output and standard error."""
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 200)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

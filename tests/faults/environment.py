@@ -150,7 +150,7 @@ class FaultEnvironment(Environment):
 
         await eventually(divided, lambda: f"owned {found} instead of {expected}")
 
-    async def settled(self, seconds: float = 60) -> None:
+    async def settled(self, seconds: float = 180) -> None:
         """Wait until what is published by now is accounted for, and checkpoints are behind it."""
         published = set(self.ledger.published)
         ends = {log.id: log.last for log in self.hub.partitions if log.last >= 0}
@@ -258,7 +258,7 @@ async def fault_environment(
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[bool]], told: Callable[[], str], seconds: float = 30
+    condition: Callable[[], Awaitable[bool]], told: Callable[[], str], seconds: float = 120
 ) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds

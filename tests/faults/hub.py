@@ -108,7 +108,7 @@ async def lets_steal(env: FaultEnvironment, seconds: float) -> None:
         )
         async with thief:
             thefts = [asyncio.create_task(_steal(thief, number)) for number in ("0", "1")]
-            end = time.monotonic() + 30  # for the hub may be away
+            end = time.monotonic() + 90  # for the hub may be away
             while not _stolen(env) and time.monotonic() < end:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
             await asyncio.sleep(seconds)

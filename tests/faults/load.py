@@ -12,7 +12,7 @@ SMALL = events.typical_events()
 async def many_records(env: FaultEnvironment, _: float) -> None:
     """Messages of 5,000 records."""
     env.ledger.publish(40_000, per_message=5000, templates=SMALL)
-    await env.settled(60)
+    await env.settled()
 
 
 async def large_record(env: FaultEnvironment, size: float) -> None:
@@ -23,11 +23,11 @@ async def large_record(env: FaultEnvironment, size: float) -> None:
     for _ in range(12):
         env.ledger.publish(1, per_message=1, templates=[body])
         await asyncio.sleep(0.05)
-    await env.settled(60)
+    await env.settled()
 
 
 async def dead_letters(env: FaultEnvironment, number: float) -> None:
     """Events with other text behind them, which are not posted."""
     spoilt = [event + b" text" for event in SMALL]
     env.ledger.publish(int(number), per_message=100, refuse=1, templates=spoilt)
-    await env.settled(200)
+    await env.settled(400)

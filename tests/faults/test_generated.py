@@ -85,7 +85,7 @@ async def inject_at_once(env: FaultEnvironment, seed: int, told: list[str]) -> N
             group.create_task(inject(env, faults, f"{seed} {faults[0].__module__}", told))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize("seed", [_seed(number) for number in range(SEEDS)])
 async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
     """Whatever fails at once, the verdict is that of every scenario."""
@@ -93,7 +93,7 @@ async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
     try:
         async with fault_environment(tmp_path, blobs=bool(seed % 2)) as env:
             await env.start()
-            async with asyncio.timeout(150):
+            async with asyncio.timeout(600):
                 await inject_at_once(env, seed, told)
                 env.ledger.publish(100)
                 await env.verdict()

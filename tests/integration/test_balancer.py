@@ -136,7 +136,7 @@ async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> Non
     async with stores() as store:
         other, one = Replica(store), Replica(store, 0.3)
         await other.round(partitions)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             while len(one.owned) < 2:
                 await one.round(partitions)
                 await asyncio.sleep(PAUSE)

@@ -248,7 +248,7 @@ async def test_the_cause_is_named_in_a_line_everywhere(
 
 
 async def _until(forwarder: Forwarder, condition: Callable[[Samples], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             if condition(await forwarder.metrics()):
                 return

@@ -109,7 +109,7 @@ async def test_a_running_forwarder_is_seen_and_not_disturbed(
                 found = stores.embedded(tmp_path)
                 return await stores.shared(store) if where == "account" else found
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 while (before := await stored()) != {"0": 1, "1": 1}:  # noqa: ASYNC110 - a file
                     await asyncio.sleep(0.1)
             reading = set(server.receivers)
@@ -382,7 +382,7 @@ async def test_network_rules_of_the_namespace_are_named_and_no_command_changes_r
     server.faults.refuse("put-token", answer)
     environment = settings(server, webhook.url, tmp_path)
     async with Forwarder(environment) as forwarder:
-        reason = (await forwarder.wait_for("hub does not answer", 60))["reason"]
+        reason = (await forwarder.wait_for("hub does not answer"))["reason"]
     _, report = await check(environment)
     assert set(failed(report)) == {"hub login"}
     one = report["hub login"]

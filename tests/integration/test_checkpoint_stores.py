@@ -363,7 +363,7 @@ asyncio.run(main())
 async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
     """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
     child = await child_of(_CLOSER, str(path))
-    _, errors = await asyncio.wait_for(child.communicate(), 60)
+    _, errors = await asyncio.wait_for(child.communicate(), 200)
     assert (child.returncode, errors) == (0, b"")
 
 
@@ -391,7 +391,7 @@ async def test_kill_while_writing_loses_no_checkpoint_that_was_written(path: Pat
         child = await child_of(_WRITER, str(path), str(number))
         assert child.stdout
         for _ in range(1 + 37 * kill):
-            assert await asyncio.wait_for(child.stdout.readline(), 30)
+            assert await asyncio.wait_for(child.stdout.readline(), 90)
         child.send_signal(signal.SIGKILL)
         said = (await child.stdout.read()).split()
         assert await child.wait() == -signal.SIGKILL

@@ -113,7 +113,7 @@ async def exchange(forwarder: Forwarder, request: bytes) -> tuple[bytes, float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", forwarder.port)
     began = time.monotonic()
     writer.write(request)
-    response = await asyncio.wait_for(reader.read(), 30)
+    response = await asyncio.wait_for(reader.read(), 90)
     writer.close()
     return response, time.monotonic() - began
 

@@ -92,7 +92,7 @@ async def test_hub_and_store_are_reached_through_the_proxy_and_the_sink_is_not(
         text = store.connection_string
         settings = place.settings(BlobStorageConnectionString=text, VerboseLevel="4", **variables)
         async with Forwarder(settings) as forwarder:
-            await place.webhook.until(lambda: place.webhook.total == 3, 60)
+            await place.webhook.until(lambda: place.webhook.total == 3)
             forwarder.terminate()
             assert await forwarder.wait() == 0
         assert await stores.shared(store) == {"0": 0}
@@ -109,14 +109,14 @@ async def test_no_proxy_makes_the_connection_direct(place: Place, no_proxy: str)
         direct.keys = place.server.keys
         direct.hubs[HUB].publish(0, events.envelope(events.real_events()[:5]))
         async with Forwarder(place.settings(NO_PROXY=no_proxy.format(place.host))):
-            await place.webhook.until(lambda: place.webhook.total == 5, 60)
+            await place.webhook.until(lambda: place.webhook.total == 5)
     assert place.proxy.asked == []
 
 
 @pytest.mark.parametrize("no_proxy", ["example.org", "127.7.0.0/33", "{}:5671"])
 async def test_no_proxy_of_others_does_not(place: Place, no_proxy: str) -> None:
     async with Forwarder(place.settings(NO_PROXY=no_proxy.format(place.host))):
-        await place.webhook.until(lambda: place.webhook.total == 3, 60)
+        await place.webhook.until(lambda: place.webhook.total == 3)
 
 
 # How each refusal is set up, and words of its cause and remedy.
@@ -165,7 +165,7 @@ async def test_with_amqp_the_proxy_is_named_as_what_amqp_cannot_pass(place: Plac
         assert "AMQP cannot pass the HTTP proxy in HTTPS_PROXY: set HubTransport=websocket" in text
     remedied = settings | {"HubTransport": "websockets"}
     async with Forwarder(remedied):
-        await place.webhook.until(lambda: place.webhook.total == 3, 60)
+        await place.webhook.until(lambda: place.webhook.total == 3)
 
 
 @pytest.mark.parametrize("transport", ["amqp", "websockets"])
@@ -186,7 +186,7 @@ async def test_inspected_tls_is_named_and_the_remedy_repairs_it(
             assert f"the certificate of {place.host}:{port} is of an unknown CA" in text
             assert "set TrustedCAFile" in text
         async with Forwarder(settings):
-            await place.webhook.until(lambda: place.webhook.total == 5, 60)
+            await place.webhook.until(lambda: place.webhook.total == 5)
 
 
 @pytest.mark.parametrize("status", [401, 403, 407, 502])

@@ -42,7 +42,7 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
             await asyncio.sleep(0.5)
             assert stores.embedded(tmp_path) == before
             await env.webhook.start()
-            await forwarder.wait_for("sink up", 40)
+            await forwarder.wait_for("sink up")
         await ledger.settled(60)
         assert (await forwarder.get("/readyz"))[0] == 200
         judge_sums(await forwarder.metrics())
@@ -71,7 +71,7 @@ async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path:
             assert "sink.test" in down["reason"], down
             assert (await forwarder.get("/livez"))[0] == 200
             hosts.write_text("127.0.0.1 sink.test\n")
-            await forwarder.wait_for("sink up", 40)
+            await forwarder.wait_for("sink up")
             await env.ledger.settled()
             forwarder.terminate()
             assert await forwarder.wait() == 0

@@ -170,7 +170,7 @@ async def test_a_browser_draws_it(webhook: Webhook, tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        assert await asyncio.wait_for(browser.wait(), 60) == 0
+        assert await asyncio.wait_for(browser.wait(), 200) == 0
         assert picture.stat().st_size > 10_000
 
 

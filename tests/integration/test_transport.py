@@ -135,7 +135,7 @@ def _links() -> list[ReceiverLink]:
     return [one for one in links if "ConsumerGroups" in str(one.source)]
 
 
-async def _by_sdk(server: Server, pauses: Sequence[float], seconds: float = 60) -> list[float]:
+async def _by_sdk(server: Server, pauses: Sequence[float], seconds: float = 90) -> list[float]:
     """Publish a message after each pause; return how long each took to the SDK's handler."""
     took: list[float] = []
     begun, done = asyncio.Event(), asyncio.Event()
@@ -163,7 +163,7 @@ async def _by_link(server: Server, pauses: Sequence[float]) -> list[float]:
     """Do the same with a link of ours."""
     took: list[float] = []
     begun = asyncio.Event()
-    async with _client(server) as client, asyncio.timeout(60):
+    async with _client(server) as client, asyncio.timeout(90):
         link = Link(await attach(client, _settings(server), "0", "-1", owner=True))
         publishing = asyncio.create_task(_publish(server.hubs[HUB], pauses, begun))
         while len(took) <= len(pauses):

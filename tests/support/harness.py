@@ -118,7 +118,7 @@ class Harness:
     async def until(
         self,
         condition: Callable[[], object | Awaitable[object]],
-        timeout: float = 30,  # noqa: ASYNC109  the error has the log
+        timeout: float = 90,  # noqa: ASYNC109  the error has the log
     ) -> None:
         """Wait until the condition, which may be awaitable, holds."""
         deadline = time.monotonic() + timeout
@@ -133,12 +133,12 @@ class Harness:
                 raise TimeoutError(f"after {timeout} s:\n{self._tail()}")
             await self._change()
 
-    async def wait_for(self, message: str, timeout: float = 30) -> dict[str, Any]:  # noqa: ASYNC109  as above
+    async def wait_for(self, message: str, timeout: float = 90) -> dict[str, Any]:  # noqa: ASYNC109  as above
         """Wait for a log entry whose message begins with this text, and return the first one."""
         await self.until(lambda: self.entries(message), timeout)
         return self.entries(message)[0]
 
-    async def listening(self, timeout: float = 30) -> None:  # noqa: ASYNC109  as above
+    async def listening(self, timeout: float = 90) -> None:  # noqa: ASYNC109  as above
         """Wait until its HTTP port answers."""
 
         async def answers() -> bool:

@@ -71,7 +71,7 @@ class DeliveryOnly(_Logged):
 
     async def drain(self) -> None:
         """Wait until everything taken is settled."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             for partition in self.partitions.values():
                 await partition.drain()
 
@@ -93,7 +93,7 @@ class InProcess(_Logged):
     async def stop(self) -> None:
         """Stop as at SIGTERM."""
         self._stop.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             await self._task
 
 

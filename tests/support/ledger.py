@@ -101,7 +101,7 @@ class Ledger:
         unsettled = self.unsettled()
         return sorted((*self.published[name][:2], name in self.refused) for name in unsettled)
 
-    async def settled(self, timeout: float = 30) -> None:  # noqa: ASYNC109 - tells what is missing
+    async def settled(self, timeout: float = 90) -> None:  # noqa: ASYNC109 - tells what is missing
         """Wait until every published event is accounted for."""
         taken = self._webhook.taken
         await self._webhook.until(

@@ -113,7 +113,7 @@ class Forwarder(Harness):
         """Send SIGKILL."""
         self._signal(signal.SIGKILL)
 
-    async def wait(self, timeout: float = 60) -> int:  # noqa: ASYNC109  a child that does not end fails the test
+    async def wait(self, timeout: float = 120) -> int:  # noqa: ASYNC109  a child that does not end fails the test
         """Wait for its end and for the last of its output; the exit status, -9 if killed."""
         async with asyncio.timeout(timeout):
             status = await self.process.wait()

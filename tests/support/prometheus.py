@@ -69,7 +69,7 @@ async def prometheus(
     )
     try:
         server = Prometheus(f"http://{address}")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while process.returncode is None:
                 with contextlib.suppress(aiohttp.ClientError, AssertionError):
                     await server.get("status/config")

@@ -176,7 +176,7 @@ class Webhook:
         if self._runner:
             await self._runner.cleanup()
 
-    async def until(self, condition: Callable[[], object], timeout: float = 30) -> None:  # noqa: ASYNC109  tells what is missing
+    async def until(self, condition: Callable[[], object], timeout: float = 90) -> None:  # noqa: ASYNC109  tells what is missing
         """Wait until the condition holds; it is looked at after each post, and now and then."""
         deadline = time.monotonic() + timeout
         while not condition():
