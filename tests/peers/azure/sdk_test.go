@@ -144,7 +144,8 @@ func java(t *testing.T, arguments ...string) *local.Process {
 		t.Skip("the Java client needs java and mvn")
 	}
 	client := filepath.Join(local.Root(), "tests", "peers", "java", "Client.java")
-	return local.Run(t, nil, "java", append([]string{"-classpath", libraries + "/*", client}, arguments...)...)
+	quick := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-classpath", libraries + "/*", client}
+	return local.Run(t, nil, "java", append(quick, arguments...)...)
 }
 
 // consumeJava starts the EventProcessorClient of the Java client, which writes names in lower case and no offsets.

@@ -2,7 +2,6 @@ package falco
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,7 +9,8 @@ import (
 	"peers/local"
 )
 
-// Events that differ from ordinary ones in size or depth, and one that the platform cut off.
+// Events that differ from ordinary ones in size or depth, and two that the forwarder completes: one that the platform cut
+// off, and one with a time that Go refuses.
 func odd() [][]byte {
 	event := func(id, object string) []byte {
 		return []byte(`{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Request","auditID":"` + id +
@@ -23,6 +23,7 @@ func odd() [][]byte {
 		event("deep", strings.Repeat(`{"a":`, 250)+"1"+strings.Repeat("}", 250)),
 		event("large", `{"a":"`+strings.Repeat("x", 240_000)+`"}`),
 		event("cut", `{"a":"`+strings.Repeat("x", 16_000)+`"}`)[:16_000],
+		bytes.Replace(event("time", "{}"), []byte(`"stageTimestamp":"2026-11-23T`), []byte(`"stageTimestamp":"2026-11-23 `), 1),
 	}
 }
 
@@ -47,10 +48,7 @@ func TestEveryDeliveredEventIsYielded(t *testing.T) {
 			for _, event := range falco.yielded() {
 				yielded[local.Key(t, event)] = event
 			}
-			for _, event := range sent {
-				if !json.Valid(event) {
-					continue // completed by the forwarder; counted above
-				}
+			for _, event := range sent[:len(sent)-2] {
 				if got := yielded[local.Key(t, event)]; !bytes.Equal(got, event) {
 					t.Errorf("sent\n%.300s\nyielded\n%.300s", event, got)
 				}

@@ -18,7 +18,7 @@ import (
 )
 
 // Patience is how long a check waits for something that should happen soon on a busy machine.
-const Patience = 90 * time.Second
+const Patience = 3 * time.Minute
 
 // Process is a child process whose standard output is read line by line.
 type Process struct {
