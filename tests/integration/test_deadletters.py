@@ -110,7 +110,7 @@ async def test_a_record_is_a_line_of_json_with_the_bytes_as_they_were(
 
 
 @given(st.binary() | st.text(st.characters()).map(lambda text: text.encode(errors="surrogatepass")))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_come_back_from_a_line(original: bytes) -> None:
     line = record(original).line()
     assert line.endswith(b"\n")
@@ -119,7 +119,7 @@ def test_any_bytes_come_back_from_a_line(original: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.binary(max_size=300)), min_size=1), st.integers(1, 2000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_batches_hold_every_record_once_and_have_one_class_each(
     found: list[tuple[str, bytes]], most: int
 ) -> None:

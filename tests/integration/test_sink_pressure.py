@@ -50,7 +50,7 @@ async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> 
         seconds = time.monotonic() - started
         assert await delivery.outcomes() == {"delivered": 3_000}
         assert webhook.duplicates < 0.05 * 3_000
-        assert 3_000 / seconds > 0.85 * webhook.rate
+        assert webhook.busy > 0.85 * seconds
         assert 1 <= await delivery.total("post_concurrency") <= 2
         (entry,) = delivery.entries("post concurrency")
         assert (entry["message"], entry["demand"]) == ("post concurrency reduced", 16)
@@ -63,7 +63,7 @@ async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> 
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1700)
 @pytest.mark.parametrize("within", ["3", "10"])
 @pytest.mark.parametrize("rate", [50, 150, 500])
 async def test_a_slow_sink_with_20000_events_waiting(
@@ -76,10 +76,10 @@ async def test_a_slow_sink_with_20000_events_waiting(
             env.hub.publish(number % 4, message.body)
         settings = {"WebSinkTimeout": within, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
         async with env.forwarder(None, **settings):
-            await webhook.until(lambda: len(webhook.taken) == waiting, 2 * waiting / rate)
+            await webhook.until(lambda: len(webhook.taken) == waiting, 4 * waiting / rate)
             assert webhook.first
             assert webhook.duplicates < 0.05 * waiting
-            assert waiting / (time.time() - webhook.first) > 0.85 * rate
+            assert webhook.busy > 0.85 * (time.time() - webhook.first)
 
 
 async def test_a_sink_that_is_slow_per_post_gets_posts_side_by_side(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ async def test_a_sink_that_is_slow_per_post_gets_posts_side_by_side(tmp_path: Pa
         async with backlog(webhook, tmp_path, 4_000, WebSinkTimeout="1") as delivery:
             started = time.monotonic()
             await delivery.drain()
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 15
             assert await delivery.outcomes() == {"delivered": 4_000}
         assert webhook.duplicates == 0
 
@@ -125,13 +125,13 @@ async def test_one_post_probes_a_sink_that_is_down_and_all_resume_at_once(
         await delivery.wait_for("sink up")
         up = time.monotonic()
         await delivery.drain()
-        assert time.monotonic() - up < 5
+        assert time.monotonic() - up < 15
         assert await delivery.outcomes() == {"delivered": 4_000}
         pauses = [
             later.at - earlier.at
             for earlier, later in zip(webhook.posts, webhook.posts[1:], strict=False)
         ]
-        assert max(pauses) < 6
+        assert max(pauses) < 12
         assert webhook.duplicates == 0
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import inspect
+import itertools
 import json
+import os
 import random
 import socket
 import sqlite3
@@ -19,10 +21,17 @@ HUB = "insights-logs-kube-audit"
 OUTCOMES = {"delivered", "dead_lettered", "skipped", "filtered", "dropped"}
 
 
+# A port is taken some time before its process listens: each worker of pytest-xdist has its own, in
+# turn, outside of the ephemeral range.
+_PORTS = 2_000
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_numbers = itertools.count(random.randrange(_PORTS))
+
+
 def free_port() -> int:
-    """Return a port on 127.0.0.1 that nothing listens on, outside of the ephemeral range."""
+    """Return a port on 127.0.0.1 that nothing listens on."""
     while True:
-        port = random.randrange(10_000, 30_000)
+        port = 10_000 + _WORKER % 10 * _PORTS + next(_numbers) % _PORTS
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

@@ -125,6 +125,8 @@ class Webhook:
         self.rate = rate
         self.falco = falco
         self._turn = asyncio.Lock()
+        self.busy = 0.0
+        """Seconds that it has served at its rate."""
         self.taken: Counter[Key] = Counter()
         """How often each event was taken."""
         self.bytes: dict[Key, bytes] = {}
@@ -252,7 +254,9 @@ class Webhook:
     async def _serve(self, events: int) -> None:
         if self.rate < math.inf:
             async with self._turn:
+                began = time.monotonic()
                 await asyncio.sleep(events / self.rate)
+                self.busy += time.monotonic() - began
 
     @staticmethod
     def _judge(post: Post) -> Answer | None:

@@ -42,7 +42,6 @@ def forgotten() -> Iterator[None]:
     redaction.configure([])
 
 
-@settings(deadline=None)
 @given(SECRETS)
 def test_a_secret_is_redacted_in_each_encoding(secret: str) -> None:
     redaction.configure([secret])
@@ -56,7 +55,7 @@ def test_a_secret_is_redacted_in_each_encoding(secret: str) -> None:
         assert redaction.has_secret(f"before {encode(secret)} after".encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from([*"\\\\%&#;:xXuU0fFzé", "ud8", "UD9", "dc"]), max_size=30))
 def test_no_text_is_an_error(parts: list[str]) -> None:
     """What is no escape stays as it is, such as a backslash, a capital U and some digits."""

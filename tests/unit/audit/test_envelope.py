@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from forwarder.audit.envelope import Unpacked, unpack
@@ -154,7 +154,7 @@ def _ends(count: int) -> list[int]:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_arbitrary_bytes_are_dead_letters_and_never_an_exception(message: bytes) -> None:
     taken_apart(message)
 
@@ -166,7 +166,9 @@ _fragments = st.lists(st.sampled_from([b" ", *_TOKENS.split()]), max_size=20).ma
 
 
 @given(_fragments)
-@settings(max_examples=500, deadline=None)
+@example(b'{"records": [],"category":[]}')
+@example(b'[{"records":[],"properties":null}]')
+@settings(max_examples=500)
 def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
     unpacked = taken_apart(message)
     assert not unpacked.events
@@ -177,7 +179,7 @@ def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
 
 
 @given(st.lists(st.one_of(_fragments, st.sampled_from(RECORDS[:5]), st.binary(max_size=20))))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_good_records_come_out_in_order_whatever_lies_between(parts: list[bytes]) -> None:
     expected = [EVENTS[RECORDS.index(part)] for part in parts if part in RECORDS]
     assert _is_subsequence(expected, bodies(taken_apart(wrap(parts))))
@@ -193,7 +195,7 @@ def _is_subsequence(short: list[bytes], long: list[bytes]) -> bool:
     removed=st.integers(0, 3),
     inserted=st.one_of(st.binary(max_size=3), _fragments),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_damage_in_a_real_message_costs_only_the_record_that_it_hits(
     at: int, removed: int, inserted: bytes
 ) -> None:
@@ -217,7 +219,7 @@ _blank = st.sampled_from([b"", b" ", b"\n", b"\r\n\t"])
 
 
 @given(st.lists(st.lists(_lists, min_size=1, max_size=3), min_size=1, max_size=4), _blank)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_records_are_found_under_any_key_any_number_of_times(
     envelopes: list[list[tuple[str, list[int]]]], blank: bytes
 ) -> None:

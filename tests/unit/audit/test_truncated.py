@@ -331,7 +331,7 @@ _objects = st.dictionaries(st.text() | st.sampled_from([*TIMESTAMPS, "level"]), 
     st.fixed_dictionaries({"ensure_ascii": st.booleans(), "indent": st.sampled_from([None, 1])}),
     st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_object_cut_anywhere_invents_nothing(
     original: dict[str, Any], style: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -341,14 +341,14 @@ def test_any_object_cut_anywhere_invents_nothing(
 
 
 @given(st.text(st.characters(codec="utf-8")) | st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_a_dead_letter_and_no_other_exception(text: str) -> None:
     with pytest.raises(UnusableError):
         complete(text, TIME)
 
 
 @given(st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_completed_is_json_whatever_follows_the_whole_fields(text: str) -> None:
     try:
         json.loads(complete(BEGUN + text, TIME))

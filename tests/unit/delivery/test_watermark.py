@@ -72,9 +72,7 @@ class WatermarkMachine(RuleBasedStateMachine):
         assert self.buffer.used == 0
 
 
-WatermarkMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
-)
+WatermarkMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 test_watermark = WatermarkMachine.TestCase
 
 

@@ -467,7 +467,7 @@ written = st.sampled_from([(",", ":"), (", ", " : ")])
 
 
 @given(policies, recorded, st.randoms(use_true_random=False), written)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_engine_is_as_the_simple_model(
     policy: Object, event: Object, random: Random, spaces: tuple[str, str]
 ) -> None:
