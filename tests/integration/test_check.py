@@ -129,16 +129,12 @@ async def test_messages_behind_the_checkpoints_are_counted(
 ) -> None:
     """The store is read although a forwarder has it locked, and not a byte of it is changed."""
     fill(server, 100)
+    names = ("fully_qualified_namespace", "eventhub_name", "consumer_group", "partition_id")
+    with closing(EmbeddedCheckpointStore(tmp_path / "checkpoints.db")) as store:
+        for place, number in (f"127.0.0.1:{server.port}/{HUB}/$Default/0", 2), ("old/hub/g/0", 9):
+            row = dict(zip(names, place.split("/"), strict=True))
+            await store.update_checkpoint({**row, "sequence_number": number, "offset": "1"})
     with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
-        database.execute("CREATE TABLE checkpoint (key TEXT PRIMARY KEY, value TEXT)")
-        for place, number in (
-            (f"127.0.0.1:{server.port}/{HUB}/$default/0/", 2),
-            ("old/hub/g/0/", 9),
-        ):
-            names = ("fully_qualified_namespace", "eventhub_name", "consumer_group", "partition_id")
-            row = dict(zip(names, place.split("/"), strict=False))
-            value = json.dumps({**row, "sequence_number": number, "offset": "1"})
-            database.execute("INSERT INTO checkpoint VALUES (?, ?)", (place, value))
         before = held(tmp_path)  # before the lock: whoever closes the file drops it
         database.execute("BEGIN EXCLUSIVE")
         _, report = await check(settings(server, webhook.url, tmp_path))

@@ -27,7 +27,7 @@ _TIMES: Final = ("hub_created", "enqueued", "written")
 _LATEST: Final = 1e11  # in Unix seconds
 
 
-class GenerationStore(CheckpointStore):
+class GenerationStore:
     """A checkpoint store in front of another, for the hub that is read now."""
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -77,22 +77,14 @@ class GenerationStore(CheckpointStore):
         await self._store.update_checkpoint(checkpoint, **options)
         self.stale.pop(checkpoint["partition_id"], None)
 
-    async def list_ownership(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Return what the store has."""
-        return await self._store.list_ownership(*where, **options)
-
     @property
     def shared(self) -> bool:
         """Whether other replicas use the store as well."""
         return hasattr(self._store, "list_replicas")
 
     def __getattr__(self, name: str) -> Any:
-        """Return what only a shared store has: see the balancer."""
+        """Return what the store has for the balancer."""
         return getattr(self._store, name)
-
-    async def claim_ownership(self, *claims: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Claim in the store."""
-        return await self._store.claim_ownership(*claims, **options)
 
 
 def validate(entry: Mapping[str, Any]) -> None:

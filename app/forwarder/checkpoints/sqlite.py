@@ -30,17 +30,6 @@ from forwarder.errors import StateError
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
 UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
-# A full disk, or a lock that another process has, says nothing about the file.
-_UNDAMAGED: Final = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
 
 
 class EmbeddedCheckpointStore(CheckpointStore):
@@ -52,21 +41,23 @@ class EmbeddedCheckpointStore(CheckpointStore):
         try:
             self._database = _open(path)
         except (sqlite3.DatabaseError, UnicodeError) as error:
-            if isinstance(error, sqlite3.Error) and _code(error) in _UNDAMAGED:
+            # A full disk or a lock says nothing about the file, a statement that does not fit does.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 what = f"'{path}' cannot be opened: {causes.of_file(error, path)}"
                 raise StateError(what) from None
-            rows = _intact_rows(path)
+            entries = intact(path)
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.rename(aside)
             log.error(
                 "checkpoints damaged, partitions without one start at StartPosition",
                 file=str(aside),
-                kept=len(rows),
+                kept=len(entries),
                 reason=log.describe(error),
             )
             self._database = _open(path)
-            for row in rows:
-                self._execute(_WRITE, *row)
+            for entry in entries:
+                self._execute(_WRITE, *_encode(entry))
 
     def close(self) -> None:
         """Close the file, after a statement that nobody waits for any more: it is in a thread."""
@@ -116,10 +107,6 @@ class EmbeddedCheckpointStore(CheckpointStore):
     def _execute(self, statement: str, *values: str) -> list[tuple[str, ...]]:
         with self._lock, self._database:
             return self._database.execute(statement, values).fetchall()
-
-
-def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _key(*parts: str) -> str:
@@ -174,9 +161,9 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _intact_rows(path: Path) -> list[tuple[str, str]]:
-    """Return the rows of a damaged file that have a right checksum."""
-    rows: list[tuple[str, str]] = []
+def intact(path: Path) -> list[dict[str, Any]]:
+    """Return what has a right checksum in a file that may be damaged, or be written meanwhile."""
+    found = []
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with (
         suppress(sqlite3.Error, UnicodeError),
@@ -186,9 +173,10 @@ def _intact_rows(path: Path) -> list[tuple[str, str]]:
         for table in _tables(database):
             for key, value in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
                 with suppress(*UNUSABLE):
-                    if decode(key, value)[1]:
-                        rows.append((key, value))
-    return rows
+                    entry, has_checksum = decode(key, value)
+                    if has_checksum:
+                        found.append(entry)
+    return found
 
 
 def _tables(database: sqlite3.Connection) -> list[str]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import translate
-from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -16,7 +15,6 @@ from forwarder.policy.rules import UNSURE, Engine
 
 _ANNOTATION: Final = "aks-audit/cluster"
 _ODD: Final = (UNSURE, "unknown")
-_LONGEST_ID: Final = 512  # characters of a resource ID that is remembered
 
 
 class Filter:
@@ -62,12 +60,5 @@ def filter_for(
 
 def _clusters(globs: Iterable[str]) -> Callable[[str | None], bool]:
     matches = re.compile("|".join(map(translate, globs)), re.IGNORECASE).match
-    remembered = lru_cache(1024)(matches)
-
-    def wants(resource_id: str | None) -> bool:
-        # A record that names no cluster is not known to be of another one.
-        if not resource_id:
-            return True
-        return bool((remembered if len(resource_id) < _LONGEST_ID else matches)(resource_id))
-
-    return wants
+    # A record that names no cluster is not known to be of another one.
+    return lambda resource_id: not resource_id or bool(matches(resource_id))

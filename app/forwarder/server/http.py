@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from forwarder import log
@@ -26,15 +27,6 @@ _SECONDS: Final = 10.0  # for a connection in all
 _CONNECTIONS: Final = 256
 _PACE: Final = 1.0  # seconds between two renderings
 _IN_A_ROW: Final = 10  # renderings without that wait
-_REASONS: Final = {
-    200: "OK",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
 _LINE: Final = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r\n")
 _ACCEPT: Final = re.compile(rb"\r\naccept:([^\r\n]*)", re.IGNORECASE)
 
@@ -165,7 +157,7 @@ class _Connection(asyncio.BufferedProtocol):
                 response = _text(500)
         status, content_type, body = response
         head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n"
             "X-Content-Type-Options: nosniff\r\n\r\n"
         )
@@ -206,4 +198,4 @@ def _json(status: int, value: object) -> _Response:
 
 
 def _text(status: int) -> _Response:
-    return _Response(status, "text/plain", _REASONS[status].encode())
+    return _Response(status, "text/plain", HTTPStatus(status).phrase.encode())

@@ -2,15 +2,12 @@
 
 import asyncio
 import os
-import sqlite3
 from collections import Counter
-from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any, Final
 
 from azure.core.exceptions import ResourceNotFoundError
 
-from forwarder.checkpoints.sqlite import UNUSABLE, decode
+from forwarder.checkpoints.sqlite import intact
 from forwarder.commands.check.walk import Finding, Part, Steps
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
@@ -81,7 +78,6 @@ class StoreCheck(Part):
             return Finding("skipped", _ELSEWHERE.format(path, name if check else "aks-audit"))
         if not os.access(path, os.W_OK | os.X_OK):
             raise StateError(f"'{path}' cannot be written by user {os.getuid()}")
-        self.found = {}
         if (path / DIRECTORY).is_dir():
             most = self.settings.dead_letter_max_bytes
             self._dead_letters = DeadLetterFiles(path / DIRECTORY, most)
@@ -94,16 +90,12 @@ class StoreCheck(Part):
 
     async def _read(self) -> Finding | str:
         path = self.settings.state_directory / "checkpoints.db"
-        if not path.exists():
+        if not path.parent.is_dir():
             return Finding("skipped", "none here")
-        prefix = "/".join((*self._place.values(), "")).lower()
-        for wait in (0.1, 0.2, 0.4, 0.8, 1.6):  # it may be half written
-            with suppress(sqlite3.DatabaseError):
-                self.found = await asyncio.to_thread(_rows, path, prefix)
-                break
-            await asyncio.sleep(wait)
-        else:
-            self.found = await asyncio.to_thread(_rows, path, prefix)
+        self.found = {}
+        for entry in await asyncio.to_thread(intact, path):
+            if all(entry[name].lower() == value.lower() for name, value in self._place.items()):
+                self.found[entry["partition_id"]] = entry["sequence_number"]
         return f"{len(self.found)} of this hub and consumer group"
 
     async def _count(self) -> Finding | str:
@@ -127,17 +119,3 @@ class StoreCheck(Part):
             "when the cause is repaired post them again: python -m forwarder replay; --show prints "
             "them, --discard --reason TEXT removes those that can never be accepted",
         )
-
-
-def _rows(path: Path, prefix: str) -> dict[str, int]:
-    """Read a store that another process may be writing, without a lock."""
-    found: dict[str, int] = {}
-    with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-        if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            return found  # it was created just now
-        for key, value in database.execute("SELECT key, value FROM checkpoint"):
-            with suppress(*UNUSABLE):  # the forwarder logs and ignores it
-                if key.startswith(prefix):
-                    row, _ = decode(key, value)
-                    found[row["partition_id"]] = row["sequence_number"]
-    return found
