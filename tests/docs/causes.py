@@ -20,8 +20,8 @@ def table() -> str:
     rows = {"Network, proxies and certificates": list(_network(causes))}
     for part, title in _SECTIONS.items():
         own = causes["texts"] | {"connection": "check EhubNamespaceConnectionString"}
-        prefix = "store_" if part == "store" else ""
-        identity, policy = own[f"{prefix}identity"], own[f"{prefix}policy"]
+        logins = ("store_identity", "store_key") if part == "store" else ("identity", "policy")
+        identity, policy = (own[login]["rights"] for login in logins)
         own["rights"] = f"*identity*: {identity}<br>*connection string*: {policy}"
         rows[title] = [(one["what"], _filled(one["remedy"], own)) for one in causes[part]]
     token, silence = causes["token"], causes["silence"]

@@ -47,39 +47,33 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
         if amqp and hub_proxy(settings, host, port):
             return Diagnosis(found.kind, found.what, TEXTS["http"]["amqp"]["remedy"])
         return found
-    own = connection and connection.entity_path
+    login, policy, which = "identity", "", ""
+    if connection:
+        login, policy = "policy" if connection.policy else "signature", connection.policy
+        if connection.entity_path:
+            which = f" --eventhub-name {settings.event_hub_name}"
     names = {
         "namespace": host,
         "name": host.partition(".")[0],
         "hub": settings.event_hub_name,
         "group": settings.consumer_group,
-        "policy": connection.policy if connection else "",
+        "policy": policy,
+        "identity": f"the identity {settings.client_id}".rstrip(),
         "client": settings.client_id or "CLIENT_ID",
-        "level": "eventhub" if own else "namespace",
-        "which": f" --eventhub-name {settings.event_hub_name}" if own else "",
+        "level": "eventhub" if which else "namespace",
+        "which": which,
         "error": log.describe(error),
     }
-    texts = {name: text.format_map(names) for name, text in TEXTS["texts"].items()}
-    names["keys"] = texts["keys"]
-    if connection:
-        login = "policy" if connection.policy else "signature"
-        names["who"] = f"policy '{connection.policy}'" if connection.policy else "the signature"
-        names["connection"] = (
-            f"set EhubNamespaceConnectionString (eventHub.connectionString) to the output of: "
-            f"{texts['keys']}"
-            if connection.policy
-            else texts["signature"]
-        )
-    else:
-        login, names["connection"] = "identity", "check EventHubNamespace (eventHub.namespace)"
-        names["who"] = f"the identity {settings.client_id}".rstrip()
-    return _look_up(error, "hub", names | {"rights": texts[login]}, login)
+    names["keys"] = TEXTS["texts"]["keys"].format_map(names)
+    return _look_up(error, "hub", names, login)
 
 
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the storage client, or of the embedded store."""
     if (address := store_address(settings)) is None:
         return of_file(error, settings.state_directory)
+    if found := _of_way(error, "store", *address, settings):
+        return found
     connection = settings.blob_connection
     names = {
         "account": address[0],
@@ -87,10 +81,7 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
         "container": settings.blob_container_name,
         "client": settings.client_id or "CLIENT_ID",
     }
-    rights = TEXTS["texts"]["store_policy" if connection else "store_identity"].format_map(names)
-    return _of_way(error, "store", *address, settings) or _look_up(
-        error, "store", names | {"rights": rights}, "key" if connection else "identity"
-    )
+    return _look_up(error, "store", names, "store_key" if connection else "store_identity")
 
 
 def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
@@ -197,8 +188,11 @@ def _of_way(
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
+    """Return the first cause whose pattern is in the error; `login` selects texts, and is in it."""
+    texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
     text = "\n".join([login, *map(signature, chain(error))])
-    return first_match(TEXTS[part], text, names) or Diagnosis("other", log.describe(error))
+    found = first_match(TEXTS[part], text, {**names, **texts})
+    return found or Diagnosis("other", log.describe(error))
 
 
 def of_file(error: BaseException, path: Path) -> Diagnosis:
