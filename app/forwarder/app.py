@@ -16,7 +16,7 @@ from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.checkpoints.writer import Checkpoints
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import state_directory
-from forwarder.deadletters.store import open_dead_letters
+from forwarder.deadletters.store import dead_letter_store
 from forwarder.deadletters.writer import DeadLetterWriter
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
@@ -28,6 +28,7 @@ from forwarder.metrics import Metrics
 from forwarder.server.health import Health
 from forwarder.server.http import serve
 from forwarder.sink.webhook import Sink
+from forwarder.storage import has_account, open_container
 
 _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
 _CANCEL_AGAIN: Final = 2.0  # seconds
@@ -62,14 +63,16 @@ async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
     metrics = Metrics(__version__)
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
+    container = None
+    if has_account(settings):
+        container = await stack.enter_async_context(open_container(settings, credential))
     dead_letters = DeadLetterWriter(
-        await stack.enter_async_context(open_dead_letters(settings, credential, state)),
-        max_waiting=settings.receive_buffer_bytes // 4,
+        dead_letter_store(settings, container), max_waiting=settings.receive_buffer_bytes // 4
     )
     buffer = ReceiveBuffer(settings.receive_buffer_bytes)
     delivery = DeliveryContext(settings, sink, dead_letters, buffer, metrics)
 
-    store = GenerationStore(await _open_store(settings, credential, state, stack))
+    store = GenerationStore(_checkpoint_store(container, state, stack))
     checkpoints = Checkpoints(store, Quarantine(state / "poison.json"), settings)
 
     hub = HubMonitor(settings, credential)
@@ -112,13 +115,10 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
         await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)
 
 
-async def _open_store(
-    settings: Settings, credential: Any, state: Path, stack: AsyncExitStack
-) -> CheckpointStore:
-    """Open the store of checkpoints: the storage account, or without one the state directory."""
-    if not settings.blob_connection and not settings.blob_account_url:
-        embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
-        return stack.enter_context(closing(embedded))
-    from forwarder.checkpoints.blob import open_blob_store  # noqa: PLC0415 - takes 5 MiB
+def _checkpoint_store(container: Any, state: Path, stack: AsyncExitStack) -> CheckpointStore:
+    """Return the store of checkpoints: in the storage account, or without one on disk."""
+    if container:
+        from forwarder.checkpoints.blob import BlobCheckpointStore  # noqa: PLC0415 - takes 5 MiB
 
-    return await stack.enter_async_context(open_blob_store(settings, credential))
+        return BlobCheckpointStore(container)
+    return stack.enter_context(closing(EmbeddedCheckpointStore(state / "checkpoints.db")))

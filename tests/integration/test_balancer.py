@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from forwarder.checkpoints.blob import open_blob_store
+from forwarder.checkpoints.blob import BlobCheckpointStore
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.config.settings import Settings
 from forwarder.hub.balancer import Balancer
+from forwarder.storage import open_container
 from support.azurite import azurite
 from support.environment import Environment, environment
 from support.process import Forwarder
@@ -56,8 +57,8 @@ async def stores() -> AsyncIterator[GenerationStore]:
                 "BlobStorageConnectionString": account.connection_string,
             }
         )
-        async with open_blob_store(settings, None) as store:
-            yield GenerationStore(store)
+        async with open_container(settings, None) as container:
+            yield GenerationStore(BlobCheckpointStore(container))
             left = await blobs(account, "replica")
             assert left == {}
 

@@ -19,11 +19,12 @@ import pytest_asyncio
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
-from forwarder.checkpoints.blob import BlobCheckpointStore, open_blob_store
+from forwarder.checkpoints.blob import BlobCheckpointStore
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.config.settings import Settings
 from forwarder.errors import StateError, SupersededError
+from forwarder.storage import open_container
 from support.azurite import Azurite, azurite
 from support.stores import PLACE, checkpoint
 
@@ -186,7 +187,8 @@ class TestBlob(Contract):
                 "BlobContainerName": f"container-{uuid.uuid4()}",
             }
         )
-        async with open_blob_store(settings, None) as store:
+        async with open_container(settings, None) as container:
+            store = BlobCheckpointStore(container)
             await store.list_ownership(*PLACE.values())  # makes the container
             yield store
 

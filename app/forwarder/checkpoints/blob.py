@@ -6,8 +6,8 @@ The age of an owner is told by the store's clock.
 
 import time
 from asyncio import gather
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,22 +29,13 @@ from forwarder.checkpoints.listing import (
     path,
     read_checkpoints,
 )
-from forwarder.config.settings import Settings
 from forwarder.errors import SupersededError
-from forwarder.storage import open_container
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient, ContainerClient
 
 _LOOK: Final = 600.0  # seconds between two looks for blobs of the SDK for Go
 _CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
-
-
-@asynccontextmanager
-async def open_blob_store(settings: Settings, credential: Any) -> AsyncIterator[CheckpointStore]:
-    """Open the store of checkpoints."""
-    async with open_container(settings, credential) as container:
-        yield BlobCheckpointStore(container)
 
 
 class BlobCheckpointStore(CheckpointStore):

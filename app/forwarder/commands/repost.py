@@ -23,11 +23,11 @@ from forwarder.commands.posting import Replay
 from forwarder.config.settings import Settings
 from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import Record, parse
-from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, open_dead_letters
+from forwarder.deadletters.store import DIRECTORY, DeadLetterStore, dead_letter_store
 from forwarder.delivery.watermark import Message
 from forwarder.hub.login import login
 from forwarder.redaction import printable
-from forwarder.storage import has_account
+from forwarder.storage import has_account, open_container
 
 _AT_ONCE = 8  # batches
 
@@ -98,9 +98,9 @@ class Repost(Replay):
         if directory.is_dir():
             found.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
         if has_account(settings):
-            credential = await login(settings, stack)
-            opened = open_dead_letters(settings, credential, settings.state_directory)
-            found.append(await stack.enter_async_context(opened))
+            container = open_container(settings, await login(settings, stack))
+            await stack.enter_async_context(container)
+            found.append(dead_letter_store(settings, container))
         return found
 
     async def _batch(self, store: DeadLetterStore, name: str) -> None:

@@ -5,14 +5,10 @@ the same place: while it cannot be written, no checkpoint passes a message with 
 the message is read again after a restart.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from forwarder.config.settings import Settings
 from forwarder.deadletters.files import DeadLetterFiles
-from forwarder.storage import has_account, open_container
 
 DIRECTORY = "deadletters"
 
@@ -39,15 +35,10 @@ class DeadLetterStore(Protocol):
         """
 
 
-@asynccontextmanager
-async def open_dead_letters(
-    settings: Settings, credential: Any, state: Path
-) -> AsyncIterator[DeadLetterStore]:
-    """Open the store that the forwarder writes to."""
-    if not has_account(settings):
-        yield DeadLetterFiles(state / DIRECTORY, settings.dead_letter_max_bytes)
-        return
-    from forwarder.deadletters.blobs import DeadLetterBlobs  # noqa: PLC0415 - see open_container
+def dead_letter_store(settings: Settings, container: Any) -> DeadLetterStore:
+    """Return the store that the forwarder writes to; `container` is None without an account."""
+    if container:
+        from forwarder.deadletters.blobs import DeadLetterBlobs  # noqa: PLC0415 - takes 5 MiB
 
-    async with open_container(settings, credential) as container:
-        yield DeadLetterBlobs(container)
+        return DeadLetterBlobs(container)
+    return DeadLetterFiles(settings.state_directory / DIRECTORY, settings.dead_letter_max_bytes)

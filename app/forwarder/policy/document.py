@@ -107,16 +107,12 @@ def parse(yaml: str) -> Policy:
     problems = [f"{k}: must be {v}" for k, v in _HEAD.items() if found.pop(k, v) != v]
     found.pop("metadata", None)
     given = found.pop("rules", None)
-    if given is None:
-        problems.append("rules: missing")
-    elif not isinstance(given, list):
-        problems.append("rules: must be a list")
-    elif not given:
-        problems.append("rules: there is none, which would drop everything")
+    if not isinstance(given, list) or not given:
+        problems.append("rules: must be a list of at least one; no rule would drop everything")
+        given = []
     options = _convert(_Options, found, "", problems)
     rules = [
-        _convert(Rule, one, f"rule {number}: ", problems)
-        for number, one in enumerate(given if isinstance(given, list) else [], 1)
+        _convert(Rule, one, f"rule {number}: ", problems) for number, one in enumerate(given, 1)
     ]
     if problems:
         raise PolicyError(problems)
