@@ -8,12 +8,14 @@ interpreter at exit (CPython 3.11 to 3.13).
 
 import atexit
 import logging
+import math
 import os
 import select
 import sys
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from pythonjsonlogger.msgspec import MsgspecFormatter
@@ -98,7 +100,6 @@ class _State:
 
     threshold = 0  # nothing is logged before
     text = False
-    clock = (0, "")  # a second since 1970, and its text
 
 
 _recent: Final = deque[dict[str, Any]](maxlen=_RECENT)
@@ -151,7 +152,8 @@ def write(level: int, message: str, **fields: Any) -> None:
         return
     if level == ERROR:
         fields = redaction.redact_all(fields)
-    entry = {"timestamp": _timestamp(), "level": _NAMES[level], "message": message, **fields}
+    timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    entry = {"timestamp": timestamp, "level": _NAMES[level], "message": message, **fields}
     if level == ERROR:
         _recent.append(entry)
     try:
@@ -191,32 +193,22 @@ class RateLimited:
 
     def __init__(self, interval: float = _REPEAT_AFTER) -> None:
         self._interval = interval
-        self._logged_at: dict[str, float] = {}
-        self._repeated: dict[str, int] = {}
+        self._logged: dict[str, tuple[float, int]] = {}
+        """When each message was written last, and how often it was not since then."""
 
     def error(self, message: str, **fields: Any) -> None:
         """Write the error unless the same message was written within the interval."""
         now = time.monotonic()
-        if now - self._logged_at.get(message, -self._interval) < self._interval:
-            self._repeated[message] = self._repeated.get(message, 0) + 1
+        at, repeated = self._logged.get(message, (-math.inf, 0))
+        if now - at < self._interval:
+            self._logged[message] = at, repeated + 1
             return
-        self._logged_at[message] = now
-        if repeated := self._repeated.pop(message, 0):
-            fields["repeated"] = repeated
-        error(message, **fields)
+        self._logged[message] = now, 0
+        error(message, **fields, **({"repeated": repeated} if repeated else {}))
 
     def forget(self) -> None:
         """Log the next error at once, because the outage is over."""
-        self._logged_at.clear()
-        self._repeated.clear()
-
-
-def _timestamp() -> str:
-    """Return the time as RFC 3339 with milliseconds, in UTC."""
-    now = time.time()
-    if _state.clock[0] != int(now):
-        _state.clock = (int(now), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)))
-    return f"{_state.clock[1]}.{int(now % 1 * 1000):03}Z"
+        self._logged.clear()
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ import re
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, get_args
 
@@ -18,23 +17,24 @@ from forwarder import log
 
 Outcome = Literal["delivered", "dead_lettered", "skipped", "filtered", "dropped"]
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+_RESULTS: Final = ("ok", "error", "superseded")
 _POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _AT_ONCE: Final = 20  # lists
 _parse: Final = datetime.fromisoformat
 _DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 
 
-@dataclass(frozen=True, slots=True)
 class PartitionMetrics:
-    """The counters of one partition, their labels resolved once."""
+    """The counters of one partition; they keep their values when it comes back."""
 
-    messages: Counter
-    received_bytes: Counter
-    records: Counter
-    salvaged: Counter
-    lost: Counter
-    outcomes: dict[Outcome, Counter]
-    checkpoints: dict[str, Counter]
+    def __init__(self, metrics: "Metrics", partition: str) -> None:
+        self.messages = metrics.messages.labels(partition)
+        self.received_bytes = metrics.bytes.labels(partition)
+        self.records = metrics.records.labels(partition)
+        self.salvaged = metrics.salvaged.labels(partition)
+        self.lost = metrics.lost.labels(partition)
+        self.outcomes = {one: metrics.events.labels(partition, one) for one in _OUTCOMES}
+        self.checkpoints = {one: metrics.checkpoints.labels(partition, one) for one in _RESULTS}
 
 
 class _DroppedEntries(Collector):
@@ -100,15 +100,15 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"aks_audit_{name}", text, labels, registry=registry)
 
-        self._messages = counter("hub_messages", "Messages received from Event Hubs", "partition")
-        self._bytes = counter("hub_bytes", "Bytes received from Event Hubs", "partition")
-        self._records = counter("records", "Records unpacked from messages", "partition")
-        self._events = counter("events", "Records by outcome", "partition", "outcome")
-        self._salvaged = counter(
+        self.messages = counter("hub_messages", "Messages received from Event Hubs", "partition")
+        self.bytes = counter("hub_bytes", "Bytes received from Event Hubs", "partition")
+        self.records = counter("records", "Records unpacked from messages", "partition")
+        self.events = counter("events", "Records by outcome", "partition", "outcome")
+        self.salvaged = counter(
             "events_salvaged", "Events completed after their JSON was cut off", "partition"
         )
-        self._lost = counter("lost_messages", "Messages expired before being read", "partition")
-        self._checkpoints = counter("checkpoints", "Checkpoints written", "partition", "result")
+        self.lost = counter("lost_messages", "Messages expired before being read", "partition")
+        self.checkpoints = counter("checkpoints", "Checkpoints written", "partition", "result")
         self.posts = counter("posts", "Responses of the sink by status", "status")
         self.retries = counter("post_retries", "POSTs repeated, by reason", "reason")
         self.post_seconds = Histogram(
@@ -120,8 +120,8 @@ class Metrics:
             "Unix time at which a certificate given in settings expires",
             "file",
         )
-        self._delays = _Delays()
-        registry.register(self._delays)
+        self.delays = _Delays()
+        registry.register(self.delays)
         self.lag = gauge("lag_messages", "Messages behind the last checkpoint", "partition")
         self.oldest = gauge(
             "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
@@ -152,25 +152,6 @@ class Metrics:
             "sink_up", "1 if the sink accepted or rejected events when it was last asked"
         )
         gauge("build_info", "1, with the version", "version").labels(version).set(1)
-
-    def partition(self, partition: str) -> PartitionMetrics:
-        """Return the counters of one partition; they keep their values when it comes back."""
-        return PartitionMetrics(
-            messages=self._messages.labels(partition),
-            received_bytes=self._bytes.labels(partition),
-            records=self._records.labels(partition),
-            outcomes={outcome: self._events.labels(partition, outcome) for outcome in _OUTCOMES},
-            salvaged=self._salvaged.labels(partition),
-            lost=self._lost.labels(partition),
-            checkpoints={
-                result: self._checkpoints.labels(partition, result)
-                for result in ("ok", "error", "superseded")
-            },
-        )
-
-    def delayed(self, stage_timestamps: list[str]) -> None:
-        """Observe how long ago these events (RFC 3339, "" if unknown) happened."""
-        self._delays.observe(stage_timestamps)
 
     def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
         """Count the events that the audit policy decided on, by rule and resulting level."""

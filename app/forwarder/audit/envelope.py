@@ -11,7 +11,6 @@ and only what has no auditID or stage is unusable. Nothing is lost: each record 
 unusable, or is counted.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -23,12 +22,8 @@ from forwarder.audit.truncated import complete, is_rfc3339
 from forwarder.errors import UnusableError
 
 _NO_OBJECT: Final = Raw()
-_MAX_LEVELS: Final = 100
 _MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
 _ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
-_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
-_ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b'{[}]"'))
 
 
 class Event(Struct, gc=False, frozen=True):
@@ -168,7 +163,7 @@ def unpack(  # noqa: C901 - the one loop that every event goes through
             continue
         unpacked.salvaged += completed
         request, response = fields.request_object, fields.response_object
-        deep = bool(request or response) and (_is_deep(request) or _is_deep(response))
+        deep = bool(request or response) and (records.is_deep(request) or records.is_deep(response))
         unpacked.events.append(Event(left, stamp or "", completed, deep))
     if len(unpacked.refused) > _MAX_UNUSABLE:
         _join(unpacked.refused)
@@ -177,17 +172,6 @@ def unpack(  # noqa: C901 - the one loop that every event goes through
 
 def _accept(event: bytes, _: str | None) -> tuple[bytes, _Event, None]:
     return event, _decode_event(event), None
-
-
-def categories(message: bytes) -> list[str]:
-    """Return the category of each record in a message; "" of what cannot be read."""
-    found = []
-    for body, _ in records.split(message):
-        try:
-            found.append(records.decode(body).category)
-        except records.UNREADABLE:
-            found.append("")
-    return found
 
 
 def _read_slowly(
@@ -216,17 +200,3 @@ def _join(refused: list[Unusable]) -> None:
     rest = refused[_MAX_UNUSABLE:]
     reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
     refused[_MAX_UNUSABLE:] = [Unusable(b"\n".join(one.body for one in rest), reason)]
-
-
-def _is_deep(value: Raw) -> bool:
-    """Tell whether an object in an event makes it too deep; text is no nesting."""
-    if len(value) < 2 * _MAX_LEVELS:
-        return False
-    text = bytes(value)
-    opened = text.count(b"{") + text.count(b"[")
-    # managedFields have hundreds of empty objects; each is at most one level, the last.
-    if opened < _MAX_LEVELS or opened - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:
-        return False
-    skeleton = _ESCAPE.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
-    brackets = b"".join(skeleton.split(b'"')[::2])
-    return all((brackets := brackets.replace(b"()", b"")) for _ in range(_MAX_LEVELS - 1))

@@ -31,6 +31,10 @@ _SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
 _CATEGORY: Final = re.compile(rb'"category"\s*:\s*"([\w-]*)"')
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _CONTROL: Final = re.compile(rb"[\0-\x1f]")
+_MAX_LEVELS: Final = 100
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b'{[}]"'))
 # strict: control characters in strings; int() refuses 4,301 digits.
 _scan: Final = json.JSONDecoder(parse_int=str, strict=False).raw_decode
 
@@ -92,6 +96,31 @@ def log_of(properties: bytes) -> str:
         properties = _decode_text(escaped(properties)).encode()
     log = bytes(_decode_properties(properties).log)
     return _decode_text(escaped(log)) if log.startswith(b'"') else log.decode()
+
+
+def categories(message: bytes) -> list[str]:
+    """Return the category of each record in a message; "" of what cannot be read."""
+    found = []
+    for body, _ in split(message):
+        try:
+            found.append(decode(body).category)
+        except UNREADABLE:
+            found.append("")
+    return found
+
+
+def is_deep(value: Raw) -> bool:
+    """Tell whether an object in an event makes it deeper than 100 levels; text is no nesting."""
+    if len(value) < 2 * _MAX_LEVELS:
+        return False
+    text = bytes(value)
+    opened = text.count(b"{") + text.count(b"[")
+    # managedFields have hundreds of empty objects; each is at most one level, the last.
+    if opened < _MAX_LEVELS or opened - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:
+        return False
+    skeleton = _ESCAPE.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
+    brackets = b"".join(skeleton.split(b'"')[::2])
+    return all((brackets := brackets.replace(b"()", b"")) for _ in range(_MAX_LEVELS - 1))
 
 
 def is_of_another(body: bytes, categories: frozenset[str]) -> bool:

@@ -27,7 +27,7 @@ from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, FaultError, OversizedError, Rejected
-from forwarder.metrics import Metrics
+from forwarder.metrics import Metrics, PartitionMetrics
 from forwarder.outage import Outage
 from forwarder.sink.webhook import Sink
 
@@ -66,7 +66,7 @@ class Partition:
 
     def __init__(self, number: str, context: DeliveryContext) -> None:
         self.number = number
-        self.metrics = context.metrics.partition(number)
+        self.metrics = PartitionMetrics(context.metrics, number)
         self.watermark = Watermark(context.buffer)
         self.delivered = 0
         """Events that the sink accepted."""
@@ -158,7 +158,7 @@ class Partition:
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
-            self._context.metrics.delayed([event.stage_timestamp for event, _ in events])
+            self._context.metrics.delays.observe([event.stage_timestamp for event, _ in events])
             self.progress = time.monotonic()
             for message, count in Counter([message for _, message in events]).items():
                 self._buffer.release(message.release(count))

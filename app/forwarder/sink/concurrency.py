@@ -27,6 +27,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from prometheus_client import Gauge
@@ -57,6 +58,44 @@ class Slot:
     held: bool = True
 
 
+class _Speed:
+    """What responses tell of the sink: whether more would still be answered in time."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._cost = 0.0  # seconds per event in flight
+        self._alone = 0.0  # seconds of a POST that had the sink to itself
+        self._attempt_at, self._attempt_after = 0.0, _ATTEMPT_AFTER
+        self.parallel = False  # it serves POSTs side by side, or that is being tried
+
+    def observe(self, slot: Slot, seconds: float) -> None:
+        """Note a response that took this long."""
+        cost = seconds / slot.load
+        self._cost += (cost - self._cost) * (_SMOOTHING if self._cost else 1)
+        if slot.load == slot.events:
+            self._alone = seconds
+        else:
+            self.parallel = seconds < _SAME * self._alone
+            if self.parallel:
+                self._attempt_after = _ATTEMPT_AFTER
+
+    def in_time(self, load: int) -> bool:
+        """Return whether a POST with which this many events are in flight is answered in time."""
+        return self.parallel or self._cost * load <= _FULL * self._timeout
+
+    def tries_two(self, seconds: float, now: float) -> bool:
+        """Return whether to try two POSTs side by side, after one that took this long alone.
+
+        That the sink serves one after another is only a guess. Rarely, if it was right before.
+        """
+        if seconds > _TRIABLE * self._timeout or now < self._attempt_at:
+            return False
+        self._attempt_at = now + self._attempt_after
+        self._attempt_after = min(2 * self._attempt_after, _MAX_ATTEMPT_AFTER)
+        self.parallel = True
+        return True
+
+
 class AdaptiveConcurrency:
     """Hands out slots for POSTs. Each is given back by `succeeded`, `failed` or `release`."""
 
@@ -72,10 +111,7 @@ class AdaptiveConcurrency:
         self._resume_at = 0.0
         self._retry_after = False
         self._timer: asyncio.TimerHandle | None = None
-        self._cost = 0.0  # seconds per event in flight
-        self._alone = 0.0  # seconds of a POST that had the sink to itself
-        self._parallel = False  # the sink serves POSTs side by side, or that is being tried
-        self._attempt_at, self._attempt_after = 0.0, _ATTEMPT_AFTER
+        self._speed = _Speed(timeout)
         self._low_since: float | None = None
         self._low = False
         self.max_events = sys.maxsize
@@ -93,10 +129,7 @@ class AdaptiveConcurrency:
             return self._start(events)
         waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         entry = (waiter, events)
-        if retry:
-            self._waiting.appendleft(entry)
-        else:
-            self._waiting.append(entry)
+        (self._waiting.appendleft if retry else self._waiting.append)(entry)
         self._demand = max(self._demand, self._in_flight + len(self._waiting))
         self._dispatch()
         try:
@@ -134,7 +167,7 @@ class AdaptiveConcurrency:
         if slot.started >= self._changed_at:  # POSTs that were in flight together fail as one
             self._failed_rounds += 1
             self._changed_at = now
-            self._retry_after = self._parallel = False
+            self._retry_after = self._speed.parallel = False
             if timed_out and self.limit == 1:
                 self.max_events = max(1, slot.events // 2)
             lasting = self._failed_rounds > 1
@@ -148,41 +181,20 @@ class AdaptiveConcurrency:
 
     def _adapt(self, slot: Slot, seconds: float, now: float) -> None:
         """Adjust the limit to a response that took this long."""
-        cost = seconds / slot.load
-        self._cost += (cost - self._cost) * (_SMOOTHING if self._cost else 1)
-        if slot.load == slot.events:
-            self._alone = seconds
-        else:
-            self._parallel = seconds < _SAME * self._alone
-            if self._parallel:
-                self._attempt_after = _ATTEMPT_AFTER
+        self._speed.observe(slot, seconds)
         if seconds > _NEAR_TIMEOUT * self._timeout:
             if slot.started >= self._changed_at:
                 self._changed_at = now
                 self._set(self._limit * _REDUCTION)
         elif self.max_events < slot.events * 2:
-            if self._in_time(slot.load + slot.events):
+            if self._speed.in_time(slot.load + slot.events):
                 self.max_events *= 2
-        elif self._waiting and self._may_grow(slot, seconds, now):
-            step = 1 if self._limit < self._threshold else 1 / self._limit
-            self._set(self._limit + step)
-
-    def _may_grow(self, slot: Slot, seconds: float, now: float) -> bool:
-        """Return whether one more POST would be answered well within the time-out."""
-        added = sum(events for _, (_, events) in zip(range(2), self._waiting, strict=False))
-        if self._in_time(self._load - slot.events + added):
-            return True
-        if self.limit > 1 or seconds > _TRIABLE * self._timeout or now < self._attempt_at:
-            return False
-        # One after another is only a guess: try two side by side, and rarely if it was right.
-        self._attempt_at = now + self._attempt_after
-        self._attempt_after = min(2 * self._attempt_after, _MAX_ATTEMPT_AFTER)
-        self._parallel = True
-        return True
-
-    def _in_time(self, load: int) -> bool:
-        """Return whether a POST with which this many events are in flight is answered in time."""
-        return self._parallel or self._cost * load <= _FULL * self._timeout
+        elif self._waiting:
+            added = sum(events for _, events in islice(self._waiting, 2))
+            if self._speed.in_time(self._load - slot.events + added) or (
+                self.limit == 1 and self._speed.tries_two(seconds, now)
+            ):
+                self._set(self._limit + (1 if self._limit < self._threshold else 1 / self._limit))
 
     def _set(self, limit: float) -> None:
         self._limit = max(1.0, limit)
@@ -199,18 +211,16 @@ class AdaptiveConcurrency:
             self._low_since = now
         elif not self._low and now - self._low_since > _LOG_AFTER and self._waiting:
             self._low = True
+            seen = "aks_audit_post_seconds, aks_audit_post_retries_total"
+            reason = f"the sink is slow or rejects load: see {seen}"
             log.error(
-                "post concurrency reduced",
-                limit=self.limit,
-                demand=self._demand,
-                reason="the sink is slow or rejects load: see aks_audit_post_seconds, "
-                "aks_audit_post_retries_total",
+                "post concurrency reduced", limit=self.limit, demand=self._demand, reason=reason
             )
 
     def _is_open(self, events: int, now: float) -> bool:
         if now < self._resume_at or not self._in_flight:
             return now >= self._resume_at
-        return self._in_flight < self.limit and self._in_time(self._load + events)
+        return self._in_flight < self.limit and self._speed.in_time(self._load + events)
 
     def _start(self, events: int) -> Slot:
         self._in_flight += 1

@@ -10,7 +10,6 @@ are accepted meanwhile. When POSTs may start is decided for the sink as a whole,
 import asyncio
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
@@ -50,15 +49,14 @@ class Sink:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._url = settings.web_sink_url
-        self._shown_url = str(shown_url(self._url))
+        self._shown_url = str(shown_url(settings.web_sink_url))
         self._single = settings.web_sink_max_events == 1
         self._max_rejects = settings.web_sink_max_rejects
         self._rejects = self._failures = 0  # in a row
         self._accepted_events = 0
         self._pause = min(MAX_BACKOFF, settings.web_sink_timeout / 2)
         self._authorization = authorization(settings.web_sink_token_file)
-        https = self._url.scheme == "https"
+        https = settings.web_sink_url.scheme == "https"
         self._tls = SinkTls(settings, metrics.certificate_expiry) if https else None
         self._html_logged = False
         self._responses: dict[int, Counter] = {}
@@ -77,12 +75,7 @@ class Sink:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def post(self, events: Sequence[bytes], *, faults: int = _FAULTS_TO_RAISE) -> None:
@@ -110,7 +103,9 @@ class Sink:
                     self._rejects += len(events) == 1
                     self._accepted(slot)
                     raise
-                self._failed(slot, self._only_rejects())
+                remedy = "is this a Kubernetes audit webhook? see WebSinkURL, WebSinkMaxRejects"
+                what = f"{self._rejects} events rejected in a row and none accepted"
+                self._failed(slot, MisconfiguredError(what, reason="rejects", remedy=remedy))
             else:
                 self._rejects = 0
                 self._accepted_events += len(events)
@@ -148,9 +143,9 @@ class Sink:
             response, answer = await self._send(body)
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
-            seconds = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
+            limit = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
             raise RetryableError(
-                f"no answer in {seconds} s",
+                f"no answer in {limit} s",
                 reason="timeout",
                 remedy="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
             ) from None
@@ -162,18 +157,21 @@ class Sink:
             kind = FaultError if connected else RetryableError
             # guard: no-response-is-retried
             raise kind(what, reason="connection", remedy=why.remedy) from None
-        self._observe(response.status, time.perf_counter() - started)
-        if response.status not in range(200, 300):  # some sinks repeat the credentials they refuse
+        seconds, status = time.perf_counter() - started, response.status
+        if status not in self._responses:
+            self._responses[status] = self._metrics.posts.labels(str(status))
+        self._responses[status].inc()
+        self._metrics.post_seconds.observe(seconds)
+        if log.enabled(log.POST):
+            log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
+        if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
-        classify(response.status, answer, response.headers.get("Retry-After"))
+        classify(status, answer, response.headers.get("Retry-After"))
         if is_html(response.content_type, answer) and not self._html_logged:
             self._html_logged = True
+            reason = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"
             log.error(
-                "sink answers with a web page",
-                url=self._shown_url,
-                status=response.status,
-                reason="its answer counts as acceptance, but is this an audit webhook? see "
-                "WebSinkURL",
+                "sink answers with a web page", url=self._shown_url, status=status, reason=reason
             )
 
     async def _send(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
@@ -194,14 +192,6 @@ class Sink:
                 response.close()  # the next request must not read what is left
             return response, answer
 
-    def _observe(self, status: int, seconds: float) -> None:
-        if status not in self._responses:
-            self._responses[status] = self._metrics.posts.labels(str(status))
-        self._responses[status].inc()
-        self._metrics.post_seconds.observe(seconds)
-        if log.enabled(log.POST):
-            log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
-
     def _failed(self, slot: Slot, error: RetryableError) -> None:
         self._metrics.retries.labels(error.reason).inc()
         wait = error.after or 0.0
@@ -219,14 +209,6 @@ class Sink:
         if self.outage.since is not None:
             self.outage.end(url=self._shown_url)
             self._metrics.sink_up.set(1)
-
-    def _only_rejects(self) -> MisconfiguredError:
-        return MisconfiguredError(
-            f"{self._rejects} events rejected in a row and none accepted",
-            reason="rejects",
-            remedy="is this the address of a Kubernetes audit webhook? see WebSinkURL, "
-            "WebSinkMaxRejects",
-        )
 
 
 def encode(events: Sequence[bytes], *, single: bool) -> bytes:

@@ -277,6 +277,7 @@ def test_a_message_that_opens_objects_without_end_is_given_up_but_not_lost() -> 
     assert unpacked.refused[0].body.startswith(b'{"a":{"a":')
 
 
+@pytest.mark.timeout(600)  # 6 s of CPU; its own clock is that of the CPU
 def test_a_megabyte_of_anything_takes_no_longer_than_a_thousand_honest_ones() -> None:
     """The honest one takes some ms, what grows by the square takes minutes."""
     honest = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])

@@ -10,7 +10,7 @@ from azure.eventhub._pyamqp.error import AMQPLinkError
 from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.exceptions import EventHubError
 
-from forwarder.audit.envelope import categories
+from forwarder.audit.records import categories
 from forwarder.commands.check.reach import way
 from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Finding, Part, Steps
