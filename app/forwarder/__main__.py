@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _early: list[int] = []
 
 

@@ -19,7 +19,7 @@ from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError
 
-_PATIENCE: Final = 5.0  # seconds that the sink may be down
+_PATIENCE: Final = 15.0  # seconds that the sink may be down
 _PROGRESS: Final = 2.0  # seconds between two lines
 
 HELP: Final = "post dead letters again; those that the sink accepts are removed, the others stay"
