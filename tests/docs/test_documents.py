@@ -126,6 +126,7 @@ def test_every_value_and_variable_that_is_named_exists() -> None:
 
 def test_promises_name_tests_that_exist() -> None:
     table = section(page("app/README.md"), "What it promises")
+    table += section(page("security.md"), "Attacks that were tried")
     promised = re.findall(r"`(\w+)::([^`]+)`", table)
     assert len(promised) >= 10
     tests = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
