@@ -12,9 +12,9 @@ from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
 from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 
 from forwarder.config.settings import Settings
-from forwarder.hub.client import attach, connect
+from forwarder.hub.client import connect, open_link
 from forwarder.hub.message import Received
-from forwarder.hub.transport import Link, Management, Transport
+from forwarder.hub.transport import Management, Transport
 from support.eventhubs import Hub, Server
 from support.harness import HUB
 
@@ -48,7 +48,7 @@ async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
         server.hubs[HUB].publish(0, b"next")
         assert len(await _by_sdk(server, [0], seconds=2)) == 0
         async with _client(server) as client:
-            link = Link(await attach(client, _settings(server), "0", "-1", owner=True))
+            link = await open_link(client, "0", "-1", owner=True)
             received: list[Received] = []
             while len(received) < 2:
                 await link.read(10)
@@ -164,7 +164,7 @@ async def _by_link(server: Server, pauses: Sequence[float]) -> list[float]:
     took: list[float] = []
     begun = asyncio.Event()
     async with _client(server) as client, asyncio.timeout(90):
-        link = Link(await attach(client, _settings(server), "0", "-1", owner=True))
+        link = await open_link(client, "0", "-1", owner=True)
         publishing = asyncio.create_task(_publish(server.hubs[HUB], pauses, begun))
         while len(took) <= len(pauses):
             await link.read(10)

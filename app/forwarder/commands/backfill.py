@@ -25,7 +25,7 @@ from forwarder.delivery.partition import Partition
 from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
-from forwarder.hub.client import SHARED, attach, connect
+from forwarder.hub.client import SHARED, connect, open_link
 from forwarder.hub.login import login
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
@@ -121,9 +121,8 @@ class Backfill(Replay):
         """Open a link; in $Default if the partition has an owner in this consumer group."""
         inclusive = isinstance(position, int)
         for group in dict.fromkeys((self._settings.consumer_group, "$Default")):
-            settings = replace(self._settings, consumer_group=group)
             try:
-                return Link(await attach(client, settings, number, position, inclusive=inclusive))
+                return await open_link(client, number, position, inclusive=inclusive, group=group)
             except AMQPLinkError as error:
                 if error.condition not in SHARED:
                     raise

@@ -113,7 +113,7 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
             filled = [one for one in found if not one["is_empty"]]
             each = -(-count // (len(filled) or 1))
             peeked = await asyncio.gather(
-                *(peek(client, settings, one, each, _PEEK_SECONDS) for one in filled)
+                *(peek(client, one, each, _PEEK_SECONDS) for one in filled)
             )
         if peeked and all(bodies is None for bodies in peeked):
             raise ForwarderError(

@@ -2,21 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, cast
 
 from azure.core.credentials import AccessToken
-from azure.eventhub import EventData, TransportType
+from azure.eventhub import TransportType
 from azure.eventhub._pyamqp.error import AMQPLinkError, ErrorCondition
 from azure.eventhub.aio import EventHubConsumerClient, EventHubSharedKeyCredential
 from azure.eventhub.aio._consumer_async import EventHubConsumer
-from azure.eventhub.exceptions import EventHubError
 
 from forwarder.config.network import hub_proxy, trusted
 from forwarder.config.settings import Settings
-from forwarder.hub.transport import Transport
+from forwarder.delivery.buffer import ReceiveBuffer
+from forwarder.hub.transport import Link, Transport
 
+Position = str | int | datetime
+"""An offset, a sequence number, or the time when the hub received a message."""
 # Somebody owns the partition, or five read it: all is well with hub and consumer group.
 SHARED: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
 _SIGNATURE_SECONDS: Final = 600  # after which a SharedAccessSignature is read again
@@ -66,26 +68,26 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
     return client
 
 
-async def attach(  # noqa: PLR0913 - what the SDK wants
+async def open_link(  # noqa: PLR0913 - what the hub wants
     client: EventHubConsumerClient,
-    settings: Settings,
     partition: str,
-    position: str | int | datetime = "@latest",
-    on_batch: Callable[[list[EventData]], Awaitable[None]] | None = None,
+    position: Position = "@latest",
     *,
     inclusive: bool = False,
     owner: bool = False,
-) -> EventHubConsumer:
-    """Open a receiver behind a position; the caller closes it.
+    group: str = "",
+    buffer: ReceiveBuffer | None = None,
+) -> Link:
+    """Open a link behind a position, in another consumer `group` if one is given.
 
     As an owner it takes the partition from its owner. Otherwise it takes it from nobody, and
     raises AMQPLinkError `amqp:link:stolen` while somebody owns the partition.
     """
     receiver: EventHubConsumer = client._create_consumer(  # noqa: SLF001 - nothing public tells
-        settings.consumer_group,
+        group or client._consumer_group,  # noqa: SLF001 - the same
         partition,
         position,
-        cast("Any", on_batch),
+        cast("Any", None),
         event_position_inclusive=inclusive,
         owner_level=0 if owner else None,
     )
@@ -95,42 +97,34 @@ async def attach(  # noqa: PLR0913 - what the SDK wants
     except BaseException:
         await receiver.close()
         raise
-    return receiver
+    return Link(receiver, buffer)
 
 
 async def peek(
-    client: EventHubConsumerClient,
-    settings: Settings,
-    partition: Mapping[str, Any],
-    count: int,
-    seconds: float,
+    client: EventHubConsumerClient, partition: Mapping[str, Any], count: int, seconds: float
 ) -> list[bytes] | None:
     """Return the newest messages of a partition, described by its properties; it moves nothing.
 
     Those that came within `seconds`; None if somebody owns the partition.
     """
-    last = partition["last_enqueued_sequence_number"]
-    first = max(partition["beginning_sequence_number"], last - count + 1)
-    bodies: list[bytes] = []
-    whole = asyncio.Event()
-
-    async def take(received: Sequence[EventData]) -> None:
-        for data in received:
-            bodies.append(data.body_as_str().encode())
-            if (data.sequence_number or 0) >= last:
-                whole.set()
-
+    last, bodies = partition["last_enqueued_sequence_number"], list[bytes]()
+    number = max(partition["beginning_sequence_number"], last - count + 1)
+    link: Link | None = None
     try:
-        receiver = await attach(client, settings, partition["id"], first, take, inclusive=True)
+        async with asyncio.timeout(seconds):
+            link = await open_link(client, partition["id"], number, inclusive=True)
+            while len(bodies) < count and number <= last:
+                await link.read(seconds)
+                for one in link.take():
+                    bodies.append(one.body)
+                    number = (one.sequence_number or number) + 1
+    except TimeoutError:
+        pass
     except AMQPLinkError as error:
         if error.condition not in SHARED:
             raise
-        return None
-    reading = asyncio.create_task(receiver.receive(batch=True, max_batch_size=count))
-    waiting = asyncio.create_task(whole.wait())
-    await asyncio.wait({reading, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    reading.cancel()
-    (end,) = await asyncio.gather(reading, return_exceptions=True)
-    await receiver.close()
-    return None if isinstance(end, EventHubError) and not bodies else bodies  # was taken over
+        return bodies or None
+    finally:
+        if link:
+            await link.close()
+    return bodies

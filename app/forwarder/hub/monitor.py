@@ -19,9 +19,9 @@ from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
-from forwarder.hub.client import SHARED, attach, connect
+from forwarder.hub.client import SHARED, connect, open_link
 from forwarder.hub.message import Received
-from forwarder.hub.transport import Link, Management
+from forwarder.hub.transport import Management
 from forwarder.outage import Outage
 
 _TIMEOUT: Final = 20.0  # seconds for one poll
@@ -52,7 +52,7 @@ class _Partition(NamedTuple):
 def _starting_position(settings: Settings) -> str | datetime:
     start = settings.start_position
     if isinstance(start, str):
-        return {"earliest": "-1", "latest": "@latest"}[start]  # guard: earliest
+        return start  # guard: earliest
     instant = start if isinstance(start, datetime) else datetime.now(UTC) - start
     return instant - timedelta(milliseconds=1)  # the hub's clock ticks so; the instant is included
 
@@ -66,13 +66,9 @@ class HubMonitor:
         self._settings = settings
         self._quiet = log.RateLimited(QUIET.total_seconds())
         self._turn = asyncio.Lock()
-        self.start: str | datetime | dict[str, int] = _starting_position(settings)
-        """What a partition without a checkpoint is read after, in the client's terms.
-
-        `latest` becomes the numbers of the partitions' ends at the first poll, or each receiver
-        that is reopened would start at an end of its own.
-        """
-        self._offsets: dict[str, str] = {}
+        self._start = _starting_position(settings)
+        self._ends: dict[str, tuple[int, str]] | None = None
+        """Number and offset of the last message of each partition at the first poll: `latest`."""
         self.outage = Outage("hub does not answer", "hub answers")
         self.outage.begin("it has not answered yet")
         self.answered = asyncio.Event()
@@ -80,7 +76,7 @@ class HubMonitor:
         self.created = 0.0
         """When the hub was created, in Unix seconds."""
         self.first: dict[str, int] = {}
-        """The first sequence number that is read of each partition if it has no checkpoint."""
+        """The first sequence number that each partition still has, or will have."""
         self.last: dict[str, int] = {}
         """The last sequence number in each partition, -1 if there was none."""
         self.skew = 0.0
@@ -129,12 +125,12 @@ class HubMonitor:
         Offset "-1" is before the first message, for every SDK.
         """
         number, offset = self.first[partition] - 1, "-1"
-        if isinstance(self.start, dict):
-            number, offset = self.start.get(partition, -1), self._offsets.get(partition, "-1")
-        elif isinstance(self.start, datetime):
+        if self._start == "latest":
+            number, offset = (self._ends or {}).get(partition, (-1, "-1"))
+        elif isinstance(self._start, datetime):
             try:
                 async with asyncio.timeout(_TIMEOUT):
-                    number, offset = await self._before(partition, self.start)
+                    number, offset = await self._before(partition, self._start)
             except Exception as error:  # noqa: BLE001 - whatever the client raises
                 raise ForwarderError(str(causes.of_hub(error, self._settings))) from None
         return {"sequence_number": number, "offset": offset}
@@ -155,15 +151,8 @@ class HubMonitor:
 
     async def _receive(self, partition: str, position: int | datetime) -> Received:
         """Return the first message behind an instant, or at a sequence number."""
-        receiver = await attach(
-            self._client,
-            self._settings,
-            partition,
-            position,
-            inclusive=isinstance(position, int),
-            owner=True,
-        )
-        link = Link(receiver)
+        inclusive = isinstance(position, int)
+        link = await open_link(self._client, partition, position, inclusive=inclusive, owner=True)
         try:
             while not (messages := link.take()):
                 await link.read(_TIMEOUT)
@@ -183,12 +172,12 @@ class HubMonitor:
     async def _attach(self) -> None:
         """Raise if the consumer group is missing or may not be read."""
         try:
-            receiver = await attach(self._client, self._settings, "0")
+            link = await open_link(self._client, "0")
         except AMQPLinkError as error:
             if error.condition not in SHARED:
                 raise
         else:
-            await receiver.close()
+            await link.close()
 
     def _note_skew(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
         """Compare the clocks; return whether a message arrived, or may have.
@@ -216,17 +205,9 @@ class HubMonitor:
 
     def _note(self, created: float, partitions: Sequence[_Partition]) -> None:
         self.last = {one.number: one.last for one in partitions}
-        if self.start == "@latest":
-            self.start = self.last
-            self._offsets = {one.number: one.last_offset for one in partitions}
-        elif isinstance(self.start, dict) and created != self.created:
-            self.start, self._offsets = {}, {}  # everything in a new hub came after the start
+        self.first = {one.number: one.begin for one in partitions}
+        if self._ends is None:
+            self._ends = {one.number: (one.last, one.last_offset) for one in partitions}
+        elif created != self.created:
+            self._ends = {}  # everything in a new hub came after the start
         self.created = created
-        self.first = {one.number: self._first(one) for one in partitions}
-
-    def _first(self, partition: _Partition) -> int:
-        if isinstance(self.start, dict):
-            return max(partition.begin, self.start.get(partition.number, -1) + 1)
-        if isinstance(self.start, datetime) and partition.last_enqueued <= self.start:
-            return partition.last + 1
-        return partition.begin

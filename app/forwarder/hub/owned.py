@@ -14,7 +14,7 @@ from forwarder.config.settings import Settings
 from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
-from forwarder.hub.reader import Position, Reader
+from forwarder.hub.reader import Reader
 
 
 class OwnedPartitions:
@@ -82,13 +82,11 @@ class OwnedPartitions:
         partition.start_after = owned.stored
         partition.progress = time.monotonic()
         self.partitions[number] = partition
-        start: Position | dict[str, int] = self._hub.start
         reader = self._readers[number] = Reader(
             client,
             settings,
             partition,
             owned.checkpoint,
-            start.get(number, "-1") if isinstance(start, dict) else start,
             hub=self._hub.outage,
             buffer=self._delivery.buffer,
         )

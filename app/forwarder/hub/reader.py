@@ -24,13 +24,12 @@ from forwarder.config.settings import Settings
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import Partition
 from forwarder.diagnosis import causes
-from forwarder.hub.client import attach
+from forwarder.hub.client import Position, open_link
 from forwarder.hub.message import Received
 from forwarder.hub.order import StaleError
 from forwarder.hub.transport import Link
 from forwarder.outage import Outage
 
-Position = str | int | datetime
 Take = Callable[[Received], Awaitable[None]]
 
 _OPENING: Final = 30.0  # seconds
@@ -56,17 +55,15 @@ class Reader:
         settings: Settings,
         partition: Partition,
         checkpoint: Mapping[str, Any],
-        start: Position,
         *,
         hub: Outage,
         buffer: ReceiveBuffer,
     ) -> None:
-        """`start` is the position without a checkpoint, `hub` what is logged of the hub already."""
+        """`hub` is what is logged of the hub already."""
         self._client = client
         self._settings = settings
         self._partition = partition
         self._checkpoint = checkpoint
-        self._start = start
         self._hub = hub
         self._buffer = buffer
         self._link: Link | None = None
@@ -138,8 +135,9 @@ class Reader:
         positions = self._positions()
         position = positions[min(self._refused, len(positions) - 1)]
         number = self._partition.number
-        receiver = await attach(self._client, self._settings, number, position, owner=True)
-        self._link = Link(receiver, self._buffer)
+        self._link = await open_link(
+            self._client, number, position, owner=True, buffer=self._buffer
+        )
         return self._link
 
     async def _receive(self, link: Link, take: Take) -> None:
@@ -167,7 +165,7 @@ class Reader:
             return [newest.offset or newest.sequence_number, newest.sequence_number, moment]
         number = self._checkpoint.get("sequence_number")
         if number is None:
-            return [self._checkpoint.get("offset") or self._start]
+            return [self._checkpoint.get("offset") or "-1"]
         enqueued = self._checkpoint.get("enqueued")
         last: Position = datetime.fromtimestamp(enqueued - 0.001, UTC) if enqueued else "-1"
         offset = self._checkpoint.get("offset")

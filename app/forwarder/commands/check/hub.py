@@ -18,7 +18,7 @@ from forwarder.config.network import hub_proxy, trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import Diagnosis
-from forwarder.hub.client import SHARED, attach, peek
+from forwarder.hub.client import SHARED, open_link, peek
 from forwarder.hub.monitor import QUIET
 
 _PEEKED: Final = 4  # partitions
@@ -73,12 +73,12 @@ class HubCheck(Part):
     async def _group(self) -> str:
         name = self.settings.consumer_group
         try:
-            receiver = await attach(self._client, self.settings, self._ids[0])
+            link = await open_link(self._client, self._ids[0])
         except AMQPLinkError as error:
             if error.condition not in SHARED:
                 raise
             return f"'{name}' is being read, by a forwarder"
-        await receiver.close()
+        await link.close()
         return f"'{name}' may be read; nobody reads its partition {self._ids[0]} now"
 
     async def _messages(self) -> Finding | str:
@@ -106,10 +106,7 @@ class HubCheck(Part):
         filled.sort(key=lambda found: found["last_enqueued_time_utc"], reverse=True)
         if not filled:
             return Finding("skipped", "there is no message to look into")
-        look = (
-            peek(self._client, self.settings, found, _MESSAGES, _PEEK_SECONDS)
-            for found in filled[:_PEEKED]
-        )
+        look = (peek(self._client, found, _MESSAGES, _PEEK_SECONDS) for found in filled[:_PEEKED])
         seen = await asyncio.gather(*look)
         messages = [body for bodies in seen if bodies is not None for body in bodies]
         if None in seen and not messages:
