@@ -35,6 +35,11 @@ class Outage:
         self.begin(reason)
         self._limited.error(self._began, **fields, reason=reason)
 
+    def note(self, message: str, **fields: Any) -> None:
+        """Log an error of a part of it, once a minute, unless all of it fails."""
+        if not self.reason:
+            self._limited.error(message, **fields)
+
     def end(self, **fields: Any) -> None:
         """Record a success."""
         if self.since is None:

@@ -61,7 +61,7 @@ def guard_of(mutation: str) -> str:
 MUTATIONS: dict[str, Mutation] = {
     "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink away")),
     "checkpoint-in-order": Mutation("self.position = self._messages.pop()", scenario("killed")),
-    "already-received": Mutation("return True", scenario("hub drops")),
+    "already-received": Mutation("return message", scenario("hub drops")),
     "nothing-received-while-stopping": Mutation(
         "pass", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
     ),
@@ -134,7 +134,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "added-partitions": Mutation("if False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
-        "if not behind or partition.watermark.oldest or blocked or behind:",
+        "if not behind or partition.watermark.oldest or reader.blocked or behind:",
         scenario("receivers silent"),
     ),
     "silent-receiver: without room": Mutation(
@@ -142,7 +142,7 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_health.py::test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown",
     ),
     "reopen-client": Mutation(
-        "self._consumer.reopen(number)",
+        "reader.reopen()",
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "silence-outlives-reopening": Mutation(

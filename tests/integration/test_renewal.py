@@ -53,6 +53,34 @@ async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
         assert not [key for key in (old, *server.keys.values()) if key in output]
 
 
+async def test_a_connection_string_of_another_hub_needs_a_restart(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    """Until then the hub is read with the one of the start."""
+    async with Server({HUB: 1}) as server:
+        file = tmp_path / "connection"
+        file.write_text(server.connection_string())
+        settings = {
+            "EhubNamespaceConnectionString_FILE": str(file),
+            "WebSinkURL": webhook.url,
+            "StateDirectory": str(tmp_path / "state"),
+            "StallTimeout": "6",
+        }
+        async with Forwarder(settings) as forwarder:
+            publish(server, 3)
+            await webhook.until(lambda: webhook.total == 3)
+            other = server.connection_string().replace("127.0.0.1", "other.example")
+            file.write_text(f"{other};EntityPath=audit".replace(";;", ";"))
+            entry = await forwarder.wait_for("connection string is of another hub")
+            assert entry["hub"].startswith("other.example")
+            assert entry["hub"].endswith("/audit")
+            server.faults.drop()
+            publish(server, 4)
+            await webhook.until(lambda: webhook.total == 7)
+            assert len(forwarder.entries("connection string is of another hub")) == 1
+            assert (await forwarder.get("/readyz"))[0] == 200
+
+
 def signed(store: Azurite, seconds: float) -> str:
     """Return a connection string whose signature expires after some seconds."""
     sas = generate_container_sas(

@@ -34,10 +34,18 @@ class _SharedAccess:
 
     async def get_token(self, *scopes: str, **_: Any) -> AccessToken:
         """Return a token; of a signature that expires it is still the server that refuses it."""
-        found = self._settings.current("hub_connection")
+        moved, settings = moved_to(self._settings), self._settings
+        found: Any = settings.hub_connection if moved else settings.current("hub_connection")
         if found.signature:
             return AccessToken(found.signature, int(time.time()) + _SIGNATURE_SECONDS)
         return await EventHubSharedKeyCredential(found.policy, found.key).get_token(*scopes)
+
+
+def moved_to(settings: Settings) -> str:
+    """Return the hub of the connection string in its file if it is not the one that is read."""
+    found = settings.current("hub_connection")
+    now = found and (found.host, found.entity_path or settings.event_hub_name)
+    return "/".join(now) if now and now != (settings.hub_host, settings.event_hub_name) else ""
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:

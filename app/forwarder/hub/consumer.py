@@ -12,20 +12,19 @@ and a handler that raises repeats the same messages for ever.
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
-from forwarder.checkpoints.writer import Checkpoints, Owned
-from forwarder.delivery.partition import DeliveryContext, Partition
+from forwarder.checkpoints.writer import Checkpoints
+from forwarder.delivery.partition import DeliveryContext
 from forwarder.diagnosis import causes
 from forwarder.errors import SupersededError
 from forwarder.hub.balancer import Balancer
 from forwarder.hub.client import connect
 from forwarder.hub.intake import Intake
-from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.order import Order
 from forwarder.hub.owned import OwnedPartitions
@@ -48,8 +47,6 @@ class Consumer:
         credential: Any,
     ) -> None:
         settings = self._settings = delivery.settings
-        self._delivery = delivery
-        self._intake = Intake(delivery, checkpoints.quarantine)
         self._hub = hub
         self._store = store
         self._checkpoints = checkpoints
@@ -62,25 +59,24 @@ class Consumer:
         }
         self._interval = settings.load_balancing_interval
         self._balancer = Balancer(store, self._place, self._interval, settings.ownership_expiry)
-        self._background: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
         self._turn = asyncio.Lock()  # of rounds and of closing
         self._wake = asyncio.Event()
-        self._stale_owned: list[Owned] = []
         self._repeated = log.RateLimited()
         self._reopening = True
         self.stopping = False
         """Whether no more messages are received."""
-        self.owned = OwnedPartitions(delivery, hub, checkpoints, self._take, self._on_end)
+        self._order = Order(hub, store, self._on_recreated, self._on_end)
+        self._intake = Intake(delivery, checkpoints.quarantine, self._order)
+        self.owned = OwnedPartitions(delivery, hub, checkpoints, self._intake.take, self._on_end)
         self.partitions = self.owned.partitions
         """The partitions that this process owns."""
-        self._order = Order(hub, store, self.partitions, self._on_recreated, self._on_stale)
 
     async def run(self) -> None:
         """Receive until stopped."""
         await self._hub.answered.wait()
-        if self._checkpoints.quarantine.one_by_one:
-            self._spawn(self._intake.take_one_by_one())
+        self._intake.begin()
         while not self.stopping:
             async with self._turn:
                 if self._reopening:
@@ -92,19 +88,16 @@ class Consumer:
                     await self._wake.wait()
             self._wake.clear()
 
-    def reopen(self, number: str | None = None) -> None:
-        """Open a partition's link again behind what was received, or everything."""
-        if number is None:
-            self._reopening = True
-            self._wake.set()
-        else:
-            self._spawn(self.owned.restart(number))
+    def reopen(self) -> None:
+        """Open everything again, with a client of its own."""
+        self._reopening = True
+        self._wake.set()
 
     def check(self) -> None:
         """Compare the hub as it was just polled with what is read."""
         if self._reopening:
             return
-        self._order.check()
+        self._order.check(self.partitions)
         if self._known < self._hub.last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(self._hub.last))
             self._wake.set()
@@ -132,8 +125,6 @@ class Consumer:
         await self._client.close()
         self._client = connect(self._settings, self._credential)
         self._order.begin()
-        self._store.stale |= {one.partition.number: one.stored for one in self._stale_owned}
-        self._stale_owned.clear()
         self._known = set(self._hub.last)
         self._reopening = False
 
@@ -141,9 +132,9 @@ class Consumer:
         """Own this replica's share; return whether others are to release a part of it."""
         away = self._is_away()
         try:
-            shares = await self._balancer.balance(self._hub.last, self._lag, readable=not away)
+            shares = await self._balancer.balance(self._hub.last, self.owned.lag, readable=not away)
             lost = [number for number in self.partitions if number not in shares.owned]
-            await asyncio.gather(*(self._lose(number) for number in lost))
+            await asyncio.gather(*(self.owned.close(n, "OWNERSHIP_LOST") for n in lost))
             opened = {*shares.owned} - {*self.partitions, *shares.excess}
             if opened and not self.stopping:
                 await self._open(sorted(opened))
@@ -164,11 +155,6 @@ class Consumer:
         heard = max([since, *(partition.progress for partition in self.partitions.values())])
         return time.monotonic() - heard > expiry  # guard: away-from-hub
 
-    def _lag(self, number: str) -> int:
-        partition = self.partitions.get(number)
-        received = (partition.last if partition else None) or 0
-        return self._hub.last.get(number, -1) - received
-
     async def _open(self, numbers: Iterable[str]) -> None:
         """Read the checkpoints of partitions, and begin to receive behind them."""
         await self._store.list_checkpoints(*self._place.values())
@@ -180,43 +166,28 @@ class Consumer:
                 continue
             if self.stopping:
                 return
-            self.owned.open(owned, self._client, self._settings)
-
-    def _on_end(self, number: str, reason: str) -> None:
-        self._spawn(self._reclaim(number, reason))
-
-    async def _reclaim(self, number: str, reason: str) -> None:
-        """Close a partition whose link was taken, or which is to be read from elsewhere."""
-        async with self._turn:
-            if reason == "OWNERSHIP_LOST":
-                await self._lose(number)
-            else:
-                await self.owned.close(number, reason)
-                self._wake.set()
-
-    async def _lose(self, number: str) -> None:
-        self._delivery.metrics.losses.labels(number).inc()
-        await self.owned.close(number, "OWNERSHIP_LOST")
+            self.owned.open(owned, self._client)
 
     async def _give_up(self, number: str, reason: str, drain: float = 0) -> None:
-        await self.owned.close(number, reason, drain=drain)
+        await self.owned.close(number, reason, drain)
         await self._balancer.release(number)
-
-    async def _take(self, partition: Partition, received: Received) -> None:
-        """Wait for room for a message, if it is to be taken."""
-        if message := await self._order.accept(partition, received):
-            await self._intake.take(partition, message, received)
 
     def _on_recreated(self) -> None:
         """Open everything again: what was received of the old hub gets no checkpoint."""
-        self._stale_owned = list(self._checkpoints.owned.values())
-        self._checkpoints.owned.clear()
+        owned = self._checkpoints.owned
+        self._store.stale |= {number: one.stored for number, one in owned.items()}
+        owned.clear()
         self.reopen()
 
-    def _on_stale(self, number: str) -> None:
-        self._on_end(number, "STALE_CHECKPOINT")
+    def _on_end(self, number: str, reason: str) -> None:
+        """Close a partition whose link was taken, or which is to be read from elsewhere."""
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        async def end() -> None:
+            async with self._turn:
+                await self.owned.close(number, reason)
+                if reason != "OWNERSHIP_LOST":  # then the next round claims it again
+                    self._wake.set()
+
+        task = asyncio.create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 from azure.core.exceptions import ClientAuthenticationError
@@ -55,7 +55,9 @@ async def login(settings: Settings, stack: AsyncExitStack) -> "Identity | None":
     """Return the login by Microsoft Entra ID; None if connection strings are given instead."""
     if not settings.event_hub_namespace and not settings.blob_account_url:
         return None
-    return await stack.enter_async_context(Identity(settings, os.environ))
+    identity = Identity(settings, os.environ)
+    stack.push_async_callback(identity.close)
+    return identity
 
 
 class Identity:
@@ -82,12 +84,6 @@ class Identity:
         self._credential: Any = None
         self._turn = asyncio.Lock()
         self._failed: dict[tuple[str, ...], tuple[Diagnosis, float, float]] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the connection."""

@@ -9,9 +9,9 @@ are compared by the messages that come between two polls.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from azure.eventhub._pyamqp.error import AMQPLinkError
 
@@ -19,7 +19,7 @@ from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
-from forwarder.hub.client import SHARED, connect, open_link
+from forwarder.hub.client import SHARED, connect, moved_to, open_link
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Management
 from forwarder.outage import Outage
@@ -36,17 +36,6 @@ class _Partition(NamedTuple):
     last: int
     last_offset: str
     last_enqueued: datetime
-
-    @classmethod
-    def of(cls, properties: Mapping[bytes, Any]) -> Self:
-        moment = properties[b"last_enqueued_time_utc"] / 1000
-        return cls(
-            properties[b"partition"].decode(),
-            properties[b"begin_sequence_number"],
-            properties[b"last_enqueued_sequence_number"],
-            properties[b"last_enqueued_offset"].decode() or "-1",  # of none
-            datetime.fromtimestamp(moment, UTC),
-        )
 
 
 def _starting_position(settings: Settings) -> str | datetime:
@@ -82,12 +71,15 @@ class HubMonitor:
         self.skew = 0.0
         """Seconds by which the clock here is ahead of the hub's, at least; below 0 it is behind."""
         self._skewed = log.RateLimited(QUIET.total_seconds())
+        self._moved = log.RateLimited(QUIET.total_seconds())
         self._ages = deque[float](maxlen=_AGES)  # at which messages came, at least
         self.polled: float | None = None
         """When the properties were last read, by the monotonic clock."""
 
     async def poll(self) -> None:
         """Read the properties once. A failure is logged, not raised."""
+        if other := moved_to(self._settings):
+            self._moved.error("connection string is of another hub, restart to read it", hub=other)
         probe = asyncio.create_task(self._attach()) if self.outage.reason else None
         try:
             async with self._turn, asyncio.timeout(_TIMEOUT):
@@ -161,8 +153,14 @@ class HubMonitor:
             await link.close()
 
     async def _partition(self, number: str) -> _Partition:
-        kind = "com.microsoft:partition"
-        return _Partition.of(await self._management.read(kind, partition=number))
+        found = await self._management.read("com.microsoft:partition", partition=number)
+        return _Partition(
+            number,
+            found[b"begin_sequence_number"],
+            found[b"last_enqueued_sequence_number"],
+            found[b"last_enqueued_offset"].decode() or "-1",  # of none
+            datetime.fromtimestamp(found[b"last_enqueued_time_utc"] / 1000, UTC),
+        )
 
     async def close(self) -> None:
         """Close the connection."""

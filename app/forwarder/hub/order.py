@@ -18,10 +18,11 @@ from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
 
 _PAUSE: Final = 0.5  # seconds between two polls of a hub that does not answer
+STALE: Final = "STALE_CHECKPOINT"
 
 
-class StaleError(Exception):
-    """The partition's checkpoint is of another hub: it is to be opened again."""
+class EndError(Exception):
+    """The partition cannot be read on; the argument tells why."""
 
 
 class Order:
@@ -31,16 +32,14 @@ class Order:
         self,
         hub: HubMonitor,
         store: GenerationStore,
-        partitions: Mapping[str, Partition],
         on_recreated: Callable[[], None],
-        on_stale: Callable[[str], None],
+        on_end: Callable[[str, str], None],
     ) -> None:
-        """`on_recreated` opens everything again, `on_stale` a partition."""
+        """`on_recreated` opens everything again, `on_end` a partition."""
         self._hub = hub
         self._store = store
-        self._partitions = partitions
         self._on_recreated = on_recreated
-        self._on_stale = on_stale
+        self._on_end = on_end
         self._ahead: set[str] = set()
         self._recreated = False
 
@@ -49,55 +48,58 @@ class Order:
         self._store.created = self._hub.created
         self._recreated = False
 
-    def check(self) -> None:
+    def check(self, partitions: Mapping[str, Partition]) -> None:
         """Compare the hub as it was just polled with what is read."""
+        self._check_generation()
         if self._recreated:
             return
-        if self._hub.created != self._store.created:  # guard: recreated-hub
-            self._recreated = True
-            self._store.log_recreated(self._hub.created)
-            self._on_recreated()
         ahead = {
             number
-            for number, partition in self._partitions.items()
+            for number, partition in partitions.items()
             if partition.last_received is None
             and partition.start_after is not None
             and partition.start_after > self._hub.last.get(number, partition.start_after)
         }
         # Twice, for the checkpoint may be younger than the poll.
         for number in ahead & self._ahead:
-            self._mark_stale(self._partitions[number])  # guard: checkpoint-ahead-of-hub
-            self._on_stale(number)
+            self._mark_stale(partitions[number])  # guard: checkpoint-ahead-of-hub
+            self._on_end(number, STALE)
         self._ahead = ahead
 
     async def accept(self, partition: Partition, received: Received) -> Message | None:
-        """Return the message's place, or None if it is not to be taken."""
-        number, last = received.sequence_number, partition.last
+        """Return the message's place, or None if it is not to be taken.
+
+        Raises EndError if the partition is to be opened again, at StartPosition.
+        """
+        number, newest, last = received.sequence_number, partition.last_received, partition.last
         if number is None:  # it can only be the next one
             first = self._hub.first.get(partition.number, 0)
             number = first if last is None else last + 1
         enqueued = self._hub.now() if received.enqueued is None else received.enqueued
         message = Message(number, received.offset, enqueued, len(received.body))
-        return message if await self._is_next(partition, message) else None
-
-    async def _is_next(self, partition: Partition, message: Message) -> bool:
-        number, newest, last = message.sequence_number, partition.last_received, partition.last
         if last is None or number == last + 1:  # guard: gap-asks-the-hub
-            return True
+            return message
         # Read again after a reconnect, or because its checkpoint has no offset.
-        if number <= last and message.enqueued <= newest.enqueued if newest else number == last:
-            return False  # guard: already-received
+        if number <= last and enqueued <= newest.enqueued if newest else number == last:
+            return None  # guard: already-received
         await self._hub.poll()
         while self._hub.outage.reason:
             await asyncio.sleep(_PAUSE)
             await self._hub.poll()
-        self.check()
+        self._check_generation()
         if self._recreated:
-            return False
+            return None
         if not newest and number <= last:
             self._mark_stale(partition)
-            raise StaleError
-        return number > last
+            raise EndError(STALE)
+        return message if number > last else None
+
+    def _check_generation(self) -> None:
+        # guard: recreated-hub
+        if self._hub.created != self._store.created and not self._recreated:
+            self._recreated = True
+            self._store.log_recreated(self._hub.created)
+            self._on_recreated()
 
     def _mark_stale(self, partition: Partition) -> None:
         """Note that the partition's checkpoint is of another hub: StartPosition holds."""

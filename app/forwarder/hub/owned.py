@@ -2,19 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 
 from azure.eventhub.aio import EventHubConsumerClient
 
 from forwarder import log
 from forwarder.checkpoints.writer import Checkpoints, Owned
-from forwarder.config.settings import Settings
 from forwarder.delivery.partition import DeliveryContext, Partition
-from forwarder.hub.message import Received
 from forwarder.hub.monitor import HubMonitor
-from forwarder.hub.reader import Reader
+from forwarder.hub.reader import OnEnd, Reader, Take
 
 
 class OwnedPartitions:
@@ -25,36 +22,29 @@ class OwnedPartitions:
         delivery: DeliveryContext,
         hub: HubMonitor,
         checkpoints: Checkpoints,
-        take: Callable[[Partition, Received], Awaitable[None]],
-        on_end: Callable[[str, str], None],
+        take: Take,
+        on_end: OnEnd,
     ) -> None:
-        """`take` gets each message; `on_end` the partition that cannot be read on, and why."""
         self._delivery = delivery
         self._hub = hub
         self._checkpoints = checkpoints
         self._take = take
         self._on_end = on_end
-        self._readers: dict[str, Reader] = {}
         self._leaving: set[Partition] = set()
-        self._stopping = False
         self.partitions: dict[str, Partition] = {}
-
-    def refusal(self, number: str) -> str:
-        """Return why a partition cannot be read at the moment; empty if it can."""
-        reader = self._readers.get(number)
-        return reader.refusal if reader else ""
-
-    def is_blocked(self, number: str) -> bool:
-        """Tell whether a partition's next message waits for room in the buffer."""
-        reader = self._readers.get(number)
-        found = self.partitions[number].blocked_message is not None
-        return found or (reader is not None and reader.blocked)
+        self.readers: dict[str, Reader] = {}
 
     @property
     def failure(self) -> str:
         """Why no partition can be read; empty if one can, or if this process owns none."""
-        found = [reader.refusal for reader in self._readers.values()]
+        found = [reader.refusal for reader in self.readers.values()]
         return found[0] if found and all(found) else ""
+
+    def lag(self, number: str) -> int:
+        """Return how many messages of a partition were not received."""
+        partition = self.partitions.get(number)
+        received = (partition.last if partition else None) or 0
+        return self._hub.last.get(number, -1) - received
 
     def cancel(self) -> None:
         """Give up what is under way; it is read again from the checkpoint."""
@@ -63,8 +53,7 @@ class OwnedPartitions:
 
     def stop(self) -> None:
         """Receive no more messages."""
-        self._stopping = True
-        for reader in self._readers.values():
+        for reader in self.readers.values():
             reader.cancel()  # guard: nothing-received-while-stopping
 
     async def drain(self) -> None:
@@ -76,38 +65,27 @@ class OwnedPartitions:
         partition = Partition(number, self._delivery)
         return await self._checkpoints.claim(place, partition, self._hub.starting_place)
 
-    def open(self, owned: Owned, client: EventHubConsumerClient, settings: Settings) -> None:
+    def open(self, owned: Owned, client: EventHubConsumerClient) -> None:
         """Begin to receive behind the checkpoint."""
         partition, number = owned.partition, owned.partition.number
         partition.start_after = owned.stored
         partition.progress = time.monotonic()
         self.partitions[number] = partition
-        reader = self._readers[number] = Reader(
-            client,
-            settings,
-            partition,
-            owned.checkpoint,
-            hub=self._hub.outage,
-            buffer=self._delivery.buffer,
+        self.readers[number] = Reader(
+            client, self._delivery, owned, self._hub.outage, self._take, self._on_end
         )
-        reader.start(partial(self._take, partition), self._on_end)
         log.info("partition claimed", partition=number, checkpoint=owned.stored)
         self._delivery.metrics.owned.set(len(self.partitions))
-
-    async def restart(self, number: str) -> None:
-        """Open the partition's link again behind what was received."""
-        if reader := self._readers.get(number):
-            await reader.stop()
-            if self._readers.get(number) is reader and not self._stopping:
-                reader.start(partial(self._take, self.partitions[number]), self._on_end)
 
     async def close(self, number: str, reason: str, drain: float = 0) -> None:
         """Stop receiving, wait `drain` seconds for what is in flight, write a last checkpoint.
 
         What is still in flight then is delivered as well, and again by the next owner.
         """
-        partition, reader = self.partitions.pop(number, None), self._readers.pop(number, None)
+        partition, reader = self.partitions.pop(number, None), self.readers.pop(number, None)
         self._delivery.metrics.owned.set(len(self.partitions))
+        if reason == "OWNERSHIP_LOST":
+            self._delivery.metrics.losses.labels(number).inc()
         if reader:
             await reader.stop()
         if partition and drain:

@@ -44,16 +44,17 @@ class Transport(PyamqpTransportAsync):
     @staticmethod
     def create_mgmt_client(*arguments: Any, **options: Any) -> Any:
         """Return the AMQP client that reads properties."""
-        client = _SDK.create_mgmt_client(*arguments, **options)
-        client.client_ready_async = partial(_open_at_once, client, client.client_ready_async)
-        return client
+        return _opening_at_once(_SDK.create_mgmt_client(*arguments, **options))
 
     @staticmethod
     def create_receive_client(**options: Any) -> Any:
         """Return the AMQP client of a receiver."""
-        client = _SDK.create_receive_client(**options)
-        client.client_ready_async = partial(_open_at_once, client, client.client_ready_async)
-        return client
+        return _opening_at_once(_SDK.create_receive_client(**options))
+
+
+def _opening_at_once(client: Any) -> Any:
+    client.client_ready_async = partial(_open_at_once, client, client.client_ready_async)
+    return client
 
 
 async def _open_at_once(client: Any, client_ready: Any) -> bool:
@@ -124,7 +125,7 @@ class Link:
         """Detach and close the connection, whether the hub answers or not."""
         if self._buffer:
             self._buffer.release(self._reserved + sum(one.reserved for one in self.take()))
-            self._reserved = 0
+            self._reserved, self.blocked = 0, False
         with suppress(Exception):
             async with asyncio.timeout(_CLOSING):
                 await self._receiver.close()

@@ -55,16 +55,12 @@ class Watchdog:
         self._consumer = consumer
         self._checkpoints = checkpoints
         self._stalls: dict[str, _Stall] = {}
-        self._noted = 0.0
-        self._rates: dict[str, float] = {}
-        self._lasts: dict[str, int] = {}
 
     async def run(self) -> None:
         """Poll the hub, and compare it with what was received, for ever."""
         interval = min(_INTERVAL, self._timeout / _STEPS / 2)
         while True:
             await self._hub.poll()
-            self._note_rates()
             if not self._hub.outage.reason:
                 self._consumer.check()
                 self._forget()
@@ -88,12 +84,12 @@ class Watchdog:
         return stall.since if stall else self._consumer.partitions[number].progress
 
     def lag(self, number: str) -> int:
-        """Return how many messages in the hub are behind the checkpoint.
+        """Return how many messages in the hub are behind the checkpoint, at least.
 
-        While the hub cannot be asked, as many as came before are supposed to come.
+        While the hub cannot be asked, some are supposed to come.
         """
         known = max(0, self._last(number) - self._stored(number))
-        return known + ceil(self._unheard() * self._rates.get(number, _RATE))
+        return known + ceil(self._unheard() * _RATE)
 
     def oldest(self, number: str) -> float:
         """Return the age in seconds of the oldest message that is not delivered.
@@ -120,22 +116,11 @@ class Watchdog:
         seconds = time.monotonic() - self._hub.polled
         return seconds if seconds > _UNHEARD else 0.0
 
-    def _note_rates(self) -> None:
-        """Note how fast messages come."""
-        seconds = (self._hub.polled or 0.0) - self._noted
-        if seconds <= 0:
-            return
-        for number, last in self._hub.last.items():
-            rate = (last - self._lasts.get(number, last)) / seconds
-            known = self._rates.get(number, rate)
-            self._rates[number] = max(_RATE, known + (rate - known) / 4)
-        self._noted, self._lasts = self._noted + seconds, self._hub.last
-
     def _watch(self, number: str, partition: Partition) -> None:
         """Reopen a partition that gets nothing while the hub has more, then the whole client."""
         stall = self._stalls.get(number)
         behind, now = self.is_behind(number), time.monotonic()
-        blocked = self._consumer.owned.is_blocked(number)
+        reader = self._consumer.owned.readers[number]
         if stall and (partition.last_received not in {None, stall.after} or not behind):
             del self._stalls[number]
             log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
@@ -143,26 +128,21 @@ class Watchdog:
         since = max(partition.progress, self._hub.outage.recovered_at)
         due = max(since, stall.reopened if stall else 0.0) + self._step
         # guard: silent-receiver
-        if not behind or partition.watermark.oldest or blocked or now < due:
+        if not behind or partition.watermark.oldest or reader.blocked or now < due:
             return
+        fields = {"partition": number} | ({"reason": reader.refusal} if reader.refusal else {})
         if stall:
-            message, what = "still stalled", "client"
+            seconds = round(now - stall.since, 1)
+            self._hub.outage.note("still stalled", seconds=seconds, reopened="client", **fields)
+            self._metrics.reopened["client"].inc()
             for one in self._stalls.values():
                 one.reopened = now
             self._consumer.reopen()  # guard: reopen-client
         else:
-            message, what = "stalled", "partition"
-            stall = self._stalls[number] = _Stall(since, partition.last_received, now, now)
-            self._consumer.reopen(number)
-        self._metrics.reopened[what].inc()
-        refusal = self._consumer.owned.refusal(number)
-        log.error(
-            message,
-            partition=number,
-            seconds=round(now - stall.since, 1),
-            reopened=what,
-            **({"reason": refusal} if refusal else {}),
-        )
+            self._stalls[number] = _Stall(since, partition.last_received, now, now)
+            log.error("stalled", seconds=round(now - since, 1), reopened="partition", **fields)
+            self._metrics.reopened["partition"].inc()
+            reader.reopen()
 
     def _forget(self) -> None:
         """Forget the stalls of partitions that another process owns now."""

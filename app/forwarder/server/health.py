@@ -59,7 +59,7 @@ class Health:
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
-            + (f": {refusal}" if (refusal := self._consumer.owned.refusal(number)) else "")
+            + (f": {refusal}" if (refusal := self._consumer.owned.readers[number].refusal) else "")
             for number in self._partitions
             if self._watchdog.is_behind(number)
             and (idle := now - max(self._watchdog.since(number), self._sink.outage.recovered_at))
