@@ -146,7 +146,7 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "silence-outlives-reopening": Mutation(
-        "elif now - stall.since > self._timeout:",
+        "self._stalls = {n: one for n, one in self._stalls.items() if one.since > since}",
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "close-after-statement": Mutation(

@@ -63,12 +63,12 @@ class Watchdog:
             await self._hub.poll()
             if not self._hub.outage.reason:
                 self._consumer.check()
-                self._forget()
                 for number, partition in self._consumer.partitions.items():
                     if not self.is_behind(number):
                         partition.progress = time.monotonic()
                         self._checkpoints.quarantine.left(number)
                     self._watch(number, partition)
+                self._forget()
             await asyncio.sleep(min(interval, _SOON) if self._hub.outage.reason else interval)
 
     def is_behind(self, number: str) -> bool:
@@ -121,10 +121,12 @@ class Watchdog:
         stall = self._stalls.get(number)
         behind, now = self.is_behind(number), time.monotonic()
         reader = self._consumer.owned.readers[number]
-        if stall and (partition.last_received not in {None, stall.after} or not behind):
-            del self._stalls[number]
-            log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
-            return
+        if stall:
+            stall.owned = now
+            if partition.last_received not in {None, stall.after} or not behind:
+                del self._stalls[number]
+                log.info("recovered", partition=number, seconds=round(now - stall.since, 1))
+                return
         since = max(partition.progress, self._hub.outage.recovered_at)
         due = max(since, stall.reopened if stall else 0.0) + self._step
         # guard: silent-receiver
@@ -146,12 +148,9 @@ class Watchdog:
 
     def _forget(self) -> None:
         """Forget the stalls of partitions that another process owns now."""
-        now = time.monotonic()
-        for number, stall in list(self._stalls.items()):
-            if number in self._consumer.partitions:
-                stall.owned = now
-            elif now - stall.owned > self._timeout:  # guard: silence-outlives-reopening
-                del self._stalls[number]
+        since = time.monotonic() - self._timeout
+        # guard: silence-outlives-reopening
+        self._stalls = {n: one for n, one in self._stalls.items() if one.owned > since}
 
     def _last(self, number: str) -> int:
         """Return the last sequence number in the partition, as far as is known."""
