@@ -170,7 +170,7 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         {"AZURE_FEDERATED_TOKEN_FILE": "/nowhere/token"},
         None,
         "cannot be read from /nowhere/token: No such file",
-        "az aks update",
+        "workloadIdentity.enabled",
     ),
     "closed": (
         {"AZURE_AUTHORITY_HOST": "https://127.0.0.1:9"},
