@@ -244,8 +244,13 @@ async def test_what_the_sink_answers_is_judged_as_ever_and_may_be_left_out(
     assert (status, failed(report)) == (1, {"sink POST": said})
     assert report["sink POST"]["do"]
     before = len(webhook.posts)
-    status, report = await check(environment, "--no-post")
+    same = f"{webhook.url}?another=query"
+    status, report = await check(environment, "--no-post", "--sink", same)
     assert (status, failed(report)) == (0, {})
+    status, report = await check(environment, "--no-post", "--sink", "http://elsewhere/audit")
+    assert (status, *failed(report)) == (0, "sink URL")
+    assert report["sink URL"]["state"] == "warn"
+    assert "and the chart's webhook.url to http://elsewhere" in report["sink URL"]["found"]
     assert len(webhook.posts) == before
 
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from forwarder import log
 from forwarder.commands.check.hub import HubCheck
@@ -34,22 +35,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `check`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--no-post", action="store_true", help="do not post to the sink")
+    parser.add_argument("--sink", metavar="URL", help="warn if WebSinkURL leads elsewhere")
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
     """Run `check` until it is done or stopped; False if a part does not answer."""
     log.silence()
-    work = asyncio.ensure_future(_check(settings, post=not given.no_post, as_json=given.json))
+    work = asyncio.ensure_future(_check(settings, given))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     return work.done() and work.result()
 
 
-async def _check(settings: Settings, *, post: bool, as_json: bool) -> bool:
+async def _check(settings: Settings, given: argparse.Namespace) -> bool:
     """Walk hub, store and sink at once and print a report; False if a part does not answer."""
     deadline = time.monotonic() + _SECONDS
-    report = _Report(as_json=as_json)
+    report = _Report(as_json=given.json)
     report.add("settings", Finding("ok", _summary(settings)))
+    origin = settings.web_sink_url.origin()
+    if given.sink and (wanted := URL(given.sink).origin()) != origin:
+        found = f"WebSinkURL leads to {origin}, and the chart's webhook.url to {wanted}"
+        remedy = "set webhook.url to WebSinkURL without password: TLS and NetworkPolicy follow it"
+        report.add("sink URL", Finding("warn", found, remedy))
     if await _forwarder_state(settings.http_port) == "draining":
         found = "this pod was told to stop and delivers what it has: its faults may be repaired"
         remedy = "ask the new pod, after: kubectl rollout status deployment/aks-audit"
@@ -64,7 +71,7 @@ async def _check(settings: Settings, *, post: bool, as_json: bool) -> bool:
         parts: list[Part] = [
             HubCheck(settings, client, store),
             store,
-            SinkCheck(settings, post=post),
+            SinkCheck(settings, post=not given.no_post),
         ]
         async with asyncio.TaskGroup() as group:
             for part in parts:
