@@ -166,7 +166,7 @@ def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
     [
         (["explain", FILE], 2, "AuditPolicyFile: missing; give --policy FILE"),
         (["explain", FILE, "--policy", "/nowhere/p"], 2, "--policy: '/nowhere/p' is not quiet"),
-        (["explain", FILE, "--policy", FILE], 2, "--policy: is no YAML"),
+        (["explain", FILE, "--policy", FILE], 2, "--policy: is not YAML"),
         (["explain", "/nowhere/events", "--policy", "quiet"], 1, "No such file"),
         (["explain", "-", "--event", "--policy", "quiet"], 1, "no audit event"),
         (["explain", "--policy", "quiet"], 2, "one of the arguments FILE --hub is required"),

@@ -95,7 +95,7 @@ def validate(entry: Mapping[str, Any]) -> None:
     if offset is not None and not _OFFSET.fullmatch(str(offset)):
         raise ValueError(f"offset '{offset}'")
     if not all(0 <= entry[name] < _LATEST for name in _TIMES if entry.get(name) is not None):
-        raise ValueError("a time that is none")
+        raise ValueError("a time is out of range")
 
 
 def _rank(entry: Mapping[str, Any]) -> int:

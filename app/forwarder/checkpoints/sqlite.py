@@ -60,7 +60,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
                 self._execute(_WRITE, *_encode(entry))
 
     def close(self) -> None:
-        """Close the file, after a statement that nobody waits for any more: it is in a thread."""
+        """Close the file, after a statement that a thread still executes."""
         # guard: close-after-statement
         with self._lock:  # SQLite would crash
             self._database.close()
@@ -127,7 +127,7 @@ def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
     """Return a row's checkpoint, and whether it has a checksum; one of UNUSABLE if damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
-        raise TypeError("it is no object")
+        raise TypeError("it is not an object")
     checksum = entry.pop("checksum", None)
     if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
         raise ValueError("its checksum is wrong")

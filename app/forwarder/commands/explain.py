@@ -134,7 +134,7 @@ def summary(found: EventFields) -> str:
         what = f"{kind}.{target.group}" if target.group else kind
     else:
         what = found.uri.partition("?")[0]
-    return f"{found.verb} {what} by {found.user.username or 'nobody who logged in'}"
+    return f"{found.verb} {what} by {found.user.username or 'an unknown user'}"
 
 
 def shown(rule: Rule) -> str:

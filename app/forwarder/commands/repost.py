@@ -1,8 +1,8 @@
 """Dead letters are posted again, batch by batch.
 
 A record that holds an event is posted as it is: the audit policy has seen it. One that holds an
-Azure Monitor record or a whole message is unpacked again, with the settings of now. What the sink
-accepts is taken out of the batch; what it refuses stays, with the reason that it gives now.
+Azure Monitor record or a whole message is unpacked again, with the present settings. What the sink
+accepts is removed from the batch; what it refuses stays, with its new reason.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ class Repost(Replay):
         self._refused[record.sequence_number].append(record)
 
     def _unpack(self, body: bytes) -> Unpacked:
-        """Return the event that a record holds, or what its message holds by now."""
+        """Return the event that a record holds, or unpack it again."""
         categories = self._settings.categories
         with suppress(UnicodeDecodeError):
             record = {"category": min(categories), "properties": {"log": body.decode()}}

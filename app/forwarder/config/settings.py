@@ -162,7 +162,7 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every text that no output may show, as of now."""
+        """The texts that no output may show, as they are now."""
         names = [item.name for item in fields(self) if item.metadata.get("secret")]
         values = [getattr(self, name) for name in names] + [*map(self.current, names)]
         found = [secret for value in values for secret in _secrets_of(value)]

@@ -23,7 +23,7 @@ _NAME: Final = re.compile(  # see `record.batches`; version 0.1.0 numbered its f
 )
 _PARTS: Final = 10  # of DeadLetterMaxBytes: the most that is dropped for one batch, about
 _LARGEST: Final = 1_048_576
-_ABANDONED: Final = 3600.0  # seconds after which nobody writes a temporary file any more
+_ABANDONED: Final = 3600.0  # seconds after which a temporary file is an abandoned one
 
 
 class DeadLetterFiles:

@@ -52,7 +52,7 @@ class OddFields(Struct, gc=False):
 
 
 class EventFields(OddFields, gc=False, kw_only=True):
-    """The fields that decide about an event, and those that may be cut."""
+    """The fields that rules look at, and those that may be removed."""
 
     user: User
     level: str = ""
@@ -61,7 +61,7 @@ class EventFields(OddFields, gc=False, kw_only=True):
 
 
 class UsedFields(NamedTuple):
-    """Which fields that differ between many requests some rule of a policy uses."""
+    """Which of the fields that vary most between requests the rules of a policy use."""
 
     groups: bool = True
     names: bool = True
@@ -71,7 +71,7 @@ class UsedFields(NamedTuple):
 class Request(NamedTuple):
     """What kube-apiserver's rules see of a request; `resource` is None if it is about none.
 
-    In `path` nothing is escaped. The user is the one who authenticated, whoever is impersonated.
+    `path` has no escapes. The user is the one who authenticated, not the impersonated one.
     """
 
     user: str | None

@@ -1,4 +1,4 @@
-"""The policy: an audit.k8s.io/v1 Policy as kube-apiserver takes it, read and checked."""
+"""Reads and validates a policy: an audit.k8s.io/v1 Policy, as kube-apiserver accepts it."""
 
 import re
 from pathlib import Path
@@ -30,13 +30,13 @@ class GroupResources(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not _GROUP.fullmatch(self.group):
-            raise ValueError(f"group: '{self.group}' is no API group such as apps, without version")
+            raise ValueError(f"group: '{self.group}' is not an API group such as apps (no version)")
         if self.resource_names and not self.resources:
-            raise ValueError("resourceNames: need resources")
+            raise ValueError("resourceNames: needs resources")
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
-    """The requests that it is for, by all conditions together, and what is kept of their events."""
+    """The conditions that a request must meet, all of them, and what is kept of its events."""
 
     level: Level
     users: tuple[str, ...] = ()
@@ -51,12 +51,12 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.non_resource_urls and (self.resources or self.namespaces):
             other = "resources" if self.resources else "namespaces"
-            raise ValueError(f"nonResourceURLs: exclude {other}, no request has both")
+            raise ValueError(f"nonResourceURLs: excludes {other}, no request has both")
         for url in self.non_resource_urls:
             if url != "*" and not url.startswith("/"):
                 raise ValueError(f"nonResourceURLs: '{url}' does not begin with /")
             if "*" in url[:-1]:
-                raise ValueError(f"nonResourceURLs: '{url}' has its * elsewhere than at the end")
+                raise ValueError(f"nonResourceURLs: '{url}' has a * that is not at its end")
 
 
 class _Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,7 +103,7 @@ def parse(yaml: str) -> Policy:
     except (ValueError, RecursionError) as error:
         raise PolicyError([str(error)]) from None
     if not isinstance(found, dict):
-        raise PolicyError(["is no object with rules, such as an audit.k8s.io/v1 Policy"])
+        raise PolicyError(["is not an object with rules, such as an audit.k8s.io/v1 Policy"])
     problems = [f"{k}: must be {v}" for k, v in _HEAD.items() if found.pop(k, v) != v]
     found.pop("metadata", None)
     given = found.pop("rules", None)
@@ -120,14 +120,14 @@ def parse(yaml: str) -> Policy:
 
 
 def _without_nulls(found: Any) -> Any:
-    """Return a manifest without fields that are null, as if they were not there."""
+    """Return a manifest without its null fields, which count as missing."""
     if isinstance(found, dict):
         return {k: _without_nulls(value) for k, value in found.items() if value is not None}
     return [_without_nulls(one) for one in found] if isinstance(found, list) else found
 
 
 def _convert(kind: Any, found: Any, where: str, problems: list[str]) -> Any:
-    """Return what was found as this kind, or add what is wrong with it."""
+    """Convert to this type, or add what is wrong to the problems."""
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:

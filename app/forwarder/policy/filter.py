@@ -1,4 +1,4 @@
-"""The filter: what is wanted of each event, by its cluster and by the audit policy."""
+"""The filter: selects events by cluster, and applies the audit policy."""
 
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -40,7 +40,7 @@ class Filter:
         rule = _ODD
         try:
             found = known = attributes.decode(event)
-        except msgspec.ValidationError:  # of a field that no rule asks for, or it is no event
+        except msgspec.ValidationError:  # an unusual field, or it is not an event
             found = attributes.decode_odd(event)
         else:
             if self._engine:

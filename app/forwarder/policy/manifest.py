@@ -1,4 +1,4 @@
-"""A manifest: YAML as Kubernetes takes it, where a field that is given twice is an error."""
+"""YAML as Kubernetes accepts it: a field that is given twice is an error."""
 
 from collections import Counter
 from typing import Any
@@ -16,8 +16,8 @@ class _Strict(yaml.SafeLoader):
 
 
 def read(text: str) -> Any:
-    """Return the one document in it; ValueError says, in a line, why there is none."""
+    """Return the document in a text; ValueError if it is not exactly one, in a line."""
     try:
         return yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None

@@ -44,7 +44,7 @@ The level is the one that the event is left at, `unknown` if audit.k8s.io/v1 has
 
 
 class Decision(NamedTuple):
-    """What a rule does: its number, the level up to which events stay, the stages that do not."""
+    """What a rule decides: its number, the highest level of what is kept, and omitted stages."""
 
     rule: str
     rank: int
@@ -190,7 +190,7 @@ def _on_resources(listed: tuple[GroupResources, ...]) -> _Condition:
         if request.resource is None or not (entries := by_group.get(request.group)):
             return False
         resource, subresource = request.resource, request.subresource
-        # `pods/*` is for pods themselves too, whatever its documentation says.
+        # `pods/*` also matches pods, contrary to the documentation of the field.
         spellings = {"*", f"{resource}/*"}
         spellings |= (
             {f"{resource}/{subresource}", f"*/{subresource}"} if subresource else {resource}

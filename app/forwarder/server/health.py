@@ -14,7 +14,7 @@ from forwarder.server.history import INTERVAL, History, State
 
 
 class Health:
-    """Judges the process for the probes, the metrics and the status page."""
+    """The state of the process, for the probes, the metrics and the status page."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Health:
         self.history = History()
 
     async def run(self) -> None:
-        """Take the points of the history, for ever."""
+        """Add points to the history until cancelled."""
         while True:
             self.history.note(time.monotonic(), self.states())
             await asyncio.sleep(INTERVAL)
@@ -51,7 +51,7 @@ class Health:
         return self._consumer.stopping
 
     def not_live(self) -> list[str]:
-        """Return why the process should be restarted; what is down or full is no reason."""
+        """Return why the process should be restarted; a component that is down is not a reason."""
         if self._sink.outage.since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
@@ -74,7 +74,7 @@ class Health:
         return reasons
 
     def components(self) -> dict[str, str]:
-        """Return what ails each part that others run; empty if it is well."""
+        """Return why each component fails, "" for a healthy one."""
         return {
             "hub": self._hub_failure,
             "sink": self._sink.outage.reason,

@@ -54,10 +54,10 @@ OBJECTS = {"requestObject": {"a": [1.0, "\u00e9"]}, "responseObject": {"b": 1e5}
 @pytest.mark.parametrize(
     ("yaml", "problems"),
     [
-        ("", ["is no object with rules"]),
-        ("a: [", ["is no YAML: while parsing"]),
-        ("a: 1\na: 2", ["is no YAML: 'a' twice"]),
-        ("a: 1\n---\nb: 2", ["is no YAML: expected a single document"]),
+        ("", ["is not an object with rules"]),
+        ("a: [", ["is not YAML: while parsing"]),
+        ("a: 1\na: 2", ["is not YAML: 'a' twice"]),
+        ("a: 1\n---\nb: 2", ["is not YAML: expected a single document"]),
         (
             "apiVersion: v1\nkind: Pod\nrules: [{level: None}]",
             ["apiVersion: must be audit", "kind: must be Policy"],
@@ -79,18 +79,18 @@ OBJECTS = {"requestObject": {"a": [1.0, "\u00e9"]}, "responseObject": {"b": 1e5}
                 "- {level: None, resources: [{b: 1}]}"
             ),
             [
-                "rule 1: resources[1].group: 'apps/v1' is no API group",
-                "rule 2: resources[0].resourceNames: need resources",
+                "rule 1: resources[1].group: 'apps/v1' is not an API group",
+                "rule 2: resources[0].resourceNames: needs resources",
                 "rule 3: resources[0].b: unknown field",
             ],
         ),
         (
             "rules: [{level: None, resources: [{group: a}], nonResourceURLs: [/a]}]",
-            ["rule 1: nonResourceURLs: exclude resources"],
+            ["rule 1: nonResourceURLs: excludes resources"],
         ),
         (
             'rules: [{level: None, namespaces: [a], nonResourceURLs: ["/a"]}]',
-            ["rule 1: nonResourceURLs: exclude namespaces"],
+            ["rule 1: nonResourceURLs: excludes namespaces"],
         ),
         (
             (

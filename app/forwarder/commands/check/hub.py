@@ -79,7 +79,7 @@ class HubCheck(Part):
                 raise
             return f"'{name}' is being read, by a forwarder"
         await link.close()
-        return f"'{name}' may be read; nobody reads its partition {self._ids[0]} now"
+        return f"'{name}' may be read; partition {self._ids[0]} has no reader at the moment"
 
     async def _messages(self) -> Finding | str:
         asked = (self._client.get_partition_properties(number) for number in self._ids)
