@@ -29,7 +29,10 @@ def edited(event: bytes, edits: Mapping[str, bytes]) -> bytes:
 
 def annotated(event: bytes, annotations: Raw, key: str, value: str) -> bytes:
     """Return the event with one annotation more; `annotations` are those in it."""
-    others = _fields(annotations) if bytes(annotations).startswith(b"{") else {}
+    raw, name = bytes(annotations), _encode(key)
+    if raw.startswith(b'{"') and name not in raw and event.endswith(b'"annotations":%b}' % raw):
+        return b"%b,%b:%b}}" % (event[:-2], name, _encode(value))  # as kube-apiserver writes it
+    others = _fields(raw) if raw.startswith(b"{") else {}
     return edited(event, {"annotations": _encode({**others, key: value})})
 
 

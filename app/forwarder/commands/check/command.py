@@ -65,8 +65,10 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
         credential = await login(settings, stack)
         client = connect(settings, credential, retry_total=0)
         stack.push_async_callback(_close, client)
-        container = open_container(settings, credential) if has_account(settings) else None
-        stack.push_async_callback(_close, container)
+        container = None
+        if has_account(settings):
+            container = open_container(settings, credential)
+            stack.push_async_callback(_close, container)
         store = StoreCheck(settings, container)
         parts: list[Part] = [
             HubCheck(settings, client, store),
