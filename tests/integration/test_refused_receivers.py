@@ -66,6 +66,7 @@ async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path)
             assert reason in told
             assert reason in json.dumps(await _status(forwarder))
             await forwarder.wait_for("still stalled")
+            assert len(forwarder.entries("receiving failed")) == 1  # once a minute, for all
             env.hub.groups.add("audit")
             await env.ledger.settled()
             assert await _hub(forwarder) == (200, 1, "healthy")
