@@ -63,7 +63,7 @@ def queries() -> Iterator[tuple[str, str]]:
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", []):
             expression = re.sub(r"\$(cluster|namespace|release)", ".*", target["expr"])
-            expression = expression.replace("$__rate_interval", "4s").replace("$__range", "1m")
+            expression = expression.replace("$__rate_interval", "15s").replace("$__range", "1m")
             yield panel["title"], expression
 
 

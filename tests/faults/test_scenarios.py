@@ -89,18 +89,18 @@ SCENARIOS: dict[str, Scenario] = {
         quick=True,
     ),
     "sink slow": Scenario(
-        [(sink.is_slow, 2), (sink.hangs, 4), (sink.answers_too_late, 3)], said=["sink down"]
+        [(sink.is_slow, 2), (sink.hangs, 12), (sink.answers_too_late, 6)], said=["sink down"]
     ),
-    "token rotated": Scenario([(sink.changes_its_token, 3)], settings=TOKEN, said=["sink up"]),
+    "token rotated": Scenario([(sink.changes_its_token, 8)], settings=TOKEN, said=["sink up"]),
     "certificate expired and renewed": Scenario(
-        [(sink.lets_its_certificate_expire, 3)],
+        [(sink.lets_its_certificate_expire, 8)],
         settings=CA,
         tls=True,
         said=["sink down", "sink up"],
     ),
     # The store: checkpoints wait for it, events do not.
     "store away": Scenario(
-        [(store.away, 3), (store.hangs, 3), (store.slow, 3)],
+        [(store.away, 8), (store.hangs, 3), (store.slow, 3)],
         blobs=True,
         said=["checkpoints cannot be written"],
     ),

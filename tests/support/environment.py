@@ -22,7 +22,7 @@ _QUICK = {
     "LoadBalancingInterval": "0.5",
     "OwnershipExpiry": "4",
     "ShutdownGrace": "3",
-    "WebSinkTimeout": "2",
+    "WebSinkTimeout": "20",
     "WebSinkMaxEvents": "20",
 }
 
