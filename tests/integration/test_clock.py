@@ -18,6 +18,7 @@ async def test_a_clock_that_is_ahead_or_behind_is_noticed(tmp_path: Path) -> Non
         environment(tmp_path) as env,
         env.forwarder(None, **SETTINGS) as forwarder,
     ):
+        env.server.faults.clock = -2 * HOUR  # a token that was made an hour ago is none too late
         async with env.traffic(100):
             await forwarder.wait_for("hub message")
             assert await _skew(forwarder) == 0
