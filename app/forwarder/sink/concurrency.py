@@ -32,7 +32,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from forwarder import log
+from forwarder.outage import Outage
 
 _BACKOFF: Final = 0.2  # seconds, doubled by each failed round
 MAX_BACKOFF: Final = 5.0
@@ -112,8 +112,8 @@ class AdaptiveConcurrency:
         self._retry_after = False
         self._timer: asyncio.TimerHandle | None = None
         self._speed = _Speed(timeout)
-        self._low_since: float | None = None
-        self._low = False
+        self._reduced = Outage("post concurrency reduced", "post concurrency restored")
+        self._sufficient_at = time.monotonic()
         self.max_events = sys.maxsize
         """Events that a list may have at present."""
         gauge.set(1)
@@ -203,19 +203,12 @@ class AdaptiveConcurrency:
     def _report(self, now: float) -> None:
         """Log when the limit has been below a quarter of the demand, and when it is no longer."""
         if self._limit * 4 >= self._demand:
-            self._low_since = None
-            if self._low:
-                self._low = False
-                log.info("post concurrency restored", limit=self.limit, demand=self._demand)
-        elif self._low_since is None:
-            self._low_since = now
-        elif not self._low and now - self._low_since > _LOG_AFTER and self._waiting:
-            self._low = True
+            self._sufficient_at = now
+            self._reduced.end(limit=self.limit, demand=self._demand)
+        elif now - self._sufficient_at > _LOG_AFTER and self._waiting:
             seen = "aks_audit_post_seconds, aks_audit_post_retries_total"
             reason = f"the sink is slow or rejects load: see {seen}"
-            log.error(
-                "post concurrency reduced", limit=self.limit, demand=self._demand, reason=reason
-            )
+            self._reduced.fail(reason, limit=self.limit, demand=self._demand)
 
     def _is_open(self, events: int, now: float) -> bool:
         if now < self._resume_at or not self._in_flight:
