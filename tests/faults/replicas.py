@@ -58,7 +58,8 @@ async def is_frozen(env: FaultEnvironment, _: float) -> None:
         await env.owned(two=4)
         await env.settled()
         env.signal(signal.SIGCONT, "one")
-        for _ in range(100):  # the other one soon sets right what this one may have spoilt
+        end = time.monotonic() + 5
+        while time.monotonic() < end:  # the other one soon sets right what this one may have spoilt
             await env.look()
             await asyncio.sleep(0.02)
         await env.owned(one=2, two=2)
