@@ -187,6 +187,19 @@ async def test_a_policy_without_listen_is_named(webhook: Webhook, tmp_path: Path
     assert "--rights Listen" in report["consumer group"]["do"]
 
 
+@pytest.mark.parametrize(("minutes", "state"), [(90, "FAIL"), (-6, "warn"), (4, "ok")])
+async def test_a_clock_that_is_wrong_is_named_by_its_minutes(
+    server: Server, webhook: Webhook, tmp_path: Path, minutes: int, state: str
+) -> None:
+    fill(server)
+    server.faults.clock = minutes * 60
+    _, report = await check(settings(server, webhook.url, tmp_path))
+    assert report["hub login"]["state"] == state
+    way = "behind" if minutes > 0 else "ahead of"
+    found = f"the clock of this node is {abs(minutes)} minutes {way} that of 127.0.0.1"
+    assert (found == report["hub login"]["found"]) == (state != "ok")
+
+
 def tls(ca: trustme.CA, host: str, valid: timedelta = timedelta(days=90)) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert(host, not_after=datetime.now(UTC) + valid).configure_cert(context)

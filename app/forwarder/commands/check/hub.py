@@ -11,7 +11,7 @@ from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.exceptions import EventHubError
 
 from forwarder.audit.records import categories
-from forwarder.commands.check.reach import way
+from forwarder.commands.check.reach import clock_ahead, way
 from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Finding, Part, Steps
 from forwarder.config.network import hub_proxy, trusted
@@ -21,6 +21,7 @@ from forwarder.diagnosis.causes import Diagnosis
 from forwarder.hub.client import SHARED, open_link, peek
 from forwarder.hub.monitor import QUIET
 
+_CLOCK_OFF: Final = 300.0  # seconds
 _PEEKED: Final = 4  # partitions
 _MESSAGES: Final = 5  # of each
 _PEEK_SECONDS: Final = 5.0
@@ -37,13 +38,13 @@ class HubCheck(Part):
         self._missing: Diagnosis | None = None
         self._ids: list[str] = []
         self._partitions: list[dict[str, Any]] = []
-        host, port = causes.hub_address(settings)
-        tls = partial(trusted, settings.trusted_ca_file)
-        emulator = settings.hub_connection and settings.hub_connection.emulator
+        self._host, self._port = host, port = causes.hub_address(settings)
+        self._tls = partial(trusted, settings.trusted_ca_file)
+        self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
         way_there: Steps = {}
         # Through a proxy, the login tells where the way ends.
         if settings.hub_transport == "amqp" or not hub_proxy(settings, host, port):
-            way_there = way("hub", host, port, None if emulator else tls)
+            way_there = way("hub", host, port, None if self._emulator else self._tls)
         self.steps = {
             **way_there,
             "hub login": self._login,
@@ -53,17 +54,36 @@ class HubCheck(Part):
             "categories": self._categories,
         }
 
-    async def _login(self) -> str:
+    async def _login(self) -> Finding | str:
+        clock = asyncio.create_task(self._clock())
         try:
             self._ids = (await self._client.get_eventhub_properties())["partition_ids"]
         except EventHubError as error:
             self._missing = causes.of_hub(error, self.settings)
             if self._missing.kind != "hub":
+                if wrong := await clock:
+                    return wrong._replace(state="FAIL")
                 raise
+        if wrong := await clock:
+            return wrong
         connection = self.settings.hub_connection
         if not connection:
             return f"by Microsoft Entra ID {self.settings.client_id}".rstrip()
         return f"by policy '{connection.policy}'" if connection.policy else "by a signature"
+
+    async def _clock(self) -> Finding | None:
+        """Compare the clock with that of the namespace's HTTP endpoint."""
+        scheme, port = ("http", self._port) if self._emulator else ("https", 443)
+        url = f"{scheme}://{self._host}:{port}/"
+        ahead = await clock_ahead(url, self._tls(), hub_proxy(self.settings, self._host, port))
+        if abs(ahead) < _CLOCK_OFF:
+            return None
+        way = "ahead of" if ahead > 0 else "behind"
+        return Finding(
+            "warn",
+            f"the clock of this node is {abs(ahead) / 60:,.0f} minutes {way} that of {self._host}",
+            "set it by NTP: logins and the age of events depend on it",
+        )
 
     async def _hub(self) -> Finding | str:
         if why := self._missing:

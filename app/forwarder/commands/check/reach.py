@@ -5,8 +5,16 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import aiohttp
+from yarl import URL
 
 from forwarder.commands.check.walk import Steps
+
+_DATE_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 
 
 def way(part: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | None) -> Steps:
@@ -32,3 +40,14 @@ def way(part: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | Non
 
     steps: Steps = {f"{part} DNS": resolve, f"{part} TCP": connect}
     return {**steps, f"{part} TLS": handshake} if tls else steps
+
+
+async def clock_ahead(url: str, tls: ssl.SSLContext, proxy: URL | None) -> float:
+    """Return the seconds that this clock is ahead of a server's; 0 if the server tells no time."""
+    with suppress(aiohttp.ClientError, OSError, ValueError, KeyError):
+        async with (
+            aiohttp.ClientSession(timeout=_DATE_TIMEOUT) as session,
+            session.get(url, ssl=tls, proxy=proxy, allow_redirects=False) as response,
+        ):
+            return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
+    return 0.0
