@@ -93,13 +93,13 @@ async def test_a_list_is_closed_at_so_many_bytes_and_a_larger_event_goes_alone(
 async def test_a_list_is_never_waited_for(webhook: Webhook, tmp_path: Path) -> None:
     took = []
     async with delivering(webhook.url, tmp_path) as delivery:
-        for _ in range(20):
+        for _ in range(100):
             began = time.monotonic()
             await delivery.take(fresh(1).body)
             await delivery.drain()
             took.append(time.monotonic() - began)
-    assert webhook.sizes == [1] * 20
-    assert min(took) < 0.05  # a wait for company would be in each
+    assert webhook.sizes == [1] * 100
+    assert min(took) < 0.1  # a wait for company would be in each
 
 
 @pytest.mark.parametrize("most", [1, 3])
