@@ -49,8 +49,10 @@ class Intake:
         else:
             partition.dispatch()  # or nobody would make room
             partition.blocked_message = message
-            await self._buffer.acquire(message.size)
-            partition.blocked_message = None
+            try:
+                await self._buffer.acquire(message.size)
+            finally:
+                partition.blocked_message = None
         if not self._quarantine.one_by_one:
             self._submit(partition, message, received)
             return
