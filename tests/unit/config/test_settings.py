@@ -233,7 +233,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("DeadLetterMaxBytes", "1023", ["at least 1024"]),
     ("ReceiveBufferBytes", "1GB", ["at least 1024"]),
     ("AuditPolicyFile", "/nowhere/policy", ["'/nowhere/policy'", "quiet", "No such file"]),
-    ("AuditPolicyFile", "PEMS/token", ["no object with rules", "audit.k8s.io/v1"]),
+    ("AuditPolicyFile", "PEMS/token", ["not an object with rules", "audit.k8s.io/v1"]),
     ("ClusterAnnotation", "yes", ["'yes'", "true or false"]),
     ("ResourceIds", " , ", ["commas"]),
     ("LogFormat", "xml", ["'xml'", "json, text"]),
