@@ -72,13 +72,14 @@ def azure_transport(settings: Settings, *, proxied: bool = True) -> "AioHttpTran
 def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:
     """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to the hub.
 
-    NO_PROXY has names and domains as for the other clients, and CIDRs.
+    NO_PROXY has names and domains as for the other clients, and as for Go `*.x`, CIDRs, and `*`
+    among others.
     """
-    entries = settings.no_proxy.replace(" ", ",")
-    if proxy_bypass_environment(f"{host}:{port}", {"no": entries}):
+    entries = settings.no_proxy.replace(" ", ",").replace("*.", ".").split(",")
+    if "*" in entries or any(_covers(entry, host) for entry in entries):
         return None
-    in_network = any(_covers(entry, host) for entry in entries.split(","))
-    return None if in_network else settings.https_proxy
+    direct = proxy_bypass_environment(f"{host}:{port}", {"no": ",".join(entries)})
+    return None if direct else settings.https_proxy
 
 
 def _covers(network: str, host: str) -> bool:
