@@ -136,7 +136,7 @@ async def test_when_the_sink_cannot_be_used(env: Environment, tmp_path: Path, tr
         settings["WebSinkURL"] = settings["WebSinkURL"].replace("http:", "https:")
     else:  # what answers there is the hub
         url = re.sub(r":\d+/", f":{env.server.port}/", settings["WebSinkURL"])
-        settings["WebSinkURL"] = url
+        settings |= {"WebSinkURL": url, "WebSinkTimeout": "2"}
     async with env.forwarder(None, **settings) as forwarder:
         await forwarder.until(lambda: "sink down" in forwarder.output)
         shown = await everything(forwarder)

@@ -103,8 +103,9 @@ class Balancer:
     async def _share(self, partitions: int, owned: Counter[str]) -> tuple[int, int]:
         """Return how many partitions are this replica's, and how many free ones to pass over.
 
-        Where they do not divide evenly, one more is for those that have most: nothing moves
-        without need. The free ones that it passes over are the shares of others.
+        Where they do not divide evenly, one more is for those that have it, so that nothing moves
+        without need, and then by ID, so that no share changes while others are being claimed. The
+        free ones that it passes over are the shares of others.
         """
         replicas = {self._id, *owned}
         if self._store.shared:
@@ -114,7 +115,8 @@ class Balancer:
             replicas |= await self._store.list_replicas(self._place, self._expiry)
         least, more = divmod(partitions, len(replicas))
         passed = 0
-        for rank, replica in enumerate(sorted(replicas, key=lambda one: (-owned[one], one))):
+        order = sorted(replicas, key=lambda one: (-max(owned[one], least), one))
+        for rank, replica in enumerate(order):
             share = least + (rank < more)
             if replica == self._id:
                 break
