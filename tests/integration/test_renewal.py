@@ -21,6 +21,16 @@ HUB = "insights-logs-kube-audit"
 SECONDS = 6
 
 
+def settings(connection: Path, webhook: Webhook, **more: str) -> dict[str, str]:
+    """Return the environment of a forwarder that reads its connection string from a file."""
+    return {
+        "EhubNamespaceConnectionString_FILE": str(connection),
+        "WebSinkURL": webhook.url,
+        "StateDirectory": str(connection.with_name("state")),
+        **more,
+    }
+
+
 def publish(server: Server, count: int) -> None:
     for message in events.messages(count, per_message=count):
         server.hubs[HUB].publish(0, message.body)
@@ -32,13 +42,8 @@ async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
     async with Server({HUB: 1}) as server:
         file = tmp_path / "connection"
         file.write_text(server.connection_string())
-        settings = {
-            "EhubNamespaceConnectionString_FILE": str(file),
-            "WebSinkURL": webhook.url,
-            "StateDirectory": str(tmp_path / "state"),
-            "LoadBalancingInterval": "1",
-        }
-        async with Forwarder(settings) as forwarder:
+        environment = settings(file, webhook, LoadBalancingInterval="1")
+        async with Forwarder(environment) as forwarder:
             publish(server, 3)
             await webhook.until(lambda: webhook.total == 3)
             old = server.keys["RootManageSharedAccessKey"]
@@ -60,13 +65,8 @@ async def test_a_connection_string_of_another_hub_needs_a_restart(
     async with Server({HUB: 1}) as server:
         file = tmp_path / "connection"
         file.write_text(server.connection_string())
-        settings = {
-            "EhubNamespaceConnectionString_FILE": str(file),
-            "WebSinkURL": webhook.url,
-            "StateDirectory": str(tmp_path / "state"),
-            "StallTimeout": "6",
-        }
-        async with Forwarder(settings) as forwarder:
+        environment = settings(file, webhook, StallTimeout="6")
+        async with Forwarder(environment) as forwarder:
             publish(server, 3)
             await webhook.until(lambda: webhook.total == 3)
             other = server.connection_string().replace("127.0.0.1", "other.example")
