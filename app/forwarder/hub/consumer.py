@@ -5,7 +5,7 @@ must know: a receiver that is refused is tried again in silence, one that stalls
 again without giving up the partition, a partition is left without waiting for what is under way,
 and a handler that raises repeats the same messages for ever.
 
-    balance -> Checkpoints.claim -> Reader -> Order.accept -> Intake.take -> Partition.submit
+    balance -> Checkpoints.claim -> Reader -> Intake.take -> Order.accept -> Partition.submit
     stop, or another replica's share -> drain -> last checkpoint -> release
 """
 
