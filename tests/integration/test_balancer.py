@@ -22,7 +22,7 @@ from support.stores import PLACE, blobs
 from support.webhook import Answer
 
 EXPIRY = 10.0  # a round of many replicas takes seconds on a busy machine
-INTERVAL = 10.0  # rounds follow one another faster here
+PATIENCE = 30.0
 PAUSE = 0.1
 STABLE = 10  # intervals in which nothing may move
 
@@ -30,8 +30,8 @@ STABLE = 10  # intervals in which nothing may move
 class Replica:
     """A replica that gives up what it is told to, at once."""
 
-    def __init__(self, store: GenerationStore, interval: float = INTERVAL) -> None:
-        self.balancer = Balancer(store, PLACE, interval, EXPIRY)
+    def __init__(self, store: GenerationStore, patience: float = PATIENCE) -> None:
+        self.balancer = Balancer(store, PLACE, patience, EXPIRY)
         self.owned: Collection[str] = []
         self.lag: Callable[[str], int] = lambda _: random.randrange(1000)  # as under load
         self.released: list[str] = []
@@ -128,14 +128,31 @@ async def test_those_with_the_least_lag_are_released() -> None:
         await one.round(partitions)
         assert sorted(one.released) == ["1", "3"]
         await two.round(partitions)
+        # Who listed the owners before the claim counts this replica by its announcement.
+        assert len(await store.list_replicas(PLACE, EXPIRY)) == 1
+        await two.round(partitions)
         assert shares([one, two], partitions) == [2, 2]
+
+
+async def test_no_share_changes_while_others_release_theirs() -> None:
+    partitions = [str(i) for i in range(32)]
+    async with stores() as store:
+        replicas = [Replica(store) for _ in range(5)]
+        for _ in range(2):
+            await interval(replicas[:3], partitions)
+        assert shares(replicas, partitions) == [11, 11, 10, 0, 0]
+        first, second, third = sorted(replicas[:3], key=lambda one: -len(one.owned))
+        for one in (*replicas[3:], first, third, second, *replicas[3:]):
+            await one.round(partitions)
+        assert shares(replicas, partitions) == [7, 7, 6, 6, 6]
+        await interval(replicas, partitions)  # the announcements are taken back
 
 
 async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> None:
     """Readers with another SDK wait for somebody to steal; so do earlier versions of this one."""
     partitions = [str(i) for i in range(4)]
     async with stores() as store:
-        other, one = Replica(store), Replica(store, 0.3)
+        other, one = Replica(store), Replica(store, 0.9)
         await other.round(partitions)
         async with asyncio.timeout(90):
             while len(one.owned) < 2:

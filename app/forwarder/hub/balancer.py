@@ -19,7 +19,6 @@ from typing import Any, Final
 from forwarder.checkpoints.generation import GenerationStore
 
 _RANDOM: Final = random.SystemRandom()
-_PATIENCE: Final = 3  # intervals to wait for others to release; readers of another kind do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +36,16 @@ class Balancer:
     """The part of one replica, this one, in the sharing."""
 
     def __init__(
-        self, store: GenerationStore, place: Mapping[str, str], interval: float, expiry: float
+        self, store: GenerationStore, place: Mapping[str, str], patience: float, expiry: float
     ) -> None:
-        """`place` names namespace, hub and consumer group, `expiry` is that of an ownership."""
+        """`place` names namespace, hub and consumer group; the others are in seconds.
+
+        `patience` is how long others have to release; readers of another kind do not. `expiry` is
+        that of an ownership.
+        """
         self._store = store
         self._place = place
-        self._patience = interval * _PATIENCE
+        self._patience = patience
         self._expiry = expiry
         self._id = str(uuid.uuid4())
         self._held: dict[str, dict[str, Any]] = {}
@@ -81,7 +84,7 @@ class Balancer:
         ]
         granted = await self._store.claim_ownership(claims) if claims else []
         self._held = {str(one["partition_id"]): one for one in granted}
-        if self._held:
+        if owned:  # a round after the first claim: who listed the owners before it counts this one
             await self.withdraw()
         waiting = len(self._held) < share
         self._waiting_since = (self._waiting_since or time.monotonic()) if waiting else None
@@ -104,8 +107,9 @@ class Balancer:
         """Return how many partitions are this replica's, and how many free ones to pass over.
 
         Where they do not divide evenly, one more is for those that have it, so that nothing moves
-        without need, and then by ID, so that no share changes while others are being claimed. The
-        free ones that it passes over are the shares of others.
+        without need, and then by ID. How many more they have does not matter, so that no share
+        changes while others release and claim theirs. The free ones that it passes over are the
+        shares of others.
         """
         replicas = {self._id, *owned}
         if self._store.shared:
@@ -115,7 +119,7 @@ class Balancer:
             replicas |= await self._store.list_replicas(self._place, self._expiry)
         least, more = divmod(partitions, len(replicas))
         passed = 0
-        order = sorted(replicas, key=lambda one: (-max(owned[one], least), one))
+        order = sorted(replicas, key=lambda one: (owned[one] <= least, one))
         for rank, replica in enumerate(order):
             share = least + (rank < more)
             if replica == self._id:
