@@ -26,9 +26,14 @@ async def killed(env: FaultEnvironment) -> None:
 
 
 async def taken_over(env: FaultEnvironment) -> None:
-    """A second replica has its share, then the first one dies."""
+    """A second replica has its share, then the first one dies.
+
+    What waits for the sink is not drained for so long that the second one steals.
+    """
     await env.start("two")
     await env.owned(one=PARTITIONS // 2, two=PARTITIONS // 2)
+    given_up = [e for one in env.running.values() for e in one.entries("partition given up")]
+    assert {entry["reason"] for entry in given_up} == {"BALANCED"}
     await env.kill()
 
 
@@ -59,6 +64,7 @@ async def test_nothing_is_lost_between_the_first_claim_and_the_first_delivery(
         env.defaults = {
             "StartPosition": instant if start == "instant" else start,
             "ShutdownGrace": "0.5",
+            "OwnershipExpiry": "8",
         }
         if start == "instant":  # one partition has events since then
             await asyncio.sleep(0.01)

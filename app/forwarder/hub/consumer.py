@@ -31,6 +31,8 @@ from forwarder.hub.owned import OwnedPartitions
 
 _CLOSING: Final = 5.0  # seconds to close everything
 _DRAINING: Final = 10.0  # seconds to deliver what is under way before a partition is released
+_UNRENEWED: Final = 0.25  # of OwnershipExpiry, at most: nothing is renewed while one is drained
+_PATIENCE: Final = 3  # intervals until a replica steals, and longer than another one drains
 _WAITING: Final = 5  # rounds per interval while other replicas are to release partitions
 _JITTER: Final = random.SystemRandom()
 
@@ -58,7 +60,9 @@ class Consumer:
             "consumer_group": settings.consumer_group,
         }
         self._interval = settings.load_balancing_interval
-        self._balancer = Balancer(store, self._place, self._interval, settings.ownership_expiry)
+        self._drain = min(_DRAINING, _UNRENEWED * settings.ownership_expiry)
+        patience = max(_PATIENCE * self._interval, 2 * _DRAINING)
+        self._balancer = Balancer(store, self._place, patience, settings.ownership_expiry)
         self._ending: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
         self._turn = asyncio.Lock()  # of rounds and of closing
@@ -139,7 +143,7 @@ class Consumer:
             if opened and not self.stopping:
                 await self._open(sorted(opened))
             reason = "HUB_AWAY" if away else "BALANCED"
-            released = (self._give_up(number, reason, _DRAINING) for number in shares.excess)
+            released = (self._give_up(number, reason, self._drain) for number in shares.excess)
             await asyncio.gather(*released)
         except Exception as error:  # noqa: BLE001 - whatever a store raises
             reason = str(causes.of_store(error, self._settings))
