@@ -103,11 +103,6 @@ annotations:
 {{- regexReplaceAll "[?#].*" (regexReplaceAll "//[^/?#]*@" (include "aks-audit.webhookUrl" .) "//") "" }}
 {{- end }}
 
-{{/* "true" if KEDA sets the replicas. Values that came later than chart 0.1.0 may be missing: helm upgrade --reuse-values. */}}
-{{- define "aks-audit.scaled" -}}
-{{- if (.Values.keda).enabled }}true{{ end }}
-{{- end }}
-
 {{/* "true" if the pod authenticates with Microsoft Entra ID. */}}
 {{- define "aks-audit.entraId" -}}
 {{- if or .Values.eventHub.namespace .Values.blobStorage.accountUrl (.Values.workloadIdentity).enabled }}true{{ end }}
@@ -155,9 +150,9 @@ value that asks for it, and the API versions.
 {{- end }}
 {{- end }}
 
-{{/* Port of a URL, as a string. */}}
+{{/* Port of a URL, as a string. Not by urlParse, whose errors repeat the URL and its password. */}}
 {{- define "aks-audit.port" -}}
-{{- $host := (urlParse .).host }}
+{{- $host := regexFind "^[a-z]+://[^/?#]+" . }}
 {{- regexMatch ":[0-9]+$" $host | ternary (regexFind "[0-9]+$" $host) (hasPrefix "https:" . | ternary "443" "80") }}
 {{- end }}
 
@@ -176,7 +171,7 @@ value that asks for it, and the API versions.
 {{/* Bytes of a quantity, such as 1Gi. */}}
 {{- define "aks-audit.bytes" -}}
 {{- if kindIs "string" . }}
-{{- $units := dict "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 }}
+{{- $units := dict "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 }}
 {{- mulf (regexFind "^[0-9.]+" .) (default 1 (get $units (regexFind "[A-Za-z]+$" .))) | int64 }}
 {{- else }}{{ int64 . }}{{ end }}
 {{- end }}
@@ -189,7 +184,9 @@ value that asks for it, and the API versions.
 {{/* The alerts of rules/aks-audit.yaml, their words in capital letters filled in, with runbook_url and the release's labels. */}}
 {{- define "aks-audit.alerts" -}}
 {{- with .Values.prometheusRule }}
-{{- $release := not $.Values.metrics.scrapeAnnotations | ternary (printf "app_kubernetes_io_instance=%q" $.Release.Name) (printf "pod=~\"%s-[^-]+-[^-]+\"" (include "aks-audit.fullname" $)) }}
+{{- /* By the pods' names where the release is no label, or has several aliases of the chart. A long name has no second hyphen. */}}
+{{- $byRelease := and $.Chart.IsRoot (not $.Values.metrics.scrapeAnnotations) }}
+{{- $release := $byRelease | ternary (printf "app_kubernetes_io_instance=%q" $.Release.Name) (printf "pod=~\"%s-[^-]+-?[^-]+\"" (include "aks-audit.fullname" $)) }}
 {{- $words := dict "SELECTOR" (default (printf "namespace=%q, %s" $.Release.Namespace $release) .selector | trimSuffix ",") }}
 {{- $_ := set $words "MAX_AGE_SECONDS" (mulf .retentionHours 3600 .retentionShare | int64) }}
 {{- $_ := set $words "RETENTION_HOURS" .retentionHours }}
@@ -202,7 +199,7 @@ value that asks for it, and the API versions.
 {{- $alerts := list }}
 {{- range fromYamlArray $rules }}
 {{- if not (has .alert (default list $.Values.prometheusRule.disabled)) }}
-{{- $labels := dict "namespace" $.Release.Namespace "release" $.Release.Name }}
+{{- $labels := dict "namespace" $.Release.Namespace "release" ($.Chart.IsRoot | ternary $.Release.Name (include "aks-audit.fullname" $)) }}
 {{- $_ := set . "labels" (merge .labels $labels (default dict $.Values.prometheusRule.additionalLabels)) }}
 {{- $_ := set .annotations "runbook_url" (printf "%s#%s" $.Values.prometheusRule.runbookUrl (lower .alert)) }}
 {{- $alerts = append $alerts . }}

@@ -48,7 +48,7 @@
 {{/* The hub's connection string. KEDA looks for checkpoints under the spelling that it finds here, and they are in lower case. */}}
 {{- define "aks-audit.hubConnection" -}}
 {{- $text := default "" .Values.eventHub.connectionString | trim }}
-{{- if include "aks-audit.scaled" . }}
+{{- if (.Values.keda).enabled }}
 {{- range regexFindAll "(?i)(^|;)\\s*(Endpoint=sb://[^/;]*|EntityPath=[^;]*)" $text -1 }}
 {{- $key := regexFind "^;?\\s*[A-Za-z]+=" . }}
 {{- $text = replace . (print $key (trimPrefix $key . | lower)) $text }}
@@ -97,11 +97,11 @@
   "ResourceIds" (default list .Values.resourceIds | join ",")
   "TrustedCAFile" (and (or (.Values.trustedCA).configMapName (.Values.trustedCA).secretName) "/etc/aks-audit/trusted-ca/ca.crt")
   "HTTPS_PROXY" $proxy
-  "https_proxy" $proxy
+  "https_proxy" (empty .Values.existingSecret | ternary $proxy nil)
   "NO_PROXY" .Values.noProxy
   "no_proxy" .Values.noProxy
 }}
-{{- /* The proxy in both spellings: Python prefers the lower-case ones, which AKS sets where the cluster has a proxy. */}}
+{{- /* The proxy in both spellings: Python prefers the lower-case one. An existing Secret may have it in the other only. */}}
 {{- with $value }}
 {{ $name }}: {{ quote . }}
 {{- end }}

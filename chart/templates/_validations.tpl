@@ -74,6 +74,7 @@ used: >-
 
 {{- $hub := .Values.eventHub.connectionString | default "" | trim }}
 {{- $blob := .Values.blobStorage.connectionString | default "" | trim }}
+{{- $entity := regexFind "(?i)(^|;)\\s*EntityPath\\s*=\\s*[^;\\s]+" $hub | regexFind "[^=\\s]+$" }}
 {{- $quoted := "^[\"'].*[\"']$" }}
 {{- $shared := include "aks-audit.sharedStorage" . }}
 {{- $secret := or .Values.existingSecret .Values.secretProviderClass }}
@@ -87,7 +88,7 @@ used: >-
 {{- if .Values.metrics.scrapeAnnotations }}{{ $scrapes = append $scrapes "metrics.scrapeAnnotations" }}{{ end }}
 {{- if (.Values.metrics.serviceMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.serviceMonitor.enabled" }}{{ end }}
 {{- if (.Values.metrics.podMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.podMonitor.enabled" }}{{ end }}
-{{- $keda := ternary .Values.keda dict (include "aks-audit.scaled" . | eq "true") }}
+{{- $keda := and (.Values.keda).enabled .Values.keda | default dict }}
 {{- $maxReplicas := int $keda.maxReplicas | default (int $keda.partitions) }}
 
 {{- $budget := default dict .Values.podDisruptionBudget }}
@@ -111,6 +112,8 @@ used: >-
     "eventHub.connectionString is the connection string of a storage account: set blobStorage.connectionString to it, and eventHub.connectionString to that of the Event Hubs namespace, which begins with Endpoint=sb://.")
   (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint=sb://[^/;]" $hub) (regexMatch "(?i)SharedAccess(Key|Signature)=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
     "eventHub.connectionString is not a connection string of Event Hubs, which has Endpoint=sb:// and SharedAccessKey= (or SharedAccessSignature=): copy all of it.")
+  (list (and $entity .Values.eventHub.name (ne (lower $entity) (lower .Values.eventHub.name)))
+    "eventHub.name contradicts the EntityPath in eventHub.connectionString: leave one of them out.")
   (list (regexMatch $quoted $blob)
     "blobStorage.connectionString has quotes around it: remove them.")
   (list (regexMatch "(?i)Endpoint=sb://" $blob)
@@ -125,10 +128,14 @@ used: >-
     "blobStorage.inExistingSecret requires existingSecret or secretProviderClass, which has BlobStorageConnectionString.")
   (list (and .Values.persistence.existingClaim $shared)
     "persistence.existingClaim is mutually exclusive with blobStorage, which stores the checkpoints.")
+  (list (and .Values.persistence.existingClaim (not .Values.persistence.enabled))
+    "persistence.existingClaim requires persistence.enabled: otherwise checkpoints and dead letters are lost with the pod.")
   (list (and (gt (int .Values.replicaCount) 1) (not $shared))
     "replicaCount above 1 requires checkpoints that replicas share: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret), or set replicaCount to 1.")
   (list (not (or $shared .Values.persistence.existingClaim (le (int64 .Values.deadLetterMaxBytes) (include "aks-audit.bytes" .Values.persistence.size | int64))))
     "deadLetterMaxBytes exceeds persistence.size: the volume would be full before old dead letters are deleted.")
+  (list (and ((.Values.resources).limits).memory (ge (int64 .Values.eventHub.receiveBufferBytes) (include "aks-audit.bytes" .Values.resources.limits.memory | int64)))
+    "eventHub.receiveBufferBytes exceeds resources.limits.memory: the pod would be killed while the webhook is down. Make the limit 128Mi larger than the buffer.")
   (list (and (.Values.trustedCA).configMapName .Values.trustedCA.secretName)
     "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
   (list (and (.Values.workloadIdentity).enabled (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create)

@@ -140,6 +140,8 @@ def test_secrets_stand_in_the_secret_alone(values: Path, tmp_path: Path) -> None
         "existingSecret=Endpoint=sb://a/;SharedAccessKey=geheim",
         "webhook.token.secretName=Bearer geheim",
         "webhook.url=user:geheim@sink",
+        "webhook.url=https://user:geheim@sink:port",
+        "httpsProxy=http://user:geheim@proxy:port",
     ],
 )
 def test_no_error_repeats_a_secret(mistake: str) -> None:
@@ -181,6 +183,7 @@ REFUSED = {
     "topologySpreadConstraints[0].maxSkew=1": "/topologySpreadConstraints/0': missing properties",
     "podDisruptionBudget.maxUnavailable=a": "/podDisruptionBudget/maxUnavailable': value must be",
     "workloadIdentity.clientId=a": "/workloadIdentity/clientId': value must be 'an ID such as",
+    "webhook.url=http://user:geheim@sink:a/": "/webhook/url': value must be one of 'http://HOST:PORT",
     "httpsProxy=proxy:3128": "/httpsProxy': value must be one of 'http://HOST:PORT'",
     "trustedCA.name=a": "/trustedCA': additional properties 'name' not allowed",
     "dnsPolicy=Cluster": "/dnsPolicy': value must be one of '', 'ClusterFirst'",
@@ -440,6 +443,34 @@ def test_the_example_of_a_parent_chart_renders_two_aliases(tmp_path: Path) -> No
     assert len(names) == len(manifests)
     deployments = [item["metadata"]["name"] for item in chart.of_kind(manifests, "Deployment")]
     assert deployments == ["aks-audit-auditeast", "aks-audit-auditwest"]
+
+
+def alerts_by_pod(manifests: list[chart.Manifest]) -> dict[str, str]:
+    """Return the pattern of pods that the alerts of each release look at."""
+    first = [
+        item["spec"]["groups"][0]["rules"][0] for item in chart.of_kind(manifests, "PrometheusRule")
+    ]
+    return {one["labels"]["release"]: one["expr"].split('pod=~"')[1][:-3] for one in first}
+
+
+def test_the_alerts_of_each_alias_look_at_its_own_pods(tmp_path: Path) -> None:
+    parent = shutil.copytree(chart.CHART / "ci" / "umbrella", tmp_path / "security")
+    shutil.copytree(chart.CHART, parent / "charts" / "aks-audit")
+    sides = ("auditEast", "auditWest")
+    on = ",".join(f"{side}.prometheusRule.enabled=true" for side in sides)
+    found = alerts_by_pod(chart.render("--set", on, chart=parent))
+    assert list(found) == [f"aks-audit-{side.lower()}" for side in sides]
+    for release, pattern in found.items():
+        matched = [one for one in found if re.fullmatch(pattern, f"{one}-7c9f8d6b5d-x2x4z")]
+        assert matched == [release]
+
+
+def test_alerts_find_pods_whose_name_kubernetes_shortens() -> None:
+    """It keeps 58 characters of the ReplicaSet's name and hyphen, and adds five."""
+    name = "a" * 55
+    values = f"fullnameOverride={name},metrics.scrapeAnnotations=true,prometheusRule.enabled=true"
+    (pattern,) = alerts_by_pod(chart.render("--values", chart.DEFAULT, "--set", values)).values()
+    assert re.fullmatch(pattern, f"{name}-7c9f8d6b5d-"[:58] + "x2x4z")
 
 
 @value_files
