@@ -16,7 +16,7 @@ demo: $(VENV)/.stamp ## Forward real events from a local hub, or show those of E
 	@PYTHONPATH=app:tests $(VENV)/bin/python -m demo
 
 .PHONY: test
-test: tools lint test-chart ## Lint and run all tests, of the chart too
+test: tools lint test-chart ## Lint and run all tests, including the chart's
 	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet --numprocesses 4 --dist loadfile
 
 .PHONY: faults
@@ -42,7 +42,7 @@ $(VENV)/.fuzz: tests/faults/fuzz/requirements.txt $(VENV)/.stamp
 	$(VENV)/bin/python -m pip install --quiet --require-hashes -r $<
 	touch $@
 
-# The machine's Go and Node.js where they are recent enough, else those of a virtual environment of their own.
+# The machine's Go and Node.js if they are recent enough, otherwise those of a separate virtual environment.
 WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(BIN)/py/bin:$$PATH"
 
 $(BIN)/py/.stamp: tests/tools/requirements.txt
