@@ -15,11 +15,13 @@
 {{- regexReplaceAll "^([0-9])" (include "aks-audit.fullname" .) "r${1}" }}-metrics
 {{- end }}
 
-{{/* Labels of all objects. commonLabels add labels and never change one. */}}
+{{/* Labels of an object: a list of the root and its labels in addition, which win over commonLabels; nil for none. */}}
 {{- define "aks-audit.labels" -}}
+{{- with first . }}
 {{- $chart := printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- $own := dict "helm.sh/chart" $chart "app.kubernetes.io/managed-by" .Release.Service "app.kubernetes.io/version" .Chart.AppVersion }}
-{{- merge $own (include "aks-audit.selectorLabels" . | fromYaml) (default dict .Values.commonLabels) | toYaml }}
+{{- merge $own (include "aks-audit.selectorLabels" . | fromYaml) (default dict (last $)) (default dict .Values.commonLabels) | toYaml }}
+{{- end }}
 {{- end }}
 
 {{- define "aks-audit.selectorLabels" -}}
@@ -32,7 +34,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- $root := first . -}}
 name: {{ index . 1 | quote }}
 labels:
-  {{- merge (include "aks-audit.labels" $root | fromYaml) (default dict (index . 2)) | toYaml | nindent 2 }}
+  {{- include "aks-audit.labels" (list $root (index . 2)) | nindent 2 }}
 {{- with merge dict (default dict (index . 3)) (default dict $root.Values.commonAnnotations) }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -158,13 +160,11 @@ value that asks for it, and the API versions.
 
 {{/* Ports of the webhook: that of its URL, or both of the Service that the chart makes. */}}
 {{- define "aks-audit.webhookPorts" -}}
-{{- with .Values.webhook }}
-{{- if .url }}
-- {{ include "aks-audit.port" .url }}
+{{- if .Values.webhook.url }}
+- {{ include "aks-audit.port" .Values.webhook.url }}
 {{- else }}
-- {{ int .service.port }}
-- {{ .service.targetPort }}
-{{- end }}
+- {{ int .Values.webhook.service.port }}
+- {{ .Values.webhook.service.targetPort }}
 {{- end }}
 {{- end }}
 
