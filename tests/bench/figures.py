@@ -204,8 +204,8 @@ class Results:
     @property
     def rounds(self) -> str:
         """How many rounds figures are medians of: `3 to 5`."""
-        numbers = sorted({len(one.now) for one in self.figures})
-        return " to ".join(str(number) for number in numbers)
+        numbers = [len(one.now) for one in self.figures]
+        return " to ".join(str(number) for number in sorted({min(numbers), max(numbers)}))
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:

@@ -97,7 +97,7 @@ def test_figures_and_sizes_are_put_between_their_marks(tmp_path: Path) -> None:
     measured = results(
         Figure("lists", "rate", [90_000, 91_000, 92_000], [1_000, 1_300, 1_400]),
         Figure("tls", "cpu", [12.5]),
-        Figure("many", "memory", [100]),
+        Figure("many", "memory", [100, 100]),
     )
     report.put(readme, "bench", report.markdown(measured))
     text = readme.read_text()
