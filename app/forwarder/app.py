@@ -1,9 +1,8 @@
 """The composition root: builds the pipeline, runs it, and shuts it down in order."""
 
 import asyncio
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection
 from contextlib import AsyncExitStack, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,29 +33,21 @@ _LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing bel
 _CANCEL_AGAIN: Final = 2.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """What runs, from the hub to the checkpoints."""
-
-    consumer: Consumer
-    checkpoints: Checkpoints
-    work: Sequence[Coroutine[Any, Any, None]]
-    """What runs until it is cancelled."""
-
-
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Forward until `stop` is set, then drain for ShutdownGrace at most and return."""
     async with AsyncExitStack() as stack:
-        pipeline = await _startup(settings, stack)
+        parts = consumer, _, checkpoints, _ = await _startup(settings, stack)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in pipeline.work]
+            tasks = [group.create_task(part.run()) for part in parts]
             await stop.wait()
-            await _shutdown(settings, pipeline)
+            await _shutdown(settings.shutdown_grace, consumer, checkpoints)
             await end(tasks)
     log.info("stopped")
 
 
-async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
+async def _startup(
+    settings: Settings, stack: AsyncExitStack
+) -> tuple[Consumer, Watchdog, Checkpoints, Health]:
     """Build the pipeline from its end to its beginning; `stack` closes what is opened."""
     state = stack.enter_context(state_directory(settings.state_directory))
     credential = await login(settings, stack)
@@ -82,24 +73,22 @@ async def _startup(settings: Settings, stack: AsyncExitStack) -> Pipeline:
 
     health = Health(delivery, hub, consumer, watchdog, checkpoints)
     await stack.enter_async_context(serve(settings, metrics, health))
-    parts = (consumer, watchdog, checkpoints, health)
-    return Pipeline(consumer, checkpoints, [part.run() for part in parts])
+    return consumer, watchdog, checkpoints, health
 
 
-async def _shutdown(settings: Settings, pipeline: Pipeline) -> None:
+async def _shutdown(grace: float, consumer: Consumer, checkpoints: Checkpoints) -> None:
     """Drain, write checkpoints, give up ownership: in this order, each for a bounded time."""
-    consumer = pipeline.consumer
-    log.info("stopping", graceSeconds=settings.shutdown_grace)
+    log.info("stopping", graceSeconds=grace)
     consumer.stop()
     try:
-        async with asyncio.timeout(settings.shutdown_grace):
+        async with asyncio.timeout(grace):
             await consumer.owned.drain()  # guard: drain
     except TimeoutError:
         log.error("stopping with messages undelivered, they are read again at the next start")
         consumer.owned.cancel()
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_CHECKPOINT):
-            await pipeline.checkpoints.flush()
+            await checkpoints.flush()
     await consumer.close()
 
 

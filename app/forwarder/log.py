@@ -40,9 +40,10 @@ _AT_EXIT: Final = 1.0  # seconds for the last lines
 
 
 class _Writer:
-    """Writes lines to a file descriptor, in batches and in a thread."""
+    """What `configure` sets, and a thread that writes lines to a file descriptor in batches."""
 
     def __init__(self) -> None:
+        self.threshold, self.text = 0, False  # nothing is logged before `configure`
         self.descriptor: int | None = None
         self.dropped = 0
         self._lines: list[str] = []
@@ -64,11 +65,11 @@ class _Writer:
                 self._thread = threading.Thread(target=self._run, name="log", daemon=True)
                 self._thread.start()
 
-    def flush(self, seconds: float) -> None:
+    def flush(self) -> None:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._size, seconds)
+            self._changed.wait_for(lambda: not self._size, _AT_EXIT)
             self._hurry = False
 
     def _run(self) -> None:
@@ -95,15 +96,7 @@ class _Writer:
         return True
 
 
-class _State:
-    """What `configure` sets."""
-
-    threshold = 0  # nothing is logged before
-    text = False
-
-
 _recent: Final = deque[dict[str, Any]](maxlen=_RECENT)
-_state: Final = _State()
 _writer: Final = _Writer()
 _formatter: Final = MsgspecFormatter()
 
@@ -120,20 +113,20 @@ def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> 
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
             pass
         os.close(descriptor)
-    _state.threshold, _state.text = verbose_level, log_format == "text"
+    _writer.threshold, _writer.text = verbose_level, log_format == "text"
     _recent.clear()
     logging.getLogger().handlers = [logging.NullHandler()]
 
 
 def silence() -> None:
     """Write no more entries: a command prints its own report."""
-    _state.threshold = 0
+    _writer.threshold = 0
 
 
 @atexit.register
 def flush() -> None:
     """Wait until all entries are written, for a second at most."""
-    _writer.flush(_AT_EXIT)
+    _writer.flush()
 
 
 def dropped() -> int:
@@ -143,12 +136,12 @@ def dropped() -> int:
 
 def enabled(level: int) -> bool:
     """Return whether entries of this level are written, so that callers can skip their cost."""
-    return level <= _state.threshold
+    return level <= _writer.threshold
 
 
 def write(level: int, message: str, **fields: Any) -> None:
     """Write an entry; the message is constant, what varies goes into the fields."""
-    if level > _state.threshold:
+    if level > _writer.threshold:
         return
     if level == ERROR:
         fields = redaction.redact_all(fields)
@@ -212,7 +205,7 @@ class RateLimited:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    if not _state.text:
+    if not _writer.text:
         return _formatter.jsonify_log_record(entry) + "\n"
     stamp, level, message, *_ = entry.values()
     fields = (f"{name}={_quoted(entry[name])}" for name in list(entry)[3:])

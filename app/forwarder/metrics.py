@@ -5,7 +5,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Final, Literal, get_args
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -15,8 +15,7 @@ from prometheus_client.registry import Collector
 
 from forwarder import log
 
-Outcome = Literal["delivered", "dead_lettered", "skipped", "filtered", "dropped"]
-_OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+_OUTCOMES: Final = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
 _RESULTS: Final = ("ok", "error", "superseded")
 _POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _AT_ONCE: Final = 20  # lists
@@ -33,12 +32,12 @@ class PartitionMetrics:
         self.records = metrics.records.labels(partition)
         self.salvaged = metrics.salvaged.labels(partition)
         self.lost = metrics.lost.labels(partition)
-        self.outcomes = {one: metrics.events.labels(partition, one) for one in _OUTCOMES}
-        self.checkpoints = {one: metrics.checkpoints.labels(partition, one) for one in _RESULTS}
+        self.outcomes = {name: metrics.events.labels(partition, name) for name in _OUTCOMES}
+        self.checkpoints = {name: metrics.checkpoints.labels(partition, name) for name in _RESULTS}
 
 
 class _DroppedEntries(Collector):
-    """The log counts them, and is below the metrics."""
+    """Counted by the log, which cannot import the metrics."""
 
     def collect(self) -> Iterator[Metric]:
         text = "Log entries dropped because nobody reads the log fast enough"
@@ -104,9 +103,7 @@ class Metrics:
         self.bytes = counter("hub_bytes", "Bytes received from Event Hubs", "partition")
         self.records = counter("records", "Records unpacked from messages", "partition")
         self.events = counter("events", "Records by outcome", "partition", "outcome")
-        self.salvaged = counter(
-            "events_salvaged", "Events completed after their JSON was cut off", "partition"
-        )
+        self.salvaged = counter("events_salvaged", "Truncated events completed", "partition")
         self.lost = counter("lost_messages", "Messages expired before being read", "partition")
         self.checkpoints = counter("checkpoints", "Checkpoints written", "partition", "result")
         self.posts = counter("posts", "Responses of the sink by status", "status")
@@ -115,45 +112,26 @@ class Metrics:
             "aks_audit_post_seconds", "Duration of a POST", buckets=_POST_BUCKETS, registry=registry
         )
         self.post_concurrency = gauge("post_concurrency", "Limit of concurrent POSTs now in force")
-        self.certificate_expiry = gauge(
-            "tls_certificate_expiry_seconds",
-            "Unix time at which a certificate given in settings expires",
-            "file",
+        self.expiry = gauge(
+            "tls_certificate_expiry_seconds", "Certificate expiry, Unix time", "file"
         )
         self.delays = _Delays()
         registry.register(self.delays)
         self.lag = gauge("lag_messages", "Messages behind the last checkpoint", "partition")
-        self.oldest = gauge(
-            "oldest_undelivered_seconds", "Age of the oldest message not delivered", "partition"
-        )
-        self._ruled = counter(
-            "policy_rule",
-            "Events by matching rule of the audit policy and resulting level",
-            "rule",
-            "level",
-        )
-        self.dead_letters_waiting = gauge(
-            "dead_letters_waiting", "Dead letters not written yet, which hold checkpoints back"
-        )
-        reopened = counter(
-            "reopened", "Partitions or clients reopened because nothing came", "what"
-        )
+        self.oldest = gauge("oldest_undelivered_seconds", "Age of the oldest message", "partition")
+        self._ruled = counter("policy_rule", "Events by rule and resulting level", "rule", "level")
+        self.dead_letters_waiting = gauge("dead_letters_waiting", "Dead letters not written yet")
+        reopened = counter("reopened", "Partitions or clients reopened after a stall", "what")
         self.reopened = {what: reopened.labels(what) for what in ("partition", "client")}
-        self.losses = counter(
-            "partition_losses", "Partitions that another reader took", "partition"
-        )
+        self.losses = counter("partition_losses", "Partitions lost to another reader", "partition")
         self.owned = gauge("partitions_owned", "Partitions that this process reads")
         self.hub_partitions = gauge("hub_partitions", "Partitions that the hub has")
-        self.skew = gauge(
-            "clock_skew_seconds", "Seconds by which the clock here is ahead of the hub's"
-        )
+        self.skew = gauge("clock_skew_seconds", "Seconds that the local clock is ahead")
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
-        self.sink_up = gauge(
-            "sink_up", "1 if the sink accepted or rejected events when it was last asked"
-        )
+        self.sink_up = gauge("sink_up", "1 if the sink accepted or rejected the last events")
         gauge("build_info", "1, with the version", "version").labels(version).set(1)
 
-    def judged(self, ruled: Mapping[tuple[str, str], int]) -> None:
+    def count_rules(self, ruled: Mapping[tuple[str, str], int]) -> None:
         """Count the events that the audit policy decided on, by rule and resulting level."""
         for labels, count in ruled.items():
             self._ruled.labels(*labels).inc(count)
@@ -168,5 +146,5 @@ class Metrics:
 
 
 def _weight(media_range: str) -> float:
-    found = re.search(r";\s*q=([\d.]+)", media_range)
-    return float(found[1]) if found else 1.0
+    weight = re.search(r";\s*q=([\d.]+)", media_range)
+    return float(weight[1]) if weight else 1.0

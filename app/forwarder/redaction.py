@@ -46,12 +46,12 @@ class _Known:
     def add(self, secrets: Iterable[str]) -> None:
         raw = {_bytes(secret) for secret in secrets if secret}
         self.spellings |= raw.union(
-            *map(_base64, raw), *([p for p, _ in _rounds(one)] for one in raw)
+            *map(_base64, raw), *([plain for plain, _ in _rounds(secret)] for secret in raw)
         )
         # The longest first. Digits alone must not be a number in JSON, or a part of a longer one.
         words = (
-            rb'(?<![\d.])(?<!":)%b(?![\d.])' % one if one.isdigit() else re.escape(one)
-            for one in sorted(self.spellings, key=len, reverse=True)
+            rb'(?<![\d.])(?<!":)%b(?![\d.])' % word if word.isdigit() else re.escape(word)
+            for word in sorted(self.spellings, key=len, reverse=True)
         )
         self.pattern = re.compile(b"|".join(words)) if self.spellings else _NEVER
 
@@ -116,8 +116,8 @@ def redact_all(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {name: redact_all(one) for name, one in value.items()}
-    return [redact_all(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: redact_all(item) for name, item in value.items()}
+    return [redact_all(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def printable(text: str) -> str:
@@ -187,12 +187,12 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 def _base64(secret: bytes) -> set[bytes]:
     """Return how the secret looks inside base64, at each of the three places it can begin."""
-    found = set()
+    spellings = set()
     for before in range(3):
         whole = b64encode(bytes(before) + secret)
         # Characters at both ends depend on the bytes next to the secret.
         end = (before + len(secret)) * 8 // 6
         core = whole[-(-before * 8 // 6) : end]
         if len(core) >= _LEAST_BASE64:
-            found |= {core, core.translate(bytes.maketrans(b"+/", b"-_"))}
-    return found
+            spellings |= {core, core.translate(bytes.maketrans(b"+/", b"-_"))}
+    return spellings

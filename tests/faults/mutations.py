@@ -104,7 +104,7 @@ MUTATIONS: dict[str, Mutation] = {
     "timeout-is-retried": Mutation("return", scenario("sink slow")),
     "post-timeout": Mutation("timeout=aiohttp.ClientTimeout(total=None),", scenario("sink slow")),
     "token-reread": Mutation("if not self._versions:", scenario("token rotated")),
-    "split-rejected-list": Mutation("if events:", scenario("killed")),
+    "split-rejected-list": Mutation("if not events:", scenario("killed")),
     "no-verdict-in-an-outage": Mutation(
         "failed += 1",
         "tests/integration/test_sink_pressure.py::test_an_event_is_not_given_up_while_none_is_accepted",
@@ -117,7 +117,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "buffer-limit": Mutation("return True", "tests/integration/test_memory.py"),
     "bounded-response": Mutation(
-        "answer = await response.content.read()", "tests/integration/test_lying_sinks.py"
+        "content = await response.content.read()", "tests/integration/test_lying_sinks.py"
     ),
     "recreated-hub": Mutation("if False:", scenario("hub recreated")),
     "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub recreated")),
@@ -146,7 +146,7 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "silence-outlives-reopening": Mutation(
-        "self._stalls = {n: one for n, one in self._stalls.items() if one.since > since}",
+        "self._stalls = {n: s for n, s in self._stalls.items() if s.since > since}",
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "close-after-statement": Mutation(

@@ -21,7 +21,6 @@ from forwarder.audit import records
 from forwarder.audit.truncated import complete, is_rfc3339
 from forwarder.errors import UnusableError
 
-_NO_OBJECT: Final = Raw()
 _MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
 _ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
 
@@ -49,15 +48,14 @@ class Unusable(Struct, gc=False, frozen=True):
 class Unpacked(Struct, gc=False):
     """What one message held; `skipped` counts the records of other categories and clusters.
 
-    `filtered` counts the events that the filter dropped, `ruled` all that the audit policy saw, by
-    rule and the level that they are left at, and `salvaged` the completed ones of `events`.
+    `filtered` counts the events that the filter dropped, and `ruled` all that the audit policy saw,
+    by rule and resulting level.
     """
 
     events: list[Event]
     refused: list[Unusable]
     skipped: int = 0
     filtered: int = 0
-    salvaged: int = 0
     ruled: dict[tuple[str, str], int] = {}
 
     @property
@@ -68,7 +66,8 @@ class Unpacked(Struct, gc=False):
     @property
     def size(self) -> int:
         """Bytes of memory that events and unusable records take, about."""
-        sizes = [len(one.body) for one in self.events] + [len(one.body) for one in self.refused]
+        sizes = [len(event.body) for event in self.events]
+        sizes += [len(record.body) for record in self.refused]
         return sum(sizes) + _ENTRY_BYTES * len(sizes)
 
 
@@ -95,8 +94,8 @@ class _Event(Struct, gc=False):
     verb: str
     user: Raw
     stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
-    request_object: Raw = field(default=_NO_OBJECT, name="requestObject")
-    response_object: Raw = field(default=_NO_OBJECT, name="responseObject")
+    request_object: Raw = field(default=Raw(), name="requestObject")
+    response_object: Raw = field(default=Raw(), name="responseObject")
 
 
 class _Properties(Struct, gc=False):
@@ -114,70 +113,59 @@ _decode_event: Final = msgspec.json.Decoder(_Event).decode
 _decode_records: Final = msgspec.json.Decoder(list[_Record]).decode
 
 
-def unpack(  # noqa: C901 - the one loop that every event goes through
-    message: bytes,
-    categories: frozenset[str],
-    filter: Filter | None = None,  # noqa: A002
+def unpack(
+    message: bytes, categories: frozenset[str], event_filter: Filter | None = None
 ) -> Unpacked:
     """Take a message apart; never raises, and one bad record never costs its neighbours.
 
     Takes `{"records":[…]}`, a bare array of records, a single record, and records in anything else.
     """
     unpacked = Unpacked([], [])
-    found: Iterable[_Record]
     try:
-        found = _decode_records(records.list_in(message))
+        entries: Iterable[_Record] = _decode_records(records.list_in(message))
     except records.UNREADABLE:
-        found = _read_slowly(unpacked, message, categories)
-    wants, apply, ruled = filter and filter.wants, filter and filter.apply, unpacked.ruled
-    left: bytes | None
-    fields: Any
-    rule: tuple[str, str] | None = None
-    for record in found:
+        entries = _read_slowly(unpacked, message, categories)
+    wants, apply = (event_filter.wants, event_filter.apply) if event_filter else (None, _accept)
+    for record in entries:
         if record.category not in categories or (wants and not wants(record.resource_id)):
             unpacked.skipped += 1
             continue
-        completed = False
+        log, completed = record.properties.log, False
         try:
-            left = event = record.properties.log.encode().strip()
-            if apply:
-                left, fields, rule = apply(event, record.resource_id)
-            else:
-                fields = _decode_event(event)
+            body, fields, rule = apply(log.encode().strip(), record.resource_id)
             stamp = fields.stage_timestamp
             if stamp is not UNSET and not is_rfc3339(stamp):
                 raise UnusableError("its stageTimestamp is not RFC 3339")
         except (UnusableError, *records.UNREADABLE):
-            log, completed = record.properties.log, True
             try:
-                event = complete(log, record.time).encode()
-                left, fields, rule = (apply or _accept)(event, record.resource_id)
+                body, fields, rule = apply(complete(log, record.time).encode(), record.resource_id)
             except (UnusableError, *records.UNREADABLE) as error:
                 unpacked.refused.append(Unusable(log.encode(), str(error)))
                 continue
-            stamp = fields.stage_timestamp
+            completed, stamp = True, fields.stage_timestamp
         if rule:
-            ruled[rule] = ruled.get(rule, 0) + 1
-        if left is None:
+            unpacked.ruled[rule] = unpacked.ruled.get(rule, 0) + 1
+        if body is None:
             unpacked.filtered += 1
             continue
-        unpacked.salvaged += completed
         request, response = fields.request_object, fields.response_object
         deep = bool(request or response) and (records.is_deep(request) or records.is_deep(response))
-        unpacked.events.append(Event(left, stamp or "", completed, deep))
-    if len(unpacked.refused) > _MAX_UNUSABLE:
-        _join(unpacked.refused)
+        unpacked.events.append(Event(body, stamp or "", completed, deep))
+    if rest := unpacked.refused[_MAX_UNUSABLE:]:  # a message may hold 36,000
+        reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
+        joined = Unusable(b"\n".join(record.body for record in rest), reason)
+        unpacked.refused[_MAX_UNUSABLE:] = [joined]
     return unpacked
 
 
-def _accept(event: bytes, _: str | None) -> tuple[bytes, _Event, None]:
+def _accept(event: bytes, _: str | None) -> tuple[bytes | None, Any, tuple[str, str] | None]:
     return event, _decode_event(event), None
 
 
 def _read_slowly(
     unpacked: Unpacked, message: bytes, categories: frozenset[str]
 ) -> Iterator[_Record]:
-    """Yield the records of what is not quite the envelope that is expected."""
+    """Yield the records of a message that is not the expected envelope."""
     for body, whole in records.split(message):
         try:
             if not whole:
@@ -193,10 +181,3 @@ def _read_slowly(
                 unpacked.skipped += 1
             else:
                 unpacked.refused.append(Unusable(body, f"unusable record: {error}"))
-
-
-def _join(refused: list[Unusable]) -> None:
-    """Make one of those beyond a number, for a message may hold 36,000."""
-    rest = refused[_MAX_UNUSABLE:]
-    reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
-    refused[_MAX_UNUSABLE:] = [Unusable(b"\n".join(one.body for one in rest), reason)]

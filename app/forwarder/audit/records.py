@@ -59,7 +59,7 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def list_in(message: bytes) -> memoryview:
-    """Return the list of records; an error to come if it is not the only thing in the message."""
+    """Return the list of records. It cannot be decoded if the message holds anything else."""
     head, end = _HEAD.match(message), len(message.rstrip(_BLANKS))
     if head and head[2]:
         return memoryview(message)[head.end() : end - (message[end - 1 : end] == b"}")]
@@ -69,14 +69,14 @@ def list_in(message: bytes) -> memoryview:
 def split(message: bytes) -> Iterator[tuple[bytes, bool]]:
     """Yield the bytes of each record, and whether it is whole."""
     try:
-        found = _decode_list(list_in(message))
+        records = _decode_list(list_in(message))
     except UNREADABLE:
         yield from _search(message)
     else:
-        if len(found) * _SMALLEST > len(message) + _SMALLEST:
-            yield message, False  # or half a million zeros were as many dead letters
+        if len(records) * _SMALLEST > len(message) + _SMALLEST:
+            yield message, False  # or half a million zeros would be as many dead letters
         else:
-            yield from ((bytes(record), True) for record in found)
+            yield from ((bytes(record), True) for record in records)
 
 
 def decode(body: bytes) -> Record:
@@ -100,13 +100,13 @@ def log_of(properties: bytes) -> str:
 
 def categories(message: bytes) -> list[str]:
     """Return the category of each record in a message; "" of what cannot be read."""
-    found = []
+    names = []
     for body, _ in split(message):
         try:
-            found.append(decode(body).category)
+            names.append(decode(body).category)
         except UNREADABLE:
-            found.append("")
-    return found
+            names.append("")
+    return names
 
 
 def is_deep(value: Raw) -> bool:
@@ -125,15 +125,15 @@ def is_deep(value: Raw) -> bool:
 
 def is_of_another(body: bytes, categories: frozenset[str]) -> bool:
     """Tell whether a damaged record is of a category that is not wanted."""
-    found = _CATEGORY.findall(body)
-    return body.startswith(b"{") and len(found) == 1 and found[0].decode() not in categories
+    names = _CATEGORY.findall(body)
+    return body.startswith(b"{") and len(names) == 1 and names[0].decode() not in categories
 
 
 def escaped(text: bytes) -> bytes:
     r"""Return JSON with the control characters in its strings as JSON has them: \u0000."""
     if not _CONTROL.search(text):
         return text
-    return _STRING.sub(lambda found: _CONTROL.sub(_escape, found[0]), text)
+    return _STRING.sub(lambda string: _CONTROL.sub(_escape, string[0]), text)
 
 
 def _escape(control: re.Match[bytes]) -> bytes:
@@ -143,13 +143,13 @@ def _escape(control: re.Match[bytes]) -> bytes:
 def _search(message: bytes) -> Iterator[tuple[bytes, bool]]:
     """Find the records in anything; what lies between them is kept in pieces.
 
-    Each object is tried as a record, then looked into, until eight times the message was read.
+    Each object is tried as a record, then searched, until eight times the message was read.
     """
     text = message.decode("latin-1")  # one character a byte
     at = end = 0
     left = 8 * len(text) + 100_000
-    while left > 0 and (found := _OBJECT.search(text, at)):
-        start = found.start()
+    while left > 0 and (brace := _OBJECT.search(text, at)):
+        start = brace.start()
         fields, stop = _object(text, start)
         if "category" in fields and not {name.lower() for name in fields} & {"records", "value"}:
             between = message[end:start].strip(_BETWEEN)

@@ -7,10 +7,8 @@ without the namespace for what has none. `watch` and `proxy` before these are ve
 from typing import Final
 from urllib.parse import unquote
 
-_OF_NAMESPACES: Final = ("status", "finalize")
-"""What may follow a namespace's name and is no resource in it."""
-_SHORTEST: Final = {"api": 3, "apis": 4}
-"""Segments of a path that is about a resource; a shorter one is about none."""
+_OF_NAMESPACES: Final = ("status", "finalize")  # subresources of a namespace
+_SHORTEST: Final = {"api": 3, "apis": 4}  # segments of a path that is about a resource
 
 
 def object_reference(uri: str, *, whole: bool) -> dict[str, str]:
@@ -26,12 +24,10 @@ def object_reference(uri: str, *, whole: bool) -> dict[str, str]:
     if len(parts) < _SHORTEST.get(prefix, len(parts) + 1):
         return {}
     group = parts[1] if prefix == "apis" else ""
-    version, *parts = parts[1 + bool(prefix == "apis") :]
+    version, *parts = parts[1 + (prefix == "apis") :]
     verb = parts[0]
-    if verb in ("watch", "proxy"):
-        parts = parts[1:]
-        if not parts:
-            return {}
+    if verb in ("watch", "proxy") and not (parts := parts[1:]):
+        return {}
     namespace = ""
     if parts[0] == "namespaces" and (len(parts) > 1 or cut_off):
         namespace = parts[1] if parts[1:] else ""
@@ -40,7 +36,7 @@ def object_reference(uri: str, *, whole: bool) -> dict[str, str]:
         elif cut_off:
             return {}
     resource, name, subresource = (*parts, "", "")[:3]
-    found = {
+    reference = {
         "resource": resource,
         "namespace": namespace,
         "name": name,
@@ -48,4 +44,4 @@ def object_reference(uri: str, *, whole: bool) -> dict[str, str]:
         "apiVersion": version,
         "subresource": "" if verb == "proxy" else subresource,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in reference.items() if value}

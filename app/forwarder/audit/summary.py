@@ -4,16 +4,18 @@ from typing import Any
 
 import msgspec
 
+_NAMES = {"id": "auditID", "target": "objectRef", "response": "responseStatus"}
 
-class _Event(msgspec.Struct, rename={"id": "auditID", "target": "objectRef"}):
-    """The fields, of any type: one decode into it costs half of one decode for each field."""
+
+class _Event(msgspec.Struct, rename=_NAMES):
+    """The fields, of any type. Decoding all at once costs half of decoding them one by one."""
 
     id: Any = None
     stage: Any = None
     verb: Any = None
     user: Any = None
     target: Any = None
-    response: Any = msgspec.field(default=None, name="responseStatus")
+    response: Any = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -22,17 +24,16 @@ _decode = msgspec.json.Decoder(_Event).decode
 def summary(event: bytes) -> dict[str, Any]:
     """Return the fields of a level 3 log entry; what an odd event lacks is empty."""
     try:
-        found = _decode(event)
+        fields = _decode(event)
     except (msgspec.DecodeError, RecursionError):  # a user that is nested 2,000 deep
-        found = _Event()
-    user, target, response = (
-        one if isinstance(one, dict) else {} for one in (found.user, found.target, found.response)
-    )
+        fields = _Event()
+    objects = fields.user, fields.target, fields.response
+    user, target, response = (item if isinstance(item, dict) else {} for item in objects)
     resource, subresource = target.get("resource", ""), target.get("subresource")
     return {
-        "auditID": found.id,
-        "stage": found.stage,
-        "verb": found.verb,
+        "auditID": fields.id,
+        "stage": fields.stage,
+        "verb": fields.verb,
         "user": user.get("username", ""),
         "resource": f"{resource}/{subresource}" if subresource else resource,
         "namespace": target.get("namespace", ""),

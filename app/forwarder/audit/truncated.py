@@ -48,7 +48,7 @@ def is_rfc3339(stamp: str | None) -> bool:
 
 
 def complete(log: str, time: str | None) -> str:
-    """Return an event made of the fields of a log that are whole, and what it must have beside.
+    """Return an event made of the whole fields of a log and of the fields that it must have.
 
     Control characters in texts are escaped; an event that was whole but for these is not annotated.
     Raises UnusableError if auditID or stage is lost.
@@ -129,8 +129,8 @@ def _whole_fields(text: str) -> tuple[dict[str, str], str | None, str]:
 
 def _begun(text: str, start: int) -> str:
     """Return the text that begins here as far as it goes, without half a character."""
-    found = _TEXT.match(text, start)
-    value = f'{found[0]}"' if found else ""
+    begun = _TEXT.match(text, start)
+    value = f'{begun[0]}"' if begun else ""
     return value if _decoded(value) is not None else f'{value[:-7]}"' * bool(value)
 
 
@@ -144,8 +144,8 @@ def _decoded(value: str) -> str | None:
 
 def _skip(text: str, at: int) -> int:
     """Return the index of the next character that is no white space."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _micro_time(fields: dict[str, str], time: str | None) -> str:

@@ -22,9 +22,7 @@ class ReceiveBuffer:
         # The lock is free for a moment between two owners, so it cannot tell who waits.
         self._waiting += 1
         try:
-            async with (
-                self._turn
-            ):  # first come, first served: small messages do not pass large ones
+            async with self._turn:  # or small messages would pass large ones
                 while not self._fits(size):
                     self._room.clear()
                     await self._room.wait()

@@ -7,8 +7,8 @@ Up to WebSinkConcurrency workers take lists from the queue; one worker preserves
 partition. A worker closes its list when it is full or the queue is empty. It never waits for more
 events, so an idle hub has no added latency and a busy one has full lists.
 
-A message's bytes count in the receive buffer until each of its records is delivered or in the
-hands of the dead-letter sink. When the buffer is full, the consumer stops reading.
+A message's bytes count in the receive buffer until each of its records is delivered or accepted by
+the dead-letter sink. When the buffer is full, the consumer stops reading.
 """
 
 import asyncio
@@ -43,10 +43,9 @@ class DeadLetterSink(Protocol):
     outage: Outage
 
     async def dead_letter(self, records: Sequence[Record]) -> Awaitable[int]:
-        """Accept records; the result is done when they are durable.
+        """Accept records. The result, once they are durable, is how many count as dropped.
 
-        It is how many of them count as dropped, in place of older ones. EvictedError: they had to
-        be removed from memory before they were durable.
+        It raises EvictedError if they found no room in memory while they could not be written.
         """
 
 
@@ -78,11 +77,11 @@ class Partition:
         self.progress = time.monotonic()
         """When a message was last received or acknowledged, by the monotonic clock."""
         self._context = context
+        self._sink = context.sink
         self._buffer = context.buffer
-        self._concurrency = context.settings.web_sink_concurrency
-        self._queue = EventQueue(
-            context.settings.web_sink_max_events, context.settings.web_sink_max_bytes
-        )
+        settings = context.settings
+        self._concurrency = settings.web_sink_concurrency
+        self._queue = EventQueue(settings.web_sink_max_events, settings.web_sink_max_bytes)
         self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -100,8 +99,8 @@ class Partition:
         self.last_received = message
         self.progress = time.monotonic()
         records = message.buffered = len(unpacked.events) + len(unpacked.refused)
-        message.held = max(message.size, unpacked.size)
-        self._buffer.charge(message.held - message.size)
+        message.charged = max(message.size, unpacked.size)
+        self._buffer.charge(message.charged - message.size)
         self.watermark.track(message, records)
         self._buffer.release(message.release(0))
         self._queue.extend(unpacked.events, message)
@@ -127,34 +126,32 @@ class Partition:
     async def _worker(self) -> None:
         try:
             while self._queue:
-                max_events = self._context.sink.concurrency.max_events
-                await self._deliver(self._queue.next_list(max_events))
+                events = self._queue.next_list(self._sink.concurrency.max_events)
+                await self._deliver(events, self._sink.post)
         finally:
             self._workers -= 1
 
-    async def _deliver(self, events: Sequence[Queued], post: Post | None = None) -> None:
+    async def _deliver(self, events: Sequence[Queued], post: Post) -> None:
         """Post the events; a list that the sink does not accept is halved until it does.
 
-        An event that is rejected alone is a dead letter. One at which the sink fails is posted
-        again beside the others, which do not wait for it; where order counts, not for long.
+        An event that is rejected alone becomes a dead letter. One at which the sink fails is
+        posted again in the background. In an ordered partition the next ones wait a minute for it.
         """
-        sink = self._context.sink
         try:
-            await (post or sink.post)([event.body for event, _ in events])
+            await post([event.body for event, _ in events])
         except (Rejected, OversizedError, FaultError) as error:
-            if len(events) == 1:  # guard: split-rejected-list
-                if isinstance(error, FaultError):
-                    task = self._spawn(self._deliver(events, sink.insist))
-                    if self._concurrency == 1:
-                        await asyncio.wait([task], timeout=_IN_ORDER)
-                    return
-                ((event, message),) = events
+            if len(events) > 1:  # guard: split-rejected-list
+                half, once = len(events) // 2, partial(self._sink.post, faults=1)
+                await self._deliver(events[:half], once)
+                await self._deliver(events[half:], once)  # guard: second-half
+            elif isinstance(error, FaultError):
+                task = self._spawn(self._deliver(events, self._sink.insist))
+                if self._concurrency == 1:
+                    await asyncio.wait([task], timeout=_IN_ORDER)
+            else:
+                event, message = events[0]
                 refused = Unusable(event.body, f"refused by the sink: {error}")
                 await self._dead_letter(message, [refused])
-                return
-            half, once = len(events) // 2, partial(sink.post, faults=1)
-            await self._deliver(events[:half], once)
-            await self._deliver(events[half:], once)  # guard: second-half
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
@@ -165,8 +162,8 @@ class Partition:
                 self.watermark.acknowledge(message, count)
 
     async def _dead_letter(self, message: Message, refused: Sequence[Unusable]) -> None:
-        """Hand records to the dead-letter sink. Only the message's checkpoint waits for it."""
-        records = [Record.of(self.number, message.sequence_number, one) for one in refused]
+        """Pass records to the dead-letter sink. Only the message's checkpoint waits for it."""
+        records = [Record.of(self.number, message.sequence_number, item) for item in refused]
         durable = await self._context.dead_letters.dead_letter(records)
         self._buffer.release(message.release(len(records)))
         self._spawn(self._await_durable(message, len(records), durable))
@@ -188,10 +185,9 @@ class Partition:
         self.metrics.received_bytes.inc(message.size)
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
-        if unpacked.ruled:
-            self.metrics.outcomes["filtered"].inc(unpacked.filtered)
-            self._context.metrics.judged(unpacked.ruled)
-        self.metrics.salvaged.inc(unpacked.salvaged)
+        self.metrics.outcomes["filtered"].inc(unpacked.filtered)
+        self._context.metrics.count_rules(unpacked.ruled)
+        self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1
         elif lost := message.sequence_number - self.last - 1:
@@ -205,13 +201,12 @@ class Partition:
             )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=self.number)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_log_failure)
+        task.add_done_callback(self._ended)
         return task
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("internal error", partition=task.get_name(), reason=log.describe(error))
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("internal error", partition=self.number, reason=log.describe(error))

@@ -10,7 +10,6 @@ restart would skip the ones in the gap.
 dead letter, skipped or filtered. Only `position` may be written as a checkpoint.
 """
 
-import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -27,21 +26,16 @@ class Message:
 
     sequence_number: int
     offset: str
-    enqueued: float
-    """When the hub received it, in Unix seconds."""
-    size: int
-    """Bytes of its body."""
-    pending: int = 0
-    """Records that are not acknowledged."""
-    buffered: int = 0
-    """Records that keep the message's bytes in memory."""
-    held: int = 0
-    """Bytes of memory that they take; small records take more than the message."""
+    enqueued: float  # Unix seconds, when the hub received it
+    size: int  # bytes of its body
+    pending: int = 0  # records that are not acknowledged
+    buffered: int = 0  # records in memory
+    charged: int = 0  # bytes of the receive buffer; small records take more than the message
 
     def release(self, records: int) -> int:
         """Note that this many records left memory; return the bytes to release with the last."""
         self.buffered -= records
-        return 0 if self.buffered else self.held
+        return 0 if self.buffered else self.charged
 
 
 class Watermark:
@@ -100,12 +94,10 @@ class Watermark:
         The position would move over both at once. When one message waits for a full disk,
         thousands of complete ones pile up behind it.
         """
-        before = len(self._messages)
-        successors = [*itertools.islice(self._messages, 1, None), None]
-        self._messages = deque(
-            message
-            for message, successor in zip(self._messages, successors, strict=True)
-            if message.pending or successor is None or successor.pending
-        )
-        self._buffer.release(_ENTRY_BYTES * (before - len(self._messages)))
-        self._compact_at = _COMPACT_AT + 2 * len(self._messages)
+        kept = deque[Message]()
+        for message in self._messages:
+            if kept and not kept[-1].pending and not message.pending:
+                kept.pop()
+            kept.append(message)
+        self._buffer.release(_ENTRY_BYTES * (len(self._messages) - len(kept)))
+        self._messages, self._compact_at = kept, _COMPACT_AT + 2 * len(kept)

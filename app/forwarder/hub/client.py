@@ -19,7 +19,7 @@ from forwarder.hub.transport import Link, Transport
 
 Position = str | int | datetime
 """An offset, a sequence number, or the time when the hub received a message."""
-# Somebody owns the partition, or five read it: all is well with hub and consumer group.
+# The partition has an owner, or five readers: hub and consumer group are in order.
 SHARED: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
 _SIGNATURE_SECONDS: Final = 600  # after which a SharedAccessSignature is read again
 
@@ -35,21 +35,21 @@ class _SharedAccess:
     async def get_token(self, *scopes: str, **_: Any) -> AccessToken:
         """Return a token; of a signature that expires it is still the server that refuses it."""
         moved, settings = moved_to(self._settings), self._settings
-        found: Any = settings.hub_connection if moved else settings.current("hub_connection")
-        if found.signature:
-            return AccessToken(found.signature, int(time.time()) + _SIGNATURE_SECONDS)
-        return await EventHubSharedKeyCredential(found.policy, found.key).get_token(*scopes)
+        login: Any = settings.hub_connection if moved else settings.current("hub_connection")
+        if login.signature:
+            return AccessToken(login.signature, int(time.time()) + _SIGNATURE_SECONDS)
+        return await EventHubSharedKeyCredential(login.policy, login.key).get_token(*scopes)
 
 
 def moved_to(settings: Settings) -> str:
     """Return the hub of the connection string in its file if it is not the one that is read."""
-    found = settings.current("hub_connection")
-    now = found and (found.host, found.entity_path or settings.event_hub_name)
-    return "/".join(now) if now and now != (settings.hub_host, settings.event_hub_name) else ""
+    connection, name = settings.current("hub_connection"), settings.event_hub_name
+    hub = connection and (connection.host, connection.entity_path or name)
+    return "/".join(hub) if hub and hub != (settings.hub_host, name) else ""
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
-    """Return a client of the hub, logged in and routed as the settings say.
+    """Return a client of the hub, with the login and the route of the settings.
 
     azure-eventhub 5.15.1 reads no HTTPS_PROXY; a proxy makes it use WebSockets.
     """
@@ -86,10 +86,10 @@ async def open_link(  # noqa: PLR0913 - what the hub wants
     group: str = "",
     buffer: ReceiveBuffer | None = None,
 ) -> Link:
-    """Open a link behind a position, in another consumer `group` if one is given.
+    """Open a link after a position, in another consumer `group` if one is given.
 
-    As an owner it takes the partition from its owner. Otherwise it takes it from nobody, and
-    raises AMQPLinkError `amqp:link:stolen` while somebody owns the partition.
+    An `owner` takes the partition from its present owner. Any other reader meets AMQPLinkError
+    `amqp:link:stolen` while the partition has an owner.
     """
     receiver: EventHubConsumer = client._create_consumer(  # noqa: SLF001 - nothing public tells
         group or client._consumer_group,  # noqa: SLF001 - the same
@@ -123,9 +123,9 @@ async def peek(
             link = await open_link(client, partition["id"], number, inclusive=True)
             while len(bodies) < count and number <= last:
                 await link.read(seconds)
-                for one in link.take():
-                    bodies.append(one.body)
-                    number = (one.sequence_number or number) + 1
+                for message in link.take():
+                    bodies.append(message.body)
+                    number = (message.sequence_number or number) + 1
     except TimeoutError:
         pass
     except AMQPLinkError as error:

@@ -76,6 +76,7 @@ class Consumer:
         self.owned = OwnedPartitions(delivery, hub, checkpoints, self._intake.take, self._on_end)
         self.partitions = self.owned.partitions
         """The partitions that this process owns."""
+        delivery.metrics.owned.set_function(lambda: len(self.partitions))
 
     async def run(self) -> None:
         """Receive until stopped."""
@@ -117,15 +118,13 @@ class Consumer:
         """Write last checkpoints, give up ownership and close the connections."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING), self._turn:
-                await asyncio.gather(*(self._give_up(n, "SHUTDOWN") for n in list(self.partitions)))
+                await asyncio.gather(*(self._give_up(n, "SHUTDOWN") for n in self.partitions))
                 await self._balancer.withdraw()
                 await self._client.close()
 
     async def _connect(self) -> None:
         """Close everything, if anything is open, and begin again with a client of its own."""
-        await asyncio.gather(
-            *(self.owned.close(n, "REOPENED", drain=_CLOSING) for n in list(self.partitions))
-        )
+        await asyncio.gather(*(self.owned.close(n, "REOPENED", _CLOSING) for n in self.partitions))
         await self._client.close()
         self._client = connect(self._settings, self._credential)
         self._order.begin()

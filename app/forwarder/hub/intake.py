@@ -1,4 +1,4 @@
-"""The intake: a message that was received finds room, is unpacked and set moving."""
+"""The intake: a received message waits for room, is unpacked, and submitted to its partition."""
 
 import asyncio
 from contextlib import suppress
@@ -15,33 +15,32 @@ from forwarder.hub.order import Order
 from forwarder.policy.filter import filter_for
 
 _ONE_BY_ONE: Final = 20  # checkpoint intervals in which messages are taken one by one
-_ALONE: Final = 0.02  # seconds of a free loop: by then a message is unpacked, packed and sent
+_ALONE: Final = 0.02  # seconds until a message, alone, is unpacked and posted
 
 
 class Intake:
     """Takes messages for their partitions; a message never closes its partition by an error."""
 
     def __init__(self, delivery: DeliveryContext, quarantine: Quarantine, order: Order) -> None:
+        settings = delivery.settings
         self._buffer = delivery.buffer
-        self._categories = delivery.settings.categories
+        self._categories = settings.categories
         self._filter = filter_for(
-            delivery.settings.audit_policy,
-            delivery.settings.resource_ids,
-            annotates=delivery.settings.cluster_annotation,
+            settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
         )
         self._quarantine = quarantine
         self._order = order
-        self._one_by_one_seconds = _ONE_BY_ONE * delivery.settings.checkpoint_interval
+        self._one_by_one_seconds = _ONE_BY_ONE * settings.checkpoint_interval
 
     def begin(self) -> None:
-        """Keep one message in memory at a time until past what may have killed the process."""
+        """Keep one message in memory at a time until what may have killed the process is past."""
         if self._quarantine.one_by_one:
             limit, self._buffer.limit = self._buffer.limit, 0
             loop = asyncio.get_running_loop()
             loop.call_later(self._one_by_one_seconds, self._end_one_by_one, limit)
 
     async def take(self, partition: Partition, received: Received) -> None:
-        """Wait for room for the next message and set it moving; EndError as in Order.accept."""
+        """Wait for room for the next message and submit it; EndError as in Order.accept."""
         if not (message := await self._order.accept(partition, received)):
             return
         if received.reserved or self._buffer.has_room(message.size):

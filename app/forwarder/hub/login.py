@@ -24,15 +24,8 @@ from yarl import URL
 from forwarder import log
 from forwarder.config.network import azure_transport
 from forwarder.config.settings import Settings
-from forwarder.diagnosis.causes import (
-    TEXTS,
-    Diagnosis,
-    chain,
-    first_match,
-    of_http,
-    of_network,
-    signature,
-)
+from forwarder.diagnosis import causes
+from forwarder.diagnosis.causes import TEXTS, Diagnosis
 from forwarder.errors import ForwarderError
 
 _FIRST_DELAY: Final = 1.0
@@ -139,17 +132,18 @@ class Identity:
         url, proxy = self._url, self._settings.https_proxy
         at = url.host or "", url.port or 443
         shown = f"{proxy.host}:{proxy.port}" if proxy else ""
-        if self._file and (found := of_http(error, *at, shown) or of_network(error, "login", *at)):
-            return found
-        errors = list(chain(error))
-        text = "\n".join(map(signature, errors))
+        network = causes.of_http(error, *at, shown) or causes.of_network(error, "login", *at)
+        if self._file and network:
+            return network
+        errors = list(causes.chain(error))
+        text = "\n".join(map(causes.signature, errors))
         code = re.search(r"AADSTS(\d+)", text)
         names = self._names | _presented(self._file, text)
         names["code"] = code[1] if code else "no code"
         names["status"] = next((str(s) for e in errors if (s := getattr(e, "status_code", 0))), "")
         names["text"] = re.split(r" Trace ID|https?://", log.describe(errors[0]))[0].strip()
-        found = first_match(TEXTS["login"], text, names)
-        return found or Diagnosis("other", log.describe(error))
+        diagnosis = causes.first_match(TEXTS["login"], text, names)
+        return diagnosis or Diagnosis("other", log.describe(error))
 
 
 def _unreadable(file: Path) -> str:
@@ -161,16 +155,16 @@ def _unreadable(file: Path) -> str:
 
 def _presented(file: str, text: str) -> dict[str, str]:
     """Return issuer, subject and audience of the token in a file, or as an error repeats them."""
-    found = dict.fromkeys(("issuer", "subject", "audience"), "")
+    names = dict.fromkeys(("issuer", "subject", "audience"), "")
     for name, value in re.findall(r"(?i)(issuer|subject|audience):? '([^']+)'", text):
-        found[name.lower()] = value
+        names[name.lower()] = value
     try:
         body = Path(file).read_text(encoding="ascii").split(".")[1]
         claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="))
-        audience = claims.get("aud", "")
-        one = audience[0] if isinstance(audience, list) and audience else audience
-        presented = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": one}
-        found |= {name: str(value) for name, value in presented.items() if value}
+        to = claims.get("aud", "")
+        to = to[0] if isinstance(to, list) and to else to
+        presented = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": to}
+        names |= {name: str(value) for name, value in presented.items() if value}
     except (OSError, ValueError, IndexError, AttributeError, msgspec.DecodeError):
         pass
-    return {**found, "audience": found["audience"] or "api://AzureADTokenExchange"}
+    return {**names, "audience": names["audience"] or "api://AzureADTokenExchange"}

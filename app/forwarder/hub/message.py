@@ -64,7 +64,7 @@ def parse(message: memoryview, reserved: int = 0) -> Received:
 
 
 def _value(message: memoryview, at: int) -> tuple[memoryview, int]:
-    """Return the content of the value whose constructor is at a place, and where it ends."""
+    """Return the content of the value that begins at this index, and the index of its end."""
     code = message[at]
     kind = code >> 4
     if code == 0:  # described: a descriptor, then a value
@@ -83,12 +83,12 @@ def _value(message: memoryview, at: int) -> tuple[memoryview, int]:
 
 
 def _pairs(content: memoryview, at: int) -> dict[bytes, memoryview]:
-    """Return the entries of a map, which begin at a place."""
-    found: dict[bytes, memoryview] = {}
+    """Return the entries of a map, the first of which begins at this index."""
+    entries: dict[bytes, memoryview] = {}
     while at < len(content):
         key, at = _value(content, at)
-        found[bytes(key)], at = _value(content, at)
-    return found
+        entries[bytes(key)], at = _value(content, at)
+    return entries
 
 
 def _integer(content: memoryview | Any) -> int:

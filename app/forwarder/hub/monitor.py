@@ -2,7 +2,7 @@
 
 It has a client of its own, without retries, whose errors are what is logged and shown. While the
 hub does not answer it also attaches a receiver to partition 0: the properties can be read where
-the consumer group is missing, or the right to listen. The hub does not tell the time; the clocks
+the consumer group is missing, or the right to listen. The hub does not report its time; the clocks
 are compared by the messages that come between two polls.
 """
 
@@ -47,13 +47,13 @@ def _starting_position(settings: Settings) -> str | datetime:
 
 
 class HubMonitor:
-    """What the hub said of itself at the last poll."""
+    """What the hub reported of itself at the last poll."""
 
     def __init__(self, settings: Settings, credential: Any) -> None:
         self._client = connect(settings, credential, retry_total=0)
         self._management = Management(self._client)
         self._settings = settings
-        self._quiet = log.RateLimited(QUIET.total_seconds())
+        self._quiet, self._hourly = log.RateLimited(3600), log.RateLimited(3600)
         self._turn = asyncio.Lock()
         self._start = _starting_position(settings)
         self._ends: dict[str, tuple[int, str]] | None = None
@@ -70,8 +70,6 @@ class HubMonitor:
         """The last sequence number in each partition, -1 if there was none."""
         self.skew = 0.0
         """Seconds by which the clock here is ahead of the hub's, at least; below 0 it is behind."""
-        self._skewed = log.RateLimited(QUIET.total_seconds())
-        self._moved = log.RateLimited(QUIET.total_seconds())
         self._ages = deque[float](maxlen=_AGES)  # at which messages came, at least
         self.polled: float | None = None
         """When the properties were last read, by the monotonic clock."""
@@ -79,15 +77,14 @@ class HubMonitor:
     async def poll(self) -> None:
         """Read the properties once. A failure is logged, not raised."""
         if other := moved_to(self._settings):
-            self._moved.error("connection string is of another hub, restart to read it", hub=other)
+            self._hourly.error("connection string is of another hub, restart to read it", hub=other)
         probe = asyncio.create_task(self._attach()) if self.outage.reason else None
         try:
             async with self._turn, asyncio.timeout(_TIMEOUT):
                 hub = await self._management.read("com.microsoft:eventhub")
-                partitions = [
-                    await self._partition(number.decode()) for number in hub[b"partition_ids"]
-                ]
-                newest = max(one.last_enqueued for one in partitions)
+                numbers = map(bytes.decode, hub[b"partition_ids"])
+                partitions = [await self._partition(number) for number in numbers]
+                newest = max(partition.last_enqueued for partition in partitions)
                 arrived = self._note_skew(partitions, newest)
                 self._note(hub[b"created_at"] / 1000, partitions)
                 self.answered.set()
@@ -130,12 +127,12 @@ class HubMonitor:
     async def _before(self, partition: str, instant: datetime) -> tuple[int, str]:
         """Return number and offset of the last message up to an instant."""
         async with self._turn:
-            found = await self._partition(partition)
-        if found.last_enqueued <= instant:
-            return found.last, found.last_offset
+            properties = await self._partition(partition)
+        if properties.last_enqueued <= instant:
+            return properties.last, properties.last_offset
         first = await self._receive(partition, instant)
         number = (first.sequence_number or 0) - 1
-        if number < found.begin:
+        if number < properties.begin:
             return number, "-1"
         before = await self._receive(partition, number)
         # It may have expired meanwhile.
@@ -153,13 +150,13 @@ class HubMonitor:
             await link.close()
 
     async def _partition(self, number: str) -> _Partition:
-        found = await self._management.read("com.microsoft:partition", partition=number)
+        read = await self._management.read("com.microsoft:partition", partition=number)
         return _Partition(
             number,
-            found[b"begin_sequence_number"],
-            found[b"last_enqueued_sequence_number"],
-            found[b"last_enqueued_offset"].decode() or "-1",  # of none
-            datetime.fromtimestamp(found[b"last_enqueued_time_utc"] / 1000, UTC),
+            read[b"begin_sequence_number"],
+            read[b"last_enqueued_sequence_number"],
+            read[b"last_enqueued_offset"].decode() or "-1",  # of none
+            datetime.fromtimestamp(read[b"last_enqueued_time_utc"] / 1000, UTC),
         )
 
     async def close(self) -> None:
@@ -180,12 +177,11 @@ class HubMonitor:
     def _note_skew(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
         """Compare the clocks; return whether a message arrived, or may have.
 
-        The hub does not tell the time, but a message that came between two polls was enqueued
-        between them. If the last ones all seem to be older, the clock here is ahead.
+        A message that came between two polls was enqueued between them. If the last ones all seem
+        to be older, the clock here is ahead.
         """
-        arrived = self.polled is None or any(
-            one.last > self.last.get(one.number, -1) for one in partitions
-        )
+        last = self.last
+        arrived = not self.polled or any(p.last > last.get(p.number, -1) for p in partitions)
         age, now = time.time() - newest.timestamp(), time.monotonic()
         if age < 0:
             self._ages.clear()
@@ -195,17 +191,16 @@ class HubMonitor:
             self.skew = max(0.0, min(self._ages))
         self.polled = now
         if abs(self.skew) > _SKEW:
-            self._skewed.error(
-                "clock differs from the hub's, check the node's NTP",
-                aheadSeconds=round(self.skew),
+            self._hourly.error(
+                "clock differs from the hub's, check the node's NTP", aheadSeconds=round(self.skew)
             )
         return arrived
 
     def _note(self, created: float, partitions: Sequence[_Partition]) -> None:
-        self.last = {one.number: one.last for one in partitions}
-        self.first = {one.number: one.begin for one in partitions}
+        self.last = {p.number: p.last for p in partitions}
+        self.first = {p.number: p.begin for p in partitions}
         if self._ends is None:
-            self._ends = {one.number: (one.last, one.last_offset) for one in partitions}
+            self._ends = {p.number: (p.last, p.last_offset) for p in partitions}
         elif created != self.created:
             self._ends = {}  # everything in a new hub came after the start
         self.created = created

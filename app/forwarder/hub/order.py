@@ -2,12 +2,13 @@
 
 Sequence numbers of a partition have no gaps. A number that is not the next one was read before, or
 messages expired, or the hub was deleted and created again with the same name: then its numbers
-begin at 0, and checkpoints of the old hub mean nothing. So the hub is asked whether it is the same
-before a gap is believed. A checkpoint that is ahead of the hub is of another one as well.
+begin at 0, and checkpoints of the old hub mean nothing. The hub is therefore asked for its creation
+time before a gap counts as loss. A checkpoint ahead of the hub is of another hub as well.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from forwarder import log
@@ -22,26 +23,19 @@ STALE: Final = "STALE_CHECKPOINT"
 
 
 class EndError(Exception):
-    """The partition cannot be read on; the argument tells why."""
+    """The partition cannot be read further; the argument is the reason."""
 
 
+@dataclass(slots=True, eq=False)
 class Order:
-    """Compares what is received with what the hub says of itself."""
+    """Compares what is received with what the hub reports of itself."""
 
-    def __init__(
-        self,
-        hub: HubMonitor,
-        store: GenerationStore,
-        on_recreated: Callable[[], None],
-        on_end: Callable[[str, str], None],
-    ) -> None:
-        """`on_recreated` opens everything again, `on_end` a partition."""
-        self._hub = hub
-        self._store = store
-        self._on_recreated = on_recreated
-        self._on_end = on_end
-        self._ahead: set[str] = set()
-        self._recreated = False
+    _hub: HubMonitor
+    _store: GenerationStore
+    _on_recreated: Callable[[], None]  # opens everything again
+    _on_end: Callable[[str, str], None]  # opens a partition again
+    _ahead: set[str] = field(default_factory=set)  # partitions, at the last check
+    _recreated: bool = False
 
     def begin(self) -> None:
         """Take the hub as it is now for the one that is read."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from azure.eventhub.aio import EventHubConsumerClient
 
@@ -14,34 +15,27 @@ from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.reader import OnEnd, Reader, Take
 
 
+@dataclass(slots=True, eq=False)
 class OwnedPartitions:
-    """Each has a reader, and leaves with what it has under way delivered as far as possible."""
+    """Each has a reader. It is left once its messages are delivered, as far as possible."""
 
-    def __init__(
-        self,
-        delivery: DeliveryContext,
-        hub: HubMonitor,
-        checkpoints: Checkpoints,
-        take: Take,
-        on_end: OnEnd,
-    ) -> None:
-        self._delivery = delivery
-        self._hub = hub
-        self._checkpoints = checkpoints
-        self._take = take
-        self._on_end = on_end
-        self._leaving: set[Partition] = set()
-        self.partitions: dict[str, Partition] = {}
-        self.readers: dict[str, Reader] = {}
+    _delivery: DeliveryContext
+    _hub: HubMonitor
+    _checkpoints: Checkpoints
+    _take: Take
+    _on_end: OnEnd
+    _leaving: set[Partition] = field(default_factory=set)
+    partitions: dict[str, Partition] = field(default_factory=dict)
+    readers: dict[str, Reader] = field(default_factory=dict)
 
     @property
     def failure(self) -> str:
         """Why no partition can be read; empty if one can, or if this process owns none."""
-        found = [reader.refusal for reader in self.readers.values()]
-        return found[0] if found and all(found) else ""
+        refusals = [reader.refusal for reader in self.readers.values()]
+        return refusals[0] if refusals and all(refusals) else ""
 
     def lag(self, number: str) -> int:
-        """Return how many messages of a partition were not received."""
+        """Return how many messages of a partition were not received yet."""
         partition = self.partitions.get(number)
         received = (partition.last if partition else None) or 0
         return self._hub.last.get(number, -1) - received
@@ -75,7 +69,6 @@ class OwnedPartitions:
             client, self._delivery, owned, self._hub.outage, self._take, self._on_end
         )
         log.info("partition claimed", partition=number, checkpoint=owned.stored)
-        self._delivery.metrics.owned.set(len(self.partitions))
 
     async def close(self, number: str, reason: str, drain: float = 0) -> None:
         """Stop receiving, wait `drain` seconds for what is in flight, write a last checkpoint.
@@ -83,17 +76,15 @@ class OwnedPartitions:
         What is still in flight then is delivered as well, and again by the next owner.
         """
         partition, reader = self.partitions.pop(number, None), self.readers.pop(number, None)
-        self._delivery.metrics.owned.set(len(self.partitions))
         if reason == "OWNERSHIP_LOST":
             self._delivery.metrics.losses.labels(number).inc()
         if reader:
             await reader.stop()
-        if partition and drain:
+        if partition:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain):
                     await partition.drain()  # guard: drain-before-release
-        if partition:
-            self._leaving = {one for one in self._leaving if one.watermark.oldest} | {partition}
+            self._leaving = {p for p in self._leaving if p.watermark.oldest} | {partition}
         if owned := await self._checkpoints.release(number):
             log.info(
                 "partition given up",

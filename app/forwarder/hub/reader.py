@@ -1,8 +1,7 @@
 """Reads one partition in order, over one link after the other, until it is closed or loses it.
 
-After an error the link is opened again behind the last message that was received: at once, then
-with pauses. Nothing is received twice. The refusal that is met is the partition's state until the
-next message.
+After an error the link is opened again after the last message that was received: at once, then
+with pauses. Nothing is received twice. A refusal is the partition's state until a link is open.
 
 A position is refused where its offset is of another kind: in a namespace that became
 geo-replicated, or behind an alias that failed over. Then the sequence number serves, and if that
@@ -13,6 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -33,12 +33,12 @@ from forwarder.outage import Outage
 Take = Callable[[Partition, Received], Awaitable[None]]
 """Waits for room for a message; EndError ends the reading."""
 OnEnd = Callable[[str, str], None]
-"""Is told the partition that cannot be read on, and why."""
+"""Called with a partition that cannot be read further, and the reason."""
 
 _OPENING: Final = 30.0  # seconds
 _STOPPING: Final = 5.0  # seconds
 _SETTLED: Final = 1.0  # seconds after which an attached link counts as one that can be read
-_IDLE: Final = 15.0  # seconds after which a link without messages sends a sign of life, if due
+_IDLE: Final = 15.0  # seconds after which a link without messages sends a heartbeat, if due
 _GATHER: Final = 0.05  # seconds to wait for more after a burst, or each message would be a POST
 _BYTES: Final = 262_144  # of small messages taken at once, so that lists are full
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the next attempts
@@ -46,33 +46,26 @@ _TICK: Final = 0.001  # seconds: of the hub's clock
 _POSITION: Final = re.compile(r"offset|sequence|argument|out-of-range|invalid-field", re.IGNORECASE)
 
 
+@dataclass(eq=False)
 class Reader:
     """The receiving end of a partition; it reads from its creation on."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a link is opened with
-        self,
-        client: EventHubConsumerClient,
-        delivery: DeliveryContext,
-        owned: Owned,
-        hub: Outage,
-        take: Take,
-        on_end: OnEnd,
-    ) -> None:
-        self._client = client
-        self._settings = delivery.settings
-        self._buffer = delivery.buffer
-        self._partition = owned.partition
-        self._checkpoint = owned.checkpoint
-        self._hub = hub
-        self._take = take
-        self._on_end = on_end
-        self._link: Link | None = None
-        self._refused = 0  # positions, of those in `_positions`
-        self._dispatched = 0.0
-        self._task: asyncio.Task[None] | None = None
-        self._last = self._task = asyncio.create_task(self._run(None))
-        self.refusal = ""
-        """Why the partition cannot be read, in one line; empty while it can."""
+    _client: EventHubConsumerClient
+    _delivery: DeliveryContext
+    _owned: Owned
+    _hub: Outage
+    _take: Take
+    _on_end: OnEnd
+    _link: Link | None = None
+    _refused: int = 0  # positions, of those in `_positions`
+    _dispatched: float = 0.0
+    refusal: str = ""
+    """Why the partition cannot be read, in one line; empty while it can."""
+
+    def __post_init__(self) -> None:
+        self._partition, self._buffer = self._owned.partition, self._delivery.buffer
+        self._last = asyncio.create_task(self._run(None))
+        self._task: asyncio.Task[None] | None = self._last
 
     @property
     def blocked(self) -> bool:
@@ -107,12 +100,16 @@ class Reader:
 
     async def _read(self) -> None:
         """Read over one link after the other; EndError if the partition cannot be read on."""
-        failures = 0
+        failures, number = 0, self._partition.number
         while True:
             link: Link | None = None
             try:
+                positions = self._positions()
+                position = positions[min(self._refused, len(positions) - 1)]
                 async with asyncio.timeout(_OPENING):
-                    link = self._link = await self._open()
+                    link = self._link = await open_link(
+                        self._client, number, position, owner=True, buffer=self._buffer
+                    )
                 await link.read(_SETTLED)  # the hub may attach a link and detach it at once
                 self.refusal = ""
                 failures = 0
@@ -133,12 +130,6 @@ class Reader:
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1
 
-    async def _open(self) -> Link:
-        positions = self._positions()
-        position = positions[min(self._refused, len(positions) - 1)]
-        number = self._partition.number
-        return await open_link(self._client, number, position, owner=True, buffer=self._buffer)
-
     async def _receive(self, link: Link) -> None:
         """Wait for messages, for more of them in a flood, and have them taken."""
         await link.read(_IDLE)
@@ -153,14 +144,14 @@ class Reader:
                 self._buffer.release(messages[0].reserved)
                 await self._take(self._partition, messages.popleft())
         finally:
-            self._buffer.release(sum(one.reserved for one in messages))
+            self._buffer.release(sum(message.reserved for message in messages))
         self._partition.dispatch()
         self._dispatched = time.monotonic()
 
     def _positions(self) -> list[Position]:
         """Return what to read behind: the best, and what replaces it where it is refused."""
         newest = self._partition.last_received
-        find: Any = partial(getattr, newest) if newest else self._checkpoint.get
+        find: Any = partial(getattr, newest) if newest else self._owned.checkpoint.get
         offset, number, enqueued = map(find, ("offset", "sequence_number", "enqueued"))
         if number is None:
             return [offset or "-1"]
@@ -189,5 +180,5 @@ class Reader:
         return True
 
     def _fail(self, error: Exception) -> None:
-        self.refusal = str(causes.of_hub(error, self._settings))
+        self.refusal = str(causes.of_hub(error, self._delivery.settings))
         self._hub.note("receiving failed", partition=self._partition.number, reason=self.refusal)

@@ -76,7 +76,7 @@ class Link:
     """
 
     def __init__(self, receiver: Any, buffer: ReceiveBuffer | None = None) -> None:
-        """Wait for room in the buffer before a message of several frames is read on."""
+        """Wait for room in the buffer before the rest of a message of several frames is read."""
         self._buffer = buffer
         self._reserved = 0
         self._receiver = receiver
@@ -108,12 +108,12 @@ class Link:
                     if self._buffer and self._partial and not self._reserved:
                         if self._messages:  # or they would wait for what this one reserves
                             return
-                        # Of a small buffer a part: some of it may be held for long.
+                        # A part of a small buffer: the rest may be in use for long.
                         size = max(1, min(_LARGEST, self._buffer.limit // 4))
                         self.blocked = not self._buffer.has_room(size)
                         await self._buffer.acquire(size)
                         self._reserved, self.blocked = size, False
-                    # Handles a frame, sends one as a sign of life if due, raises its error.
+                    # Handles a frame, sends a heartbeat if due, raises the connection's error.
                     await self._connection.listen(wait=True)
 
     def take(self) -> deque[Received]:
@@ -124,7 +124,7 @@ class Link:
     async def close(self) -> None:
         """Detach and close the connection, whether the hub answers or not."""
         if self._buffer:
-            self._buffer.release(self._reserved + sum(one.reserved for one in self.take()))
+            self._buffer.release(self._reserved + sum(m.reserved for m in self.take()))
             self._reserved, self.blocked = 0, False
         with suppress(Exception):
             async with asyncio.timeout(_CLOSING):
@@ -174,26 +174,21 @@ class Management:
                     await amqp.close_async()
 
     async def _read(self, kind: str, where: dict[str, str]) -> dict[bytes, Any]:
-        client, transport = self._client, self._client._amqp_transport
+        client, sdk = self._client, self._client._amqp_transport
         try:
             if self._amqp is None:
                 self._auth = await client._create_auth_async()
-                self._amqp = transport.create_mgmt_client(
+                self._amqp = sdk.create_mgmt_client(
                     client._address, mgmt_auth=self._auth, config=client._config
                 )
                 await self._amqp.open_async()
                 while not await self._amqp.client_ready_async():
                     pass
             token = (await self._auth.get_token()).token
-            status, description, response = await transport.mgmt_client_request_async(
+            question = {"name": client.eventhub_name, **where, "security_token": token}
+            status, description, response = await sdk.mgmt_client_request_async(
                 self._amqp,
-                transport.build_message(
-                    application_properties={
-                        "name": client.eventhub_name,
-                        **where,
-                        "security_token": token,
-                    }
-                ),
+                sdk.build_message(application_properties=question),
                 operation=b"READ",
                 operation_type=kind.encode(),
                 status_code_field=b"status-code",
@@ -201,12 +196,10 @@ class Management:
             )
             if int(status) >= _ERROR:
                 text = description.decode() if isinstance(description, bytes) else description
-                raise transport.get_error(int(status), text)
+                raise sdk.get_error(int(status), text)
+        except TimeoutError:
+            raise
         except Exception as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise await transport._handle_exception_async(
-                error, client, is_consumer=True
-            ) from error
+            raise await sdk._handle_exception_async(error, client, is_consumer=True) from error
         properties: dict[bytes, Any] = response.value
         return properties

@@ -68,7 +68,10 @@ class Watchdog:
                         partition.progress = time.monotonic()
                         self._checkpoints.quarantine.left(number)
                     self._watch(number, partition)
-                self._forget()
+                # Another process may own a stalled partition now.
+                since = time.monotonic() - self._timeout
+                # guard: silence-outlives-reopening
+                self._stalls = {n: s for n, s in self._stalls.items() if s.owned > since}
             await asyncio.sleep(min(interval, _SOON) if self._hub.outage.reason else interval)
 
     def is_behind(self, number: str) -> bool:
@@ -86,7 +89,7 @@ class Watchdog:
     def lag(self, number: str) -> int:
         """Return how many messages in the hub are behind the checkpoint, at least.
 
-        While the hub cannot be asked, some are supposed to come.
+        While the hub does not answer, more are assumed, at a constant rate.
         """
         known = max(0, self._last(number) - self._stored(number))
         return known + ceil(self._unheard() * _RATE)
@@ -101,12 +104,11 @@ class Watchdog:
 
     def _oldest(self, number: str) -> float:
         partition = self._consumer.partitions[number]
-        if oldest := partition.watermark.oldest or partition.blocked_message:
-            return max(0.0, self._hub.now() - oldest.enqueued)
-        if not self.is_behind(number):
+        oldest = partition.watermark.oldest or partition.blocked_message
+        if not oldest and not self.is_behind(number):
             return 0.0
-        if newest := partition.last_received:
-            return max(0.0, self._hub.now() - newest.enqueued)
+        if message := oldest or partition.last_received:
+            return max(0.0, self._hub.now() - message.enqueued)
         return time.monotonic() - self.since(number)
 
     def _unheard(self) -> float:
@@ -137,20 +139,14 @@ class Watchdog:
             seconds = round(now - stall.since, 1)
             self._hub.outage.note("still stalled", seconds=seconds, reopened="client", **fields)
             self._metrics.reopened["client"].inc()
-            for one in self._stalls.values():
-                one.reopened = now
+            for other in self._stalls.values():
+                other.reopened = now
             self._consumer.reopen()  # guard: reopen-client
         else:
             self._stalls[number] = _Stall(since, partition.last_received, now, now)
             log.error("stalled", seconds=round(now - since, 1), reopened="partition", **fields)
             self._metrics.reopened["partition"].inc()
             reader.reopen()
-
-    def _forget(self) -> None:
-        """Forget the stalls of partitions that another process owns now."""
-        since = time.monotonic() - self._timeout
-        # guard: silence-outlives-reopening
-        self._stalls = {n: one for n, one in self._stalls.items() if one.owned > since}
 
     def _last(self, number: str) -> int:
         """Return the last sequence number in the partition, as far as is known."""

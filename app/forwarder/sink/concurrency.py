@@ -1,7 +1,7 @@
 """Adaptive concurrency: how many POSTs are in flight, for the sink as a whole.
 
-The capacity of a sink is unknown and changes. With a fixed concurrency a slow sink times out, goes
-on with what it has received, and gets it all again. The limit therefore follows the responses, as
+The capacity of a sink is unknown and changes. With a fixed concurrency a slow sink times out, still
+processes what it received, and receives it again. The limit therefore follows the responses, as
 TCP's congestion window does (models: Vector's adaptive request concurrency and Netflix's
 concurrency-limits):
 
@@ -55,11 +55,11 @@ class Slot:
     events: int
     load: int
     """Events in flight when it started, its own included."""
-    held: bool = True
+    released: bool = False
 
 
 class _Speed:
-    """What responses tell of the sink: whether more would still be answered in time."""
+    """Estimates from the responses whether the sink would answer more POSTs in time."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -101,7 +101,6 @@ class AdaptiveConcurrency:
 
     def __init__(self, timeout: float, gauge: Gauge) -> None:
         self._timeout = timeout
-        self._gauge = gauge
         self._limit = 1.0
         self._threshold = math.inf
         self._waiting: deque[tuple[asyncio.Future[Slot], int]] = deque()
@@ -116,7 +115,7 @@ class AdaptiveConcurrency:
         self._sufficient_at = time.monotonic()
         self.max_events = sys.maxsize
         """Events that a list may have at present."""
-        gauge.set(1)
+        gauge.set_function(lambda: self.limit)
 
     @property
     def limit(self) -> int:
@@ -144,9 +143,9 @@ class AdaptiveConcurrency:
 
     def release(self, slot: Slot) -> None:
         """Give a slot back, unless it was, without a verdict on the sink."""
-        if not slot.held:
+        if slot.released:
             return
-        slot.held = False
+        slot.released = True
         self._in_flight -= 1
         self._load -= slot.events
         self._dispatch()
@@ -171,7 +170,7 @@ class AdaptiveConcurrency:
             if timed_out and self.limit == 1:
                 self.max_events = max(1, slot.events // 2)
             lasting = self._failed_rounds > 1
-            self._set(1.0 if lasting else self._limit / 2)
+            self._limit = 1.0 if lasting else max(1.0, self._limit / 2)
             self._threshold = math.inf if lasting else self._limit
         backoff = min(_BACKOFF * 2 ** min(self._failed_rounds - 1, 10), MAX_BACKOFF)
         backoff *= random.uniform(0.5, 1)  # noqa: S311 - not a secret
@@ -185,7 +184,7 @@ class AdaptiveConcurrency:
         if seconds > _NEAR_TIMEOUT * self._timeout:
             if slot.started >= self._changed_at:
                 self._changed_at = now
-                self._set(self._limit * _REDUCTION)
+                self._limit = max(1.0, self._limit * _REDUCTION)
         elif self.max_events < slot.events * 2:
             if self._speed.in_time(slot.load + slot.events):
                 self.max_events *= 2
@@ -194,11 +193,7 @@ class AdaptiveConcurrency:
             if self._speed.in_time(self._load - slot.events + added) or (
                 self.limit == 1 and self._speed.tries_two(seconds, now)
             ):
-                self._set(self._limit + (1 if self._limit < self._threshold else 1 / self._limit))
-
-    def _set(self, limit: float) -> None:
-        self._limit = max(1.0, limit)
-        self._gauge.set(self.limit)
+                self._limit += 1 if self._limit < self._threshold else 1 / self._limit
 
     def _report(self, now: float) -> None:
         """Log when the limit has been below a quarter of the demand, and when it is no longer."""
@@ -206,8 +201,8 @@ class AdaptiveConcurrency:
             self._sufficient_at = now
             self._reduced.end(limit=self.limit, demand=self._demand)
         elif now - self._sufficient_at > _LOG_AFTER and self._waiting:
-            seen = "aks_audit_post_seconds, aks_audit_post_retries_total"
-            reason = f"the sink is slow or rejects load: see {seen}"
+            metrics = "aks_audit_post_seconds, aks_audit_post_retries_total"
+            reason = f"the sink is slow or rejects load: see {metrics}"
             self._reduced.fail(reason, limit=self.limit, demand=self._demand)
 
     def _is_open(self, events: int, now: float) -> bool:
@@ -235,4 +230,4 @@ class AdaptiveConcurrency:
         if (pause := self._resume_at - now) > 0:
             self._timer = asyncio.get_running_loop().call_later(pause, self._dispatch)
         elif self._in_flight < self.limit:
-            self._set(self._in_flight)  # one more would not be in time
+            self._limit = self._in_flight  # one more would not be in time

@@ -1,9 +1,9 @@
 """The sink's credentials in files: bearer token, CAs, client certificate and key.
 
-cert-manager and the kubelet renew them while the process runs, by swapping a symbolic link. The
-files are looked at before each POST and read again when one was replaced. A new TLS context makes
+cert-manager and the kubelet renew them while the process runs, by swapping a symbolic link. Before
+each POST the files' times are compared, and a replaced file is read again. A new TLS context makes
 new connections: aiohttp (3.14) pools connections by context, so those with the old one finish
-what they do and are closed once they have been idle for 15 s.
+their request and are closed once they have been idle for 15 s.
 """
 
 import math
@@ -33,7 +33,7 @@ class Renewed(Generic[_Value]):
     def __init__(
         self, what: str, read: Callable[[], _Value], value: _Value, *paths: Path | None
     ) -> None:
-        """`value` serves until the files can be read; `what` they are is for the log."""
+        """Serve `value` until the files can be read. `what` names them in the log."""
         self._what, self._read, self._value = what, read, value
         self._paths = [path for path in paths if path]
         self._versions: list[tuple[int, int]] = []
@@ -115,5 +115,5 @@ def _expiries(path: Path) -> list[float]:
     """Return when each certificate of a PEM file expires, in Unix seconds."""
     from cryptography import x509  # noqa: PLC0415 - costs 8 MB, and few have such files
 
-    found = x509.load_pem_x509_certificates(path.read_bytes())
-    return [one.not_valid_after_utc.timestamp() for one in found]
+    certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    return [certificate.not_valid_after_utc.timestamp() for certificate in certificates]

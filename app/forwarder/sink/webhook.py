@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 import aiohttp
-from prometheus_client import Counter
 
 from forwarder import log
 from forwarder.config.parsers import shown_url
@@ -49,20 +48,16 @@ class Sink:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._shown_url = str(shown_url(settings.web_sink_url))
-        self._single = settings.web_sink_max_events == 1
-        self._max_rejects = settings.web_sink_max_rejects
+        self._log_url = str(shown_url(settings.web_sink_url))
         self._rejects = self._failures = 0  # in a row
         self._accepted_events = 0
-        self._pause = min(MAX_BACKOFF, settings.web_sink_timeout / 2)
         self._authorization = authorization(settings.web_sink_token_file)
         https = settings.web_sink_url.scheme == "https"
-        self._tls = SinkTls(settings, metrics.certificate_expiry) if https else None
+        self._tls = SinkTls(settings, metrics.expiry) if https else None
         self._html_logged = False
-        self._responses: dict[int, Counter] = {}
         self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
         self.outage = Outage("sink down", "sink up")
-        metrics.sink_up.set(1)
+        metrics.sink_up.set_function(lambda: self.outage.since is None)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -84,7 +79,7 @@ class Sink:
         Raises Rejected for 400, 413, 415 and 422, OversizedError for a list that is too large to be
         in time, and the last of `faults` FaultErrors.
         """
-        body = encode(events, single=self._single)
+        body = events[0] if self._settings.web_sink_max_events == 1 else _list_of(events)
         tries = 0
         while True:
             slot = await self.concurrency.acquire(len(events), retry=0 < tries < _TRIES_IN_FRONT)
@@ -99,7 +94,7 @@ class Sink:
                 if not faults:
                     raise
             except Rejected:
-                if self._rejects < self._max_rejects:
+                if self._rejects < self._settings.web_sink_max_rejects:
                     self._rejects += len(events) == 1
                     self._accepted(slot)
                     raise
@@ -122,7 +117,7 @@ class Sink:
         failed = 0
         while True:
             accepted = self._accepted_events
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(min(MAX_BACKOFF, self._settings.web_sink_timeout / 2))
             try:
                 return await self.post(events, faults=1)
             except FaultError as error:
@@ -132,15 +127,14 @@ class Sink:
 
     async def probe(self) -> None:
         """Post an empty list, once; RetryableError or Rejected if the sink did not accept it."""
-        await self._request(encode([], single=False), 0)
+        await self._request(_list_of([]), 0)
 
     async def _request(self, body: bytes, events: int) -> None:
         """Send one POST and classify the response; RetryableError or Rejected."""
-        if log.enabled(log.POST):
-            log.write(log.POST, "post", url=self._shown_url, events=events, bytes=len(body))
+        log.write(log.POST, "post", url=self._log_url, events=events, bytes=len(body))
         started = time.perf_counter()
         try:
-            response, answer = await self._send(body)
+            response, content = await self._send(body)
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
             limit = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
@@ -151,28 +145,23 @@ class Sink:
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
-            why = causes.of_sink(error, self._settings)
-            what = (self._tls and self._tls.expired()) or why.what
+            diagnosis = causes.of_sink(error, self._settings)
+            what = (self._tls and self._tls.expired()) or diagnosis.what
             connected = not isinstance(error, aiohttp.ClientConnectorError)
             kind = FaultError if connected else RetryableError
             # guard: no-response-is-retried
-            raise kind(what, reason="connection", remedy=why.remedy) from None
+            raise kind(what, reason="connection", remedy=diagnosis.remedy) from None
         seconds, status = time.perf_counter() - started, response.status
-        if status not in self._responses:
-            self._responses[status] = self._metrics.posts.labels(str(status))
-        self._responses[status].inc()
+        self._metrics.posts.labels(status).inc()
         self._metrics.post_seconds.observe(seconds)
-        if log.enabled(log.POST):
-            log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
+        log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
-        classify(status, answer, response.headers.get("Retry-After"))
-        if is_html(response.content_type, answer) and not self._html_logged:
+        classify(status, content, response.headers.get("Retry-After"))
+        if is_html(response.content_type, content) and not self._html_logged:
             self._html_logged = True
-            reason = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"
-            log.error(
-                "sink answers with a web page", url=self._shown_url, status=status, reason=reason
-            )
+            why = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"
+            log.error("sink answers with a web page", url=self._log_url, status=status, reason=why)
 
     async def _send(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send one POST; return the response and as much of its body as is of interest."""
@@ -187,10 +176,10 @@ class Sink:
             allow_redirects=False,
             ssl=self._tls.context() if self._tls else True,
         ) as response:
-            answer = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
+            content = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
             if not response.content.at_eof():
                 response.close()  # the next request must not read what is left
-            return response, answer
+            return response, content
 
     def _failed(self, slot: Slot, error: RetryableError) -> None:
         self._metrics.retries.labels(error.reason).inc()
@@ -199,18 +188,14 @@ class Sink:
         self._failures += 1
         misconfigured = isinstance(error, MisconfiguredError)
         if misconfigured or wait > MAX_BACKOFF or self._failures >= _FAILURES_TO_BE_DOWN:
-            self.outage.fail(str(error), url=self._shown_url)
-            self._metrics.sink_up.set(0)
+            self.outage.fail(str(error), url=self._log_url)
 
     def _accepted(self, slot: Slot) -> None:
         """Note that the sink answered and can be posted to."""
         self.concurrency.succeeded(slot)
         self._failures = 0
-        if self.outage.since is not None:
-            self.outage.end(url=self._shown_url)
-            self._metrics.sink_up.set(1)
+        self.outage.end(url=self._log_url)
 
 
-def encode(events: Sequence[bytes], *, single: bool) -> bytes:
-    """Return a request's body: an EventList, or with `single` the bare event."""
-    return events[0] if single else _OPEN + b",".join(events) + _CLOSE
+def _list_of(events: Sequence[bytes]) -> bytes:
+    return _OPEN + b",".join(events) + _CLOSE
