@@ -111,7 +111,7 @@ class Metrics:
         self.post_seconds = Histogram(
             "aks_audit_post_seconds", "Duration of a POST", buckets=_POST_BUCKETS, registry=registry
         )
-        self.post_concurrency = gauge("post_concurrency", "Limit of concurrent POSTs now in force")
+        self.post_concurrency = gauge("post_concurrency", "Current limit of concurrent POSTs")
         self.expiry = gauge(
             "tls_certificate_expiry_seconds", "Certificate expiry, Unix time", "file"
         )

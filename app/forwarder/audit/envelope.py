@@ -3,12 +3,12 @@
 A diagnostic setting sends `{"records":[…]}`, one record per log entry. The audit event is the text
 `properties.log` of a record, so a message is decoded twice: once as the envelope, which gives the
 texts, and then each text, which shows that it is a whole event. All other fields are checked for
-syntax and passed over. An event leaves as the bytes that it came in.
+syntax and skipped. An event leaves as the bytes that it came in.
 
-Anything else than this one key takes the slow way (see `records`), because duplicate keys would
-hide records. Events that are cut off or lack what a sensor needs are completed (see `truncated`),
-and only what has no auditID or stage is unusable. Nothing is lost: each record is an event, is
-unusable, or is counted.
+Any other form takes the slow path (see `records`), because duplicate keys would hide records.
+Events that are cut off or lack what a sensor needs are completed (see `truncated`), and only what
+has no auditID or stage is unusable. Nothing is lost: each record is an event, is unusable, or is
+counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator

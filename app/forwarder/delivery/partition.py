@@ -145,7 +145,7 @@ class Partition:
                 await self._deliver(events[:half], once)
                 await self._deliver(events[half:], once)  # guard: second-half
             elif isinstance(error, FaultError):
-                task = self._spawn(self._deliver(events, self._sink.insist))
+                task = self._spawn(self._deliver(events, self._sink.retry_event))
                 if self._concurrency == 1:
                     await asyncio.wait([task], timeout=_IN_ORDER)
             else:

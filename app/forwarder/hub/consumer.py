@@ -142,8 +142,7 @@ class Consumer:
             if opened and not self.stopping:
                 await self._open(sorted(opened))
             reason = "HUB_AWAY" if away else "BALANCED"
-            released = (self._give_up(number, reason, self._drain) for number in shares.excess)
-            await asyncio.gather(*released)
+            await asyncio.gather(*(self._give_up(n, reason, self._drain) for n in shares.excess))
         except Exception as error:  # noqa: BLE001 - whatever a store raises
             reason = str(causes.of_store(error, self._settings))
             self._repeated.error("checkpoints cannot be read", reason=reason)

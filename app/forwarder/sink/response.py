@@ -23,7 +23,7 @@ _REMEDIES: Final = {  # diagnosis, remedy
         ("redirects are never followed", "give the final address as WebSinkURL (webhook.url)"),
     ),
 }
-_UNKNOWN: Final = "an audit webhook does not answer so", "see WebSinkURL (webhook.url)"
+_UNKNOWN: Final = "unexpected from an audit webhook", "see WebSinkURL (webhook.url)"
 _MAX_RETRY_AFTER: Final = 300.0  # seconds
 _SHOWN_CHARACTERS: Final = 200
 

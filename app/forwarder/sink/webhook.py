@@ -3,8 +3,8 @@
 `Sink.post` returns when the sink has accepted the events. It repeats a POST for as long as the sink
 is away, busy or misconfigured, and raises only where repeating does not help: Rejected for events
 that this sink never accepts, OversizedError and FaultError for a list that may pass in two halves.
-An event that alone meets such faults goes to `Sink.insist`, which tells it from an outage: others
-are accepted meanwhile. When POSTs may start is decided for the sink as a whole, see `concurrency`.
+An event that meets such faults alone goes to `Sink.retry_event`, which tells it from an outage by
+the others that are accepted. `concurrency` decides for the sink as a whole when POSTs may start.
 """
 
 import asyncio
@@ -109,10 +109,10 @@ class Sink:
             finally:
                 self.concurrency.release(slot)
 
-    async def insist(self, events: Sequence[bytes]) -> None:
-        """Post a single event at which the sink fails until it accepts it.
+    async def retry_event(self, events: Sequence[bytes]) -> None:
+        """Post a single event at which the sink fails, until it is accepted.
 
-        Raises Rejected also for an event that fails for a minute while the sink accepts others.
+        Raises Rejected also if it fails for a minute while the sink accepts others.
         """
         failed = 0
         while True:
