@@ -165,8 +165,8 @@ async def test_every_odd_message_ends_in_the_counts_it_should(
         assert await delivery.total("hub_messages_total") == len(ODD)
         assert await delivery.total("hub_bytes_total") == sum(len(odd.body) for odd in ODD)
         assert len(delivery.dead_letters()) == sum(odd.dead_lettered for odd in ODD)
-        window = delivery.partitions["0"].watermark
-        assert window.position is delivery.partitions["0"].last_received
+        watermark = delivery.partitions["0"].watermark
+        assert watermark.position is delivery.partitions["0"].last_received
         assert delivery.buffer.used == 0
 
 
@@ -185,10 +185,10 @@ async def test_dead_letters_stay_within_their_bytes_and_the_oldest_are_dropped(
         await delivery.take(message.body)
         await delivery.drain()
         outcomes = await delivery.outcomes()
-        kept = [letter["body"].encode() for letter in delivery.dead_letters()]
-        said = delivery.entries("dead letters dropped")
+        kept = [record["body"].encode() for record in delivery.dead_letters()]
+        dropped = delivery.entries("dead letters dropped")
     assert kept == message.events[-len(kept) :]
-    assert sum(entry["records"] for entry in said) == 60 - len(kept) > 30
+    assert sum(entry["records"] for entry in dropped) == 60 - len(kept) > 30
     assert outcomes["dead_lettered"] + outcomes["dropped"] == 60
     assert 30 < outcomes["dropped"] <= 60 - len(kept)
     files = (tmp_path / "deadletters").glob("*.jsonl")

@@ -97,13 +97,13 @@ class Liar:
     def __init__(self) -> None:
         self.url = ""
         self.lie: Lie | None = None
-        self.told = 0
+        self.lies = 0
         self.taken: set[events.Key] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             if self.lie:
-                self.told += 1
+                self.lies += 1
                 await self.lie(reader, writer)
             else:
                 self.taken |= {events.key(event) for event in unpack(await request(reader))}
@@ -125,7 +125,7 @@ async def liar() -> AsyncIterator[Liar]:
 
 
 async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
-    """Each lie is told some times, then the truth: all is delivered, and memory stays."""
+    """Each lie is repeated, then the sink is honest: all is delivered, and memory is bounded."""
     async with environment(tmp_path) as env, liar() as sink:
         settings = {"WebSinkURL": sink.url, "WebSinkTimeout": "0.7", "WebSinkMaxEvents": "100"}
         async with env.forwarder(None, **settings) as forwarder:
@@ -139,11 +139,11 @@ async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
                 return condition()
 
             for name, (lie, reason) in CASES.items():
-                sink.lie, sink.told = lie, 0
+                sink.lie, sink.lies = lie, 0
                 metrics = await forwarder.metrics()
                 again = metrics.total("aks_audit_post_retries_total", reason=reason)
                 env.ledger.publish(400, per_message=100)
-                await forwarder.until(lambda: watched(lambda: sink.told >= 4))
+                await forwarder.until(lambda: watched(lambda: sink.lies >= 4))
                 sink.lie = None
                 metrics = await forwarder.metrics()
                 if reason:

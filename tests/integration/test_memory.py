@@ -28,11 +28,11 @@ async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
         for number in range(MESSAGES):
             env.hub.publish(number % 4, body)
         async with env.forwarder(WebSinkMaxEvents="100", VerboseLevel="1") as forwarder:
-            held: list[int] = []
+            sizes: list[int] = []
 
             async def watch() -> None:
                 while True:
-                    held.append(forwarder.rss())
+                    sizes.append(forwarder.rss())
                     await asyncio.sleep(0.05)
 
             watching = asyncio.create_task(watch())
@@ -44,7 +44,7 @@ async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
             await env.webhook.until(lambda: env.webhook.total >= MESSAGES * PER_MESSAGE, 300)
             watching.cancel()
         assert env.webhook.total == MESSAGES * PER_MESSAGE
-        assert max(held) < MOST, f"{max(held) >> 20} MiB"
+        assert max(sizes) < MOST, f"{max(sizes) >> 20} MiB"
 
 
 async def test_100000_waiting_dead_letters_and_a_sink_that_is_away_cost_little(

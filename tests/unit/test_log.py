@@ -92,20 +92,20 @@ async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
     assert datetime.fromisoformat(stamps[-1]) <= datetime.now(UTC)
 
 
-async def test_a_hub_message_is_told_with_its_place_and_size(env: Environment) -> None:
+async def test_a_hub_message_is_logged_with_its_place_and_size(env: Environment) -> None:
     for _ in range(2):
         env.hub.publish(0, MESSAGE)
-    told = [
+    entries = [
         [entry[name] for name in ADDED[2]["hub message"]]
         for entry in (await run(env)).entries("hub message")
     ]
-    assert told == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
+    assert entries == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
 
 
-async def test_an_audit_event_is_told_by_who_did_what_to_which_object(env: Environment) -> None:
+async def test_an_audit_event_is_logged_by_who_did_what_to_which_object(env: Environment) -> None:
     env.hub.publish(0, MESSAGE)
-    told = (await run(env, VerboseLevel="3")).entries("audit event")
-    for entry, text in zip(told, SOME, strict=True):
+    entries = (await run(env, VerboseLevel="3")).entries("audit event")
+    for entry, text in zip(entries, SOME, strict=True):
         event = json.loads(text)
         target = event.get("objectRef", {})
         resource = [target[name] for name in ("resource", "subresource") if name in target]
@@ -125,7 +125,7 @@ def fields(entry: dict[str, object]) -> dict[str, object]:
     return {name: found for name, found in entry.items() if name not in HEAD}
 
 
-async def test_a_post_its_response_and_the_settings_are_told_without_anything_secret(
+async def test_a_post_its_response_and_the_settings_are_logged_without_anything_secret(
     env: Environment,
 ) -> None:
     env.hub.publish(0, MESSAGE)
@@ -180,9 +180,9 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(env: Environ
     assert message.split()[2:] == [
         "hub", "message", "partition=0", "sequenceNumber=0", "records=22", f"bytes={len(body)}",
     ]  # fmt: skip
-    told = [line for line in lines if " audit event " in line]
-    assert len(told) == 22
-    for line, name in zip(told, nasty, strict=False):
+    summaries = [line for line in lines if " audit event " in line]
+    assert len(summaries) == 22
+    for line, name in zip(summaries, nasty, strict=False):
         assert f" user={name!r} " in line
 
 

@@ -8,7 +8,7 @@ from forwarder.delivery.buffer import ReceiveBuffer
 
 
 async def test_there_is_no_room_while_another_waits_for_it() -> None:
-    """A caller that is told that there is room posts nothing first."""
+    """A caller that learns that there is room posts nothing first."""
     buffer = ReceiveBuffer(100)
     await buffer.acquire(60)
     seen = []

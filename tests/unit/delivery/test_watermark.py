@@ -57,10 +57,10 @@ class WatermarkMachine(RuleBasedStateMachine):
 
     @invariant()
     def buffer_counts_what_is_remembered(self) -> None:
-        held = 0
+        expected = 0
         for which in (0, 1):
-            held += ENTRY * (len(self.messages[which]) - self._prefix(which))
-        assert self.buffer.used == held
+            expected += ENTRY * (len(self.messages[which]) - self._prefix(which))
+        assert self.buffer.used == expected
 
     def teardown(self) -> None:
         for which in (0, 1):
