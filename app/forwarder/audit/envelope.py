@@ -66,9 +66,8 @@ class Unpacked(Struct, gc=False):
     @property
     def size(self) -> int:
         """Bytes of memory that events and unusable records take, about."""
-        sizes = [len(event.body) for event in self.events]
-        sizes += [len(record.body) for record in self.refused]
-        return sum(sizes) + _ENTRY_BYTES * len(sizes)
+        bodies = [event.body for event in self.events] + [record.body for record in self.refused]
+        return sum(map(len, bodies)) + _ENTRY_BYTES * len(bodies)
 
 
 class Filter(Protocol):
