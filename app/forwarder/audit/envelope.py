@@ -6,9 +6,8 @@ texts, and then each text, which shows that it is a whole event. All other field
 syntax and skipped. An event leaves as the bytes that it came in.
 
 Any other form takes the slow path (see `records`), because duplicate keys would hide records.
-Events that are cut off or lack what a sensor needs are completed (see `truncated`), and only what
-has no auditID or stage is unusable. Nothing is lost: each record is an event, is unusable, or is
-counted.
+Events that are cut off or lack what a sensor needs are completed (see `truncated`). Only a record
+without auditID or stage is unusable. Each record is an event, is unusable, or is counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -224,10 +224,7 @@ class AdaptiveConcurrency:
                 waiter.set_result(self._start(events))
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        if not self._waiting:
-            return
-        if (pause := self._resume_at - now) > 0:
+        if self._waiting and (pause := self._resume_at - now) > 0:
             self._timer = asyncio.get_running_loop().call_later(pause, self._dispatch)
-        elif self._in_flight < self.limit:
+        elif self._waiting and self._in_flight < self.limit:
             self._limit = self._in_flight  # one more would not be in time
