@@ -187,7 +187,7 @@ value that asks for it, and the API versions.
 {{- /* By the pods' names where the release is no label, or has several aliases of the chart. A long name has no second hyphen. */}}
 {{- $byRelease := and $.Chart.IsRoot (not $.Values.metrics.scrapeAnnotations) }}
 {{- $release := $byRelease | ternary (printf "app_kubernetes_io_instance=%q" $.Release.Name) (printf "pod=~\"%s-[^-]+-?[^-]+\"" (include "aks-audit.fullname" $)) }}
-{{- $words := dict "SELECTOR" (default (printf "namespace=%q, %s" $.Release.Namespace $release) .selector | trimSuffix ",") }}
+{{- $words := dict "SELECTOR" (default (printf "namespace=%q, %s" $.Release.Namespace $release) .selector | trimAll ", ") }}
 {{- $_ := set $words "MAX_AGE_SECONDS" (mulf .retentionHours 3600 .retentionShare | int64) }}
 {{- $_ := set $words "RETENTION_HOURS" .retentionHours }}
 {{- $_ := set $words "DEAD_LETTERS" (int64 .deadLettersPerHour) }}

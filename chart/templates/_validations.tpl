@@ -144,7 +144,7 @@ used: >-
     "image.repository is a name such as registry.example.com/aks-audit, in lower case, and global.imageRegistry its first part: leave out https://, and set image.tag or image.digest instead of a tag or digest in it.")
   (list (and $tls.clientCertificate (not $tls.secretName))
     "webhook.tls.clientCertificate requires webhook.tls.secretName, a Secret with tls.crt and tls.key.")
-  (list (and $tls.secretName (not (hasPrefix "https://" .Values.webhook.url)))
+  (list (and $tls.secretName (not (hasPrefix "https://" (default "" .Values.webhook.url))))
     "webhook.tls.secretName requires an https:// URL in webhook.url. If existingSecret has WebSinkURL, set webhook.url to the same URL without user, password and query.")
   (list (gt (len $scrapes) 1)
     (printf "%s are mutually exclusive: each has the pods scraped, and everything would be counted more than once." (join ", " $scrapes)))
