@@ -3,20 +3,21 @@
 import asyncio
 from collections.abc import Collection
 from contextlib import AsyncExitStack, closing, suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from azure.eventhub.aio import CheckpointStore
 
 from forwarder import __version__, log
+from forwarder.checkpoints.blob import BlobCheckpointStore
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.checkpoints.writer import Checkpoints
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import state_directory
-from forwarder.deadletters.store import dead_letter_store
-from forwarder.deadletters.writer import DeadLetterWriter
+from forwarder.deadletters.blobs import DeadLetterBlobs
+from forwarder.deadletters.files import DIRECTORY, DeadLetterFiles
+from forwarder.deadletters.writer import DeadLetterStore, DeadLetterWriter
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
 from forwarder.hub.consumer import Consumer
@@ -54,16 +55,23 @@ async def _startup(
     metrics = Metrics(__version__)
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
-    container = None
+    checkpoint_store: CheckpointStore
+    dead_letter_store: DeadLetterStore
     if has_account(settings):
         container = await stack.enter_async_context(open_container(settings, credential))
-    dead_letters = DeadLetterWriter(
-        dead_letter_store(settings, container), max_waiting=settings.receive_buffer_bytes // 4
-    )
+        checkpoint_store = BlobCheckpointStore(container)
+        dead_letter_store = DeadLetterBlobs(container)
+    else:
+        embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
+        checkpoint_store = stack.enter_context(closing(embedded))
+        directory = state / DIRECTORY
+        dead_letter_store = DeadLetterFiles(directory, settings.dead_letter_max_bytes)
+    max_waiting = settings.receive_buffer_bytes // 4
+    dead_letters = DeadLetterWriter(dead_letter_store, max_waiting=max_waiting)
     buffer = ReceiveBuffer(settings.receive_buffer_bytes)
     delivery = DeliveryContext(settings, sink, dead_letters, buffer, metrics)
 
-    store = GenerationStore(_checkpoint_store(container, state, stack))
+    store = GenerationStore(checkpoint_store)
     checkpoints = Checkpoints(store, Quarantine(state / "poison.json"), settings)
 
     hub = HubMonitor(settings, credential)
@@ -102,12 +110,3 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=_CANCEL_AGAIN)
-
-
-def _checkpoint_store(container: Any, state: Path, stack: AsyncExitStack) -> CheckpointStore:
-    """Return the store of checkpoints: in the storage account, or without one on disk."""
-    if container:
-        from forwarder.checkpoints.blob import BlobCheckpointStore  # noqa: PLC0415 - takes 5 MiB
-
-        return BlobCheckpointStore(container)
-    return stack.enter_context(closing(EmbeddedCheckpointStore(state / "checkpoints.db")))

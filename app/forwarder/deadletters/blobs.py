@@ -1,17 +1,13 @@
 """Dead letters in the storage account: a batch is a blob `deadletters/NAME`.
 
-They outlive the pod, and all replicas write to the same place. A replay changes a blob on the
-condition of its ETag, so that of two replays at once one notices the other.
+They outlive the pod, and all replicas write to the same place. A replay changes a blob only if it
+still has the ETag that was read, so of two concurrent replays one notices the other.
 """
 
 from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
-from azure.core.exceptions import (
-    HttpResponseError,
-    ResourceModifiedError,
-    ResourceNotFoundError,
-)
+from azure.core.exceptions import HttpResponseError, ResourceModifiedError, ResourceNotFoundError
 
 from forwarder.errors import ForwarderError
 
@@ -22,7 +18,7 @@ _PREFIX: Final = "deadletters/"
 
 
 class DeadLetterBlobs:
-    """A DeadLetterStore in a container that checkpoints have made, or will."""
+    """A store in the container of the checkpoint store, which creates it."""
 
     max_batch = 1_048_576
 
@@ -31,20 +27,20 @@ class DeadLetterBlobs:
         self._etags: dict[str, str] = {}
 
     async def put(self, name: str, lines: list[bytes]) -> int:
-        """Write a blob."""
+        """Write a blob; no record is dropped for it."""
         await self._container.upload_blob(_PREFIX + name, b"".join(lines), overwrite=True)
         return 0
 
     async def sizes(self) -> dict[str, int]:
-        """Return the blobs' names, the oldest first, with their bytes."""
+        """Return the sizes of the blobs in bytes, by name, the oldest first."""
         try:
-            found = self._container.list_blobs(name_starts_with=_PREFIX)
-            return {blob.name.removeprefix(_PREFIX): blob.size async for blob in found}
-        except ResourceNotFoundError:  # no forwarder has made the container
+            blobs = self._container.list_blobs(name_starts_with=_PREFIX)
+            return {blob.name.removeprefix(_PREFIX): blob.size async for blob in blobs}
+        except ResourceNotFoundError:  # no forwarder has created the container
             return {}
 
     async def read(self, name: str) -> bytes:
-        """Return a blob's content, or nothing if it is gone."""
+        """Return a blob's content; nothing if it is gone."""
         try:
             blob = await self._container.download_blob(_PREFIX + name)
             self._etags[name] = blob.properties.etag
@@ -53,7 +49,7 @@ class DeadLetterBlobs:
             return b""
 
     async def replace(self, name: str, rest: bytes) -> None:
-        """Write what is left of a blob, or delete it."""
+        """Write what is left of a blob, or delete it; ForwarderError if it was changed since."""
         blob = self._container.get_blob_client(_PREFIX + name)
         same: Any = {"etag": self._etags[name], "match_condition": MatchConditions.IfNotModified}
         try:

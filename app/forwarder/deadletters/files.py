@@ -1,9 +1,9 @@
 """Dead letters on disk: a batch is a file, written to a temporary name, synced and renamed.
 
-So a file is whole or not there, and no process needs a lock: the forwarder adds files and drops
-old ones, a replay rewrites or removes them. All files together stay within DeadLetterMaxBytes.
-When they would exceed it, the oldest file goes of the class of reasons that holds most, so that a
-flood of one kind does not push out the others.
+A file is therefore complete or absent, and no process needs a lock: the forwarder adds files and
+drops old ones, a replay rewrites or removes them. The sum of all files stays within
+DeadLetterMaxBytes. To make room, the class of reasons that takes most loses its oldest file, so
+that a flood of one kind does not push out the others.
 """
 
 import asyncio
@@ -18,19 +18,20 @@ from typing import Final
 from forwarder import log
 from forwarder.errors import ForwarderError
 
+DIRECTORY: Final = "deadletters"
 _NAME: Final = re.compile(  # see `record.batches`; version 0.1.0 numbered its files
     r"(?:\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}-([a-z-]+)|\d{8})\.jsonl"
 )
-_PARTS: Final = 10  # of DeadLetterMaxBytes: the most that is dropped for one batch, about
-_LARGEST: Final = 1_048_576
-_ABANDONED: Final = 3600.0  # seconds after which a temporary file is an abandoned one
+_LARGEST_BATCH: Final = 1_048_576
+_LARGEST_SHARE: Final = 10  # a batch has a tenth of DeadLetterMaxBytes at most
+_ABANDONED: Final = 3600.0  # seconds after which nobody writes a temporary file any more
 
 
 class DeadLetterFiles:
-    """A DeadLetterStore in a directory, which is made if it is missing."""
+    """A store in a directory, which is created if it is missing."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.max_batch = min(max_bytes // _PARTS, _LARGEST)
+        self.max_batch = min(max_bytes // _LARGEST_SHARE, _LARGEST_BATCH)
         self._directory = directory
         self._max_bytes = max_bytes
         self._read: dict[str, int] = {}
@@ -38,22 +39,22 @@ class DeadLetterFiles:
         self._adopt()
 
     async def put(self, name: str, lines: list[bytes]) -> int:
-        """Write a file; returns how many records were dropped for it, or of it."""
+        """Write a file; return how many records were dropped, its own if it is too large."""
         return await asyncio.to_thread(self._put, name, lines)
 
     async def sizes(self) -> dict[str, int]:
-        """Return the files' names, the oldest first, with their bytes."""
+        """Return the sizes of the files in bytes, by name, the oldest first."""
         return await asyncio.to_thread(self._sizes)
 
     async def read(self, name: str) -> bytes:
-        """Return a file's content, or nothing if it is gone."""
+        """Return a file's content; nothing if it is gone."""
         with suppress(FileNotFoundError):
             self._read[name] = self._version(name)
             return await asyncio.to_thread((self._directory / name).read_bytes)
         return b""
 
     async def replace(self, name: str, rest: bytes) -> None:
-        """Write what is left of a file, or remove it."""
+        """Write what is left of a file, or remove it; ForwarderError if it was changed since."""
         if self._version(name) != self._read[name]:
             raise ForwarderError(f"{name} was changed by another replay")
         if rest:
@@ -71,31 +72,30 @@ class DeadLetterFiles:
         return dropped
 
     def _make_room(self, size: int) -> int:
-        """Drop files until this fits; the number of records dropped."""
+        """Drop files until this many bytes fit; return the number of records dropped."""
         sizes, dropped = self._sizes(), 0
-        excess = sum(sizes.values()) + size - self._max_bytes
-        held = Counter[str]()
+        by_class = Counter[str]()
         for name, used in sizes.items():
-            held[_class(name)] += used
-        while excess > 0 and sizes:
-            name = next(one for one in sizes if _class(one) == held.most_common(1)[0][0])
+            by_class[_class(name)] += used
+        while sizes and by_class.total() + size > self._max_bytes:
+            largest = by_class.most_common(1)[0][0]
+            name = next(name for name in sizes if _class(name) == largest)
             with suppress(FileNotFoundError):  # a replay was faster
                 path = self._directory / name
                 records = path.read_bytes().count(b"\n")
                 path.unlink()
                 dropped += records
                 _log_dropped(records, file=name)
-            used = sizes.pop(name)
-            held[_class(name)] -= used
-            excess -= used
+            by_class[largest] -= sizes.pop(name)
         return dropped
 
     def _write(self, name: str, data: bytes) -> None:
-        """Write a file whole, readable by its owner only; it is on the disk when this returns."""
+        """Write a file durably and at once, readable by its owner only."""
         path = self._directory / name
         new = path.with_suffix(".new")
         try:
-            with open(new, "wb", opener=_private) as file:
+            new.touch(mode=0o600)
+            with new.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,12 +110,11 @@ class DeadLetterFiles:
             os.close(directory)
 
     def _sizes(self) -> dict[str, int]:
-        names = sorted(file.name for file in self._directory.iterdir())
         sizes = {}
-        for name in names:
+        for file in sorted(self._directory.iterdir()):
             with suppress(FileNotFoundError):
-                if _NAME.fullmatch(name):
-                    sizes[name] = (self._directory / name).stat().st_size
+                if _NAME.fullmatch(file.name):
+                    sizes[file.name] = file.stat().st_size
         return sizes
 
     def _version(self, name: str) -> int:
@@ -124,9 +123,9 @@ class DeadLetterFiles:
         return 0
 
     def _adopt(self) -> None:
-        """Take over what version 0.1.0 left, and remove what a killed process was writing.
+        """Adopt files of version 0.1.0, and remove what a killed process was writing.
 
-        Its files were appended to, named `00000001.jsonl`, and in `taken/` during a replay.
+        They were appended to, named `00000001.jsonl`, and in `taken/` during a replay.
         """
         for file in self._directory.glob("taken/*.jsonl"):
             file.replace(self._directory / file.name)
@@ -140,12 +139,8 @@ class DeadLetterFiles:
 
 def _class(name: str) -> str:
     """Return the class of reasons of a file; those of version 0.1.0 count as one."""
-    found = _NAME.fullmatch(name)
-    return (found and found[1]) or ""
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    match = _NAME.fullmatch(name)
+    return (match and match[1]) or ""
 
 
 def _log_dropped(records: int, **fields: object) -> None:

@@ -1,10 +1,10 @@
 """Writes dead-letter records in batches, without holding up delivery.
 
 Records wait in memory until their batch is durable; until then the watermark, and so the
-checkpoint, stays before their messages. Batches are at least a second apart, so that a steady
-trickle makes few files or blobs. While the store fails, waiting records are bounded by bytes:
-those beyond it are evicted. Their messages then never count as settled in this process, and are
-read again after a restart.
+checkpoint, stays before their messages. Batches are at least a second apart, so that a slow stream
+makes few files or blobs. While the store fails, the bytes of waiting records are limited, and
+records beyond the limit are evicted. Their messages are then never acknowledged in this process,
+and read again after a restart.
 """
 
 import asyncio
@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from forwarder import log
+from forwarder.deadletters.blobs import DeadLetterBlobs
+from forwarder.deadletters.files import DeadLetterFiles
 from forwarder.deadletters.record import Record, batches
-from forwarder.deadletters.store import DeadLetterStore
 from forwarder.errors import EvictedError
 from forwarder.outage import Outage
 
+DeadLetterStore = DeadLetterBlobs | DeadLetterFiles
+"""Batches of records by name. A batch is written once, and changed by a replay only."""
 _OVERHEAD: Final = 2048  # bytes of memory that a group of waiting records costs beside its own
 _SLOW: Final = 5.0  # seconds after which the store counts as one that does not answer
 _FIRST_PAUSE: Final = 0.2  # seconds before a batch is written again, doubled each time
@@ -35,7 +38,7 @@ class _Waiting:
 
 
 class DeadLetterWriter:
-    """The DeadLetterSink of the running forwarder."""
+    """The DeadLetterSink of the forwarder."""
 
     def __init__(
         self, store: DeadLetterStore, *, max_waiting: int = 8_388_608, pause: float = 1.0
@@ -52,18 +55,18 @@ class DeadLetterWriter:
         self._evictions = log.RateLimited()
         self.outage = Outage("dead letters cannot be written", "dead letters are written again")
         self.waiting = 0
-        """Records that are not written, the evicted ones included."""
+        """Records that are not written, including evicted ones."""
         self.evicted = 0
-        """Records that were given up: their messages are read again at the next start."""
+        """Evicted records: their messages are read again at the next start."""
 
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
         """Accept records of one message; the returned future is done when they are durable.
 
-        Its result is how many of them to count as `dropped` in place of older records, which were
-        dropped for them and counted as `dead_lettered` before. EvictedError: there was no room.
+        Its result is how many of them count as `dropped`, in place of older records that were
+        dropped for them and have been counted as `dead_lettered`. EvictedError: there was no room.
         """
-        for name, reason in {one.reason_class: one.reason for one in records}.items():
-            self._logged[name].error("event dead-lettered", kind=name, reason=reason)
+        for kind, reason in {one.reason_class: one.reason for one in records}.items():
+            self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         size = sum(len(record.original) for record in records) + _OVERHEAD
         self.waiting += len(records)
@@ -105,7 +108,7 @@ class DeadLetterWriter:
                 await asyncio.sleep(self._pause)
 
     async def _put(self, name: str, lines: list[bytes]) -> int:
-        """Write a batch, as long as it takes; how many records the store dropped for it."""
+        """Write a batch until it succeeds; return how many records were dropped for it."""
         pause = _FIRST_PAUSE
         while True:
             writing = asyncio.ensure_future(self._store.put(name, lines))
