@@ -1,13 +1,13 @@
-"""Keeps checkpoints of an earlier hub, which has the same name, from the client.
+"""Hides checkpoints of an earlier hub with the same name from the client.
 
 A hub that was deleted and recreated counts its messages from 0 again. With a checkpoint of the old
-one a client would read from the middle of the new hub, or wait for a number that does not come.
-Checkpoints that are written here carry `hub_created`, the creation time of their hub. Those of
-other SDKs are stale if they were written before the hub was created. The others are found by the
-consumer, which marks a checkpoint that is ahead of the hub.
+hub a client would start in the middle of the new one, or wait for a number that does not come.
+Checkpoints that are written here have `hub_created`, the creation time of their hub. Those of other
+SDKs are stale if they were written before the hub was created. The consumer marks the rest, which
+are ahead of the hub.
 
-A stale checkpoint is not deleted. The client starts at StartPosition, and the next checkpoint
-replaces the stale one, unless another process has replaced it meanwhile.
+A stale checkpoint is not deleted. Reading starts at StartPosition, and the next checkpoint replaces
+the stale one, unless another process has replaced it meanwhile.
 """
 
 import re
@@ -19,7 +19,7 @@ from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 
-_RESOLUTION: Final = 1.0  # seconds: a blob's time is told in whole ones
+_RESOLUTION: Final = 1.0  # seconds: a blob's time has no fractions
 _PLACE: Final = {"sequence_number", "offset"}
 # "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
 _OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
@@ -28,7 +28,7 @@ _LATEST: Final = 1e11  # in Unix seconds
 
 
 class GenerationStore:
-    """A checkpoint store in front of another, for the hub that is read now."""
+    """A checkpoint store in front of another, for the present hub."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
@@ -36,12 +36,12 @@ class GenerationStore:
         self.created = 0.0
         """When the hub that is read was created, in Unix seconds."""
         self.stale: dict[str, int | None] = {}
-        """Sequence numbers of checkpoints, by partition, that are known to be another hub's."""
+        """Sequence numbers of checkpoints of another hub, by partition."""
         self.listed: dict[str, dict[str, Any]] = {}
-        """What was listed last, by partition; a stale checkpoint has no place in the hub."""
+        """The checkpoints at the last listing, by partition, stale ones without their place."""
 
     def log_recreated(self, created: float) -> None:
-        """Log, once for each hub, that the checkpoints are of an earlier one."""
+        """Log that the checkpoints are of an earlier hub, once for each."""
         if self._logged != created:
             self._logged = created
             when = datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")
@@ -52,12 +52,12 @@ class GenerationStore:
 
         An entry has `hub_created`, or `written`, the time when it was written, in Unix seconds.
         """
-        found = list(await self._store.list_checkpoints(*where, **options))
-        own = {one["partition_id"]: one for one in sorted(found, key=_rank) if self._is_own(one)}
+        entries = list(await self._store.list_checkpoints(*where, **options))
+        own = {one["partition_id"]: one for one in sorted(entries, key=_rank) if self._is_own(one)}
         self.listed = dict(own)
-        for one in found:
-            place = {name: value for name, value in one.items() if name not in _PLACE}
-            self.listed.setdefault(one["partition_id"], place)
+        for entry in entries:
+            placeless = {name: value for name, value in entry.items() if name not in _PLACE}
+            self.listed.setdefault(entry["partition_id"], placeless)
         return list(own.values())
 
     def _is_own(self, entry: Mapping[str, Any]) -> bool:
@@ -72,15 +72,10 @@ class GenerationStore:
         return number not in self.stale or self.stale[number] != entry["sequence_number"]
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **options: Any) -> None:
-        """Write a checkpoint, with the hub that it is of."""
+        """Write a checkpoint, with the creation time of the hub."""
         checkpoint["hub_created"] = self.created
         await self._store.update_checkpoint(checkpoint, **options)
         self.stale.pop(checkpoint["partition_id"], None)
-
-    @property
-    def shared(self) -> bool:
-        """Whether other replicas use the store as well."""
-        return hasattr(self._store, "list_replicas")
 
     def __getattr__(self, name: str) -> Any:
         """Return what the store has for the balancer."""
@@ -88,7 +83,7 @@ class GenerationStore:
 
 
 def validate(entry: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError if no SDK writes such a place in the hub."""
+    """Raise ValueError or TypeError if no SDK writes such a checkpoint."""
     number, offset = entry["sequence_number"], entry["offset"]
     if number is not None and not (type(number) is int and -1 <= number < 2**63):
         raise ValueError(f"sequence number {number}")
@@ -99,6 +94,6 @@ def validate(entry: Mapping[str, Any]) -> None:
 
 
 def _rank(entry: Mapping[str, Any]) -> int:
-    """Return the sequence number; -2, before any, if an entry has an offset only."""
+    """Return the sequence number; -2, before any, if an entry has only an offset."""
     number: int | None = entry["sequence_number"]
     return -2 if number is None else number

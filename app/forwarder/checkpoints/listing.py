@@ -1,12 +1,12 @@
 """The blobs of a checkpoint store: their names, and what other SDKs write there.
 
 A checkpoint is an empty blob `NAMESPACE/HUB/GROUP/checkpoint/PARTITION` with its place as metadata,
-an owner one under `ownership`. The SDKs for Python, .NET and Java write the name in lower case, and
-so does this. The one for Go keeps the capitals that it was given (`$Default`), so that neither sees
-the other: its checkpoints are read as well, and its owners reported (azeventhubs 1.4 and 2.0).
+an ownership one under `ownership`. The SDKs for Python, .NET and Java write names in lower case, as
+is done here. The SDK for Go (azeventhubs 1.4 and 2.0) keeps the capitals that it was given
+(`$Default`), so neither program sees the other's blobs. Its checkpoints are therefore read as well,
+and its owners reported.
 
-Metadata that no SDK would write counts as missing, so that one damaged blob does not stop the
-partitions of the others.
+Metadata that no SDK writes counts as missing, so that a damaged blob affects its partition only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,34 +30,34 @@ ELSEWHERE: Final = (
 
 
 async def read_checkpoints(
-    container: "ContainerClient", place: Mapping[str, str], others: Iterable[str] = ()
+    container: "ContainerClient", place: Mapping[str, str], others: Iterable[str]
 ) -> list[dict[str, Any]]:
     """Return the checkpoints of a hub and consumer group, ours before those of other prefixes."""
-    found: list[dict[str, Any]] = []
+    checkpoints: list[dict[str, Any]] = []
     ours = path(place, "")
-    for prefix in (ours, *[f"{one}checkpoint/" for one in others]):
+    for prefix in (ours, *(f"{other}checkpoint/" for other in others)):
         async for blob in container.list_blobs(prefix, include=["metadata"]):
             partition = blob.name.removeprefix(prefix)
-            one = {**place, "partition_id": partition, **entry(blob)}
-            found.append(one if prefix == ours else {**one, "etag": None})
-    return found
+            tag = {} if prefix == ours else {"etag": None}
+            checkpoints.append({**place, "partition_id": partition, **entry(blob), **tag})
+    return checkpoints
 
 
 async def other_prefixes(container: "ContainerClient", place: Mapping[str, str]) -> list[str]:
     """Return the prefixes of this hub and consumer group with other capitals than ours."""
-    found = [""]
+    prefixes = [""]
     for part in PARTS:
-        found = [
-            one.name
-            for prefix in found
-            async for one in container.walk_blobs(prefix, delimiter="/")
-            if one.name.lower() == f"{prefix}{place[part]}/".lower()
+        prefixes = [
+            folder.name
+            for prefix in prefixes
+            async for folder in container.walk_blobs(prefix, delimiter="/")
+            if folder.name.lower() == f"{prefix}{place[part]}/".lower()
         ]
-    return [one for one in found if one != one.lower()]
+    return [prefix for prefix in prefixes if prefix != prefix.lower()]
 
 
 async def active_owner(container: "ContainerClient", prefixes: Iterable[str]) -> str:
-    """Return an ownership blob with one of these prefixes that was renewed just now, or ""."""
+    """Return the name of an ownership with one of these prefixes that is in force, or ""."""
     for prefix in prefixes:
         async for blob in container.list_blobs(f"{prefix}ownership/", include=["metadata"]):
             age = (datetime.now(UTC) - blob.last_modified).total_seconds()
@@ -67,7 +67,7 @@ async def active_owner(container: "ContainerClient", prefixes: Iterable[str]) ->
 
 
 def path(place: Mapping[str, str], name: str, kind: str = "checkpoint") -> str:
-    """Return the name of a blob, in lower case; without a name of its own what all begin with."""
+    """Return the path of a blob of this name; of "" the prefix of all."""
     return "/".join((*(place[part] for part in PARTS), kind, name)).lower()
 
 
@@ -82,10 +82,10 @@ def entry(blob: "BlobProperties") -> dict[str, Any]:
 
 
 def _place(metadata: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a place in the hub, without an offset if there is none; ValueError if it is damaged.
+    """Return a place in the hub; ValueError if it is damaged.
 
-    Azure.Messaging.EventHubs.Processor 5.11 (.NET) writes the offset "" or "no offset", Java none.
-    Some versions of the one for .NET leave out the number.
+    Azure.Messaging.EventHubs.Processor 5.11 (.NET) writes the offset "" or "no offset", the SDK for
+    Java none. Some versions of that for .NET write no number.
     """
     number, offset = metadata.get("sequencenumber"), metadata.get("offset")
     # No other SDK writes these.

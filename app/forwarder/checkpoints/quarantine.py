@@ -1,13 +1,13 @@
 """Quarantine: a message that kills the process is identified, and not processed again.
 
-A bug in a C library may end the process at one message, before any of its own code can note that,
-and again after each restart. So each start is noted, in a file that outlives the process. After
-three in a row that ended without progress, all messages are processed one by one: each is noted as
-the suspect, and cleared when it was survived. A message that was the suspect at three deaths is
-quarantined: it becomes a dead letter without being looked at. Whoever kills the process from
-outside, such as the kubelet, hardly ever hits the same message three times.
+A bug in a C library may end the process at one message, before its own code can react, and again
+after each restart. Starts are therefore counted in a file that outlives the process. After three in
+a row without progress, messages are processed one by one: each is noted as the suspect, and cleared
+when the process survived it. A message that was the suspect at three deaths is quarantined: it
+becomes a dead letter without being unpacked. Whatever kills the process from outside, such as the
+kubelet, is unlikely to meet the same message three times.
 
-While notes cannot be written, delivery goes on without them.
+While the file cannot be written, delivery continues without it.
 """
 
 import os
@@ -23,23 +23,23 @@ import msgspec
 from forwarder import log
 from forwarder.delivery.watermark import Message
 
-_DEATHS: Final = 3  # in a row, which is no chance
+_DEATHS: Final = 3  # in a row
 _NAME: Final = re.compile(r"[^/]+/\d+/[^/]+")
 _PAGE: Final = 4096  # bytes
-_SLOW: Final = 1.0  # seconds to wait for the disk before a message that may kill
+_SLOW: Final = 1.0  # seconds to wait for the disk before a suspect is processed
 
 
 class _Notes(msgspec.Struct):
     starts: dict[str, tuple[int | None, int]] = {}
-    """By partition: the checkpoint at the claim, and how many starts in a row came no further."""
+    """By partition: the checkpoint at the claim, and the starts in a row without progress."""
     suspect: str = ""
     """The message that is being processed alone."""
     deaths: dict[str, int] = {}
-    """By message: how often it was the suspect when the process died, and was never survived."""
+    """By message: how often it was the suspect when the process died."""
 
 
 class Quarantine:
-    """What is known of deaths, in a file of one page."""
+    """Starts and deaths of the process, in a file of one page."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,13 +54,13 @@ class Quarantine:
         if suspect := self._notes.suspect:
             deaths[suspect] = deaths.get(suspect, 0) + 1
             self._notes.suspect = ""
-        dead = [number for number, (_, starts) in self._notes.starts.items() if starts >= _DEATHS]
-        self.one_by_one = bool(dead) or any(count < _DEATHS for count in deaths.values())
+        stuck = [number for number, (_, starts) in self._notes.starts.items() if starts >= _DEATHS]
+        self.one_by_one = bool(stuck) or any(count < _DEATHS for count in deaths.values())
         """Whether messages are to be processed one by one."""
         if self.one_by_one:
             log.error(
                 "the process died again and again, messages are processed one by one",
-                partitions=dead,
+                partitions=stuck,
                 suspects=deaths,
             )
 
@@ -87,13 +87,13 @@ class Quarantine:
             self._note()
 
     def is_quarantined(self, partition: str, message: Message) -> bool:
-        """Tell whether the process died of this message."""
+        """Return whether the process died of this message three times."""
         # guard: quarantine-after-three-deaths
         return self._notes.deaths.get(_name(partition, message), 0) >= _DEATHS
 
     @contextmanager
     def guard(self, partition: str, message: Message) -> Iterator[None]:
-        """Process a message, and no other meanwhile; it is cleared when the block ends."""
+        """Process one message in this block; it is cleared when the block ends."""
         if self.is_quarantined(partition, message):
             yield
             return
@@ -117,7 +117,7 @@ class Quarantine:
         log.info("messages are processed concurrently again")
 
     def _note(self) -> Future[None]:
-        """Write in order, in a thread of its own: a disk may hang."""
+        """Write the notes in order, in a thread of its own because a disk may hang."""
         return self._writer.submit(self._write, msgspec.json.encode(self._notes))
 
     def _write(self, notes: bytes) -> None:
@@ -136,5 +136,5 @@ class Quarantine:
 
 
 def _name(partition: str, message: Message) -> str:
-    """Return a name that no other message has, not even one in a recreated hub."""
+    """Return a unique name, also among those of a recreated hub."""
     return f"{partition}/{message.sequence_number}/{message.enqueued}"

@@ -1,11 +1,11 @@
 """The embedded checkpoint store: SQLite in the state directory, for an installation of one replica.
 
 A row has a key made of namespace, hub, consumer group and partition, and a checkpoint as JSON with
-a checksum of both. SQLite finds damage of its pages, not of what they hold: a flipped bit can be
-another number, or another partition's checkpoint. A row whose checksum is wrong is ignored. From a
-damaged file the rows with a right one are moved to a new file. Version 0.1.0 wrote no checksums.
+a checksum of both. SQLite detects damaged pages, but not damaged content: a flipped bit can make
+another number, or another partition's checkpoint. A row with a wrong checksum is ignored. Intact
+rows of a damaged file are copied to a new one. Version 0.1.0 wrote no checksums.
 
-Owners are kept in memory: the state directory is locked, so no other process can have any.
+Ownerships are kept in memory: the state directory is locked, so no other process has any.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 from forwarder.checkpoints.generation import validate
+from forwarder.checkpoints.listing import PARTS
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
@@ -34,6 +35,8 @@ _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
 
 class EmbeddedCheckpointStore(CheckpointStore):
     """Checkpoints in a file, which is created if it is missing."""
+
+    shared = False  # with other replicas
 
     def __init__(self, path: Path) -> None:
         self._ownership: dict[str, dict[str, Any]] = {}
@@ -60,7 +63,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
                 self._execute(_WRITE, *_encode(entry))
 
     def close(self) -> None:
-        """Close the file, after a statement that a thread still executes."""
+        """Close the file once no thread executes a statement."""
         # guard: close-after-statement
         with self._lock:  # SQLite would crash
             self._database.close()
@@ -68,11 +71,11 @@ class EmbeddedCheckpointStore(CheckpointStore):
     async def list_ownership(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
     ) -> Iterable[dict[str, Any]]:
-        """Return this process's claims on partitions, which never grow old."""
+        """Return this process's claims on partitions, which do not expire."""
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
         return [
-            {**one, "last_modified_time": time.time()}
-            for key, one in self._ownership.items()
+            {**entry, "last_modified_time": time.time()}
+            for key, entry in self._ownership.items()
             if key.startswith(prefix)
         ]
 
@@ -81,8 +84,8 @@ class EmbeddedCheckpointStore(CheckpointStore):
     ) -> Iterable[dict[str, Any]]:
         """Grant every claim."""
         claimed = [{**wanted, "etag": str(uuid.uuid4())} for wanted in ownership_list]
-        self._ownership |= {_key_of(one): one for one in claimed}
-        return [dict(one) for one in claimed]
+        self._ownership |= {_key_of(entry): entry for entry in claimed}
+        return [dict(entry) for entry in claimed]
 
     async def list_checkpoints(
         self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
@@ -90,17 +93,17 @@ class EmbeddedCheckpointStore(CheckpointStore):
         """Return the checkpoints of a consumer group."""
         statement = "SELECT key, value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
         prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
-        found = []
+        checkpoints = []
         for key, value in await asyncio.to_thread(self._execute, statement, prefix):
             try:
-                found.append(decode(key, value)[0])
+                checkpoints.append(decode(key, value)[0])
             except UNUSABLE as error:
                 reason = log.describe(error)
                 log.error("checkpoint unusable, it is ignored", key=key, reason=reason)
-        return found
+        return checkpoints
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], **_: Any) -> None:
-        """Write a checkpoint; it is on the disk, or an error, when this returns."""
+        """Write a checkpoint durably."""
         # guard: checkpoints-on-disk
         await asyncio.to_thread(self._execute, _WRITE, *_encode(checkpoint))
 
@@ -114,8 +117,7 @@ def _key(*parts: str) -> str:
 
 
 def _key_of(entry: dict[str, Any]) -> str:
-    names = ("fully_qualified_namespace", "eventhub_name", "consumer_group", "partition_id")
-    return _key(*(entry[name] for name in names))
+    return _key(*(entry[name] for name in (*PARTS, "partition_id")))
 
 
 def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
@@ -124,7 +126,7 @@ def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
 
 
 def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
-    """Return a row's checkpoint, and whether it has a checksum; one of UNUSABLE if damaged."""
+    """Return a row's checkpoint, and whether it has a checksum; UNUSABLE if it is damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
         raise TypeError("it is not an object")
@@ -142,15 +144,15 @@ def _checksum(key: str, checkpoint: dict[str, Any]) -> int:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the file and read all of it once, so that damage shows now."""
+    """Open the file and read all of it once, to detect damage at the start."""
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
         database.text_factory = _text
-        # The journal stays as large as it is: a disk that is full takes checkpoints all the same.
+        # The journal keeps its size, so that checkpoints can be written on a full disk.
         database.execute("PRAGMA journal_mode=PERSIST")
-        verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+        problem = database.execute("PRAGMA integrity_check").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
         database.execute(_TABLE)
         if _tables(database) != ["checkpoint"]:
             raise sqlite3.DatabaseError("its table has another name")
@@ -162,7 +164,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def intact(path: Path) -> list[dict[str, Any]]:
-    """Return what has a right checksum in a file that may be damaged, or be written meanwhile."""
+    """Return the checkpoints with a correct checksum of a file, damaged or being written."""
     found = []
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with (
@@ -180,9 +182,8 @@ def intact(path: Path) -> list[dict[str, Any]]:
 
 
 def _tables(database: sqlite3.Connection) -> list[str]:
-    return [
-        name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-    ]
+    rows = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    return [name for (name,) in rows]
 
 
 def _text(value: bytes) -> str:

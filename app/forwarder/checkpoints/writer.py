@@ -1,13 +1,13 @@
 """Writes checkpoints of the owned partitions, at intervals and never on the delivery path.
 
-A checkpoint is the watermark of a partition: everything up to it is settled. It never moves
+A checkpoint is the watermark of a partition: everything up to it is acknowledged. It never moves
 another process's checkpoint back. A process that was frozen, or cut off from the store, has lost
-its partitions meanwhile without knowing; the store refuses its checkpoint (SupersededError).
+its partitions without knowing; the store refuses its checkpoint (SupersededError).
 
 A partition without a checkpoint gets one when it is claimed, before its first message is received:
-the place before the first message to read. Otherwise `latest`, or an age, would be computed again
-at each restart, and skip what came since. If that cannot be written the claim fails, and the
-client claims the partition again, unless reading starts at `earliest`, which skips nothing.
+the place before the first message to read. Otherwise `latest`, or an age, would be resolved again
+at each restart, and skip what came since. If the checkpoint cannot be written the claim fails and
+is repeated, unless reading starts at `earliest`, which skips nothing.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Owned:
     partition: Partition
     checkpoint: dict[str, Any]
     since: float = field(default_factory=time.monotonic)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def stored(self) -> int | None:
@@ -60,13 +60,12 @@ class Checkpoints:
     async def claim(
         self, place: Mapping[str, str], partition: Partition, starting_place: StartingPlace
     ) -> Owned:
-        """Start writing checkpoints of this partition, which is read from the one listed last.
+        """Start writing checkpoints of this partition, from the one that was listed last.
 
         SupersededError if another process has written one since the listing.
         """
         number = partition.number
-        listed = self._store.listed.get(number, {**place, "partition_id": number})
-        owned = Owned(partition, listed)
+        owned = Owned(partition, self._store.listed.get(number, {**place, "partition_id": number}))
         if "sequence_number" not in owned.checkpoint:
             await self._start(owned, await starting_place(number))
         self.owned[number] = owned
@@ -81,7 +80,7 @@ class Checkpoints:
         return owned
 
     async def run(self) -> None:
-        """Write checkpoints for ever."""
+        """Write checkpoints until cancelled."""
         while True:
             await asyncio.sleep(self._settings.checkpoint_interval)
             await self.flush()
@@ -91,7 +90,7 @@ class Checkpoints:
         await self._round(self.owned.values())
 
     async def _start(self, owned: Owned, place: dict[str, Any]) -> None:
-        """Write where reading starts, if nobody has written a checkpoint yet."""
+        """Write where reading starts, unless somebody has written a checkpoint."""
         checkpoint = {**owned.checkpoint, **place}
         try:
             async with asyncio.timeout(_STORE_TIMEOUT):
@@ -108,30 +107,27 @@ class Checkpoints:
 
     async def _round(self, owned: Iterable[Owned]) -> None:
         results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
-        if errors := [one for one in results if isinstance(one, BaseException)]:
+        if errors := [result for result in results if isinstance(result, BaseException)]:
             # guard: failed-checkpoint-is-retried
             self.outage.fail(str(causes.of_store(errors[0], self._settings)))
         elif any(results):
             self.outage.end()
 
     async def _write(self, owned: Owned) -> bool:
-        """Write a partition's checkpoint if it has moved; tell whether the store answered."""
-        async with owned.turn:  # or of two writes at once one would seem to be another process's
+        """Write a partition's checkpoint if it has moved; return whether the store answered."""
+        async with owned.lock:  # of two writes at once, one would look like another process's
             mark = owned.partition.watermark.position
             if not mark or mark.sequence_number == owned.stored:
                 return False
-            checkpoint = {
-                **owned.checkpoint,
-                "offset": mark.offset,
-                "sequence_number": mark.sequence_number,
-                "enqueued": mark.enqueued,
-            }
+            number = mark.sequence_number
+            place = {"offset": mark.offset, "sequence_number": number, "enqueued": mark.enqueued}
+            checkpoint = {**owned.checkpoint, **place}
             result = "error"
             try:
                 async with asyncio.timeout(_STORE_TIMEOUT):
                     await self._store.update_checkpoint(checkpoint)
                 owned.checkpoint = checkpoint
-                self.quarantine.passed(owned.partition.number, mark.sequence_number)
+                self.quarantine.passed(owned.partition.number, number)
                 result = "ok"
             except SupersededError:
                 result = "superseded"
