@@ -1,15 +1,15 @@
-"""Backfill: the events that the hub received between two times are posted again.
+"""Backfill: posts the events that the hub received between two times again.
 
-It reads with receivers of its own: it owns no partition and moves no checkpoint, and a running
-forwarder goes on undisturbed. A hub admits no receiver beside an owner in the same consumer group,
-so that a backfill beside a forwarder reads in another one, `--consumer-group`, and in $Default if
-the forwarder has a group of its own. The audit policy applies. What the sink refuses is counted:
-the forwarder has kept it as a dead letter.
+It reads with its own receivers, owns no partition and moves no checkpoint, so a running forwarder
+is not disturbed. A hub admits no receiver beside an owner in the same consumer group. Beside a
+forwarder a backfill therefore reads in another group: `--consumer-group`, or $Default if the
+forwarder has a group of its own. The audit policy applies. Events that the sink refuses are only
+counted, because the forwarder has kept them as dead letters.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -36,7 +36,7 @@ _COUNTED: Final = ["messages", "events", "accepted", "refused", "filtered", "ski
 
 
 class Backfill(Replay):
-    """Posts what came since an instant and until another."""
+    """Posts what the hub received between two instants."""
 
     def __init__(
         self, settings: Settings, since: datetime, until: datetime | None, *, dry_run: bool
@@ -47,19 +47,10 @@ class Backfill(Replay):
         self._counts: dict[str, Counter[str]] = {}
         self._partitions: dict[str, Partition] = {}
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether the sink has accepted every event."""
-        return not any(count["refused"] for count in self._counts.values())
-
-    def counts(self) -> str:
-        """Return what became of all messages and events as a line."""
-        return self._line(*self._counts)
-
-    def summary(self) -> Iterator[str]:
-        """Yield a line for each partition."""
-        for number in sorted(self._counts):
-            yield f"partition {number}: {self._line(number)}"
+    def report(self) -> list[str]:
+        """Return the counts of all partitions, then of each."""
+        each = [f"partition {number}: {self._line(number)}" for number in sorted(self._counts)]
+        return [self._line(*self._counts), *each]
 
     def _line(self, *numbers: str) -> str:
         total = Counter[str]()
@@ -68,23 +59,25 @@ class Backfill(Replay):
             total["accepted"] += self._partitions[number].delivered
         return ", ".join(f"{total[name]:,} {name}" for name in _COUNTED)
 
-    async def run(self, stack: AsyncExitStack) -> None:
+    async def run(self, stack: AsyncExitStack) -> bool:
         """Read all partitions and post; ForwarderError if one cannot be read."""
         credential = await login(self._settings, stack)
         client = connect(self._settings, credential, retry_total=0)
         stack.push_async_callback(client.close)
         try:
             numbers = await client.get_partition_ids()
-            found = await asyncio.gather(*map(client.get_partition_properties, numbers))
+            partitions = await asyncio.gather(*map(client.get_partition_properties, numbers))
             async with asyncio.TaskGroup() as group:
-                for one in found:
-                    self._counts[one["id"]] = Counter()
-                    self._partitions[one["id"]] = self._partition(one["id"])
-                    group.create_task(self._read(client, one))
+                for properties in partitions:
+                    number = properties["id"]
+                    self._counts[number] = Counter()
+                    self._partitions[number] = Partition(number, self._delivery)
+                    group.create_task(self._read(client, properties))
         except* ForwarderError:
             raise
         except* Exception as errors:  # noqa: BLE001 - whatever the client raises
             raise ForwarderError(str(causes.of_hub(errors, self._settings))) from None
+        return not any(count["refused"] for count in self._counts.values())
 
     async def _read(self, client: Any, properties: Mapping[str, Any]) -> None:
         """Read a partition from the first message to its present end, and deliver."""

@@ -1,12 +1,12 @@
 """What the two kinds of replay share: events are posted by the rules of a partition's delivery.
 
-What the sink refuses is handed back to the replay, and becomes no new dead letter.
+Events that the sink refuses are returned to the replay. No new dead letter is written.
 """
 
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from forwarder.audit.envelope import Unpacked, unpack
 from forwarder.config.settings import Settings
 from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.delivery.partition import DeliveryContext, Partition
+from forwarder.delivery.partition import DeliveryContext
 from forwarder.metrics import Metrics
 from forwarder.outage import Outage
 from forwarder.policy.filter import filter_for
@@ -23,7 +23,7 @@ from forwarder.sink.webhook import Sink
 
 
 class Replay(ABC):
-    """Posts events again, and counts what becomes of them. The DeadLetterSink of its partitions."""
+    """Posts events again and counts the outcomes. It is the DeadLetterSink of its partitions."""
 
     waiting = evicted = 0
 
@@ -40,36 +40,24 @@ class Replay(ABC):
         self._delivery = DeliveryContext(self._settings, self.sink, self, self._buffer, metrics)
 
     @abstractmethod
-    async def run(self, stack: AsyncExitStack) -> None:
-        """Post everything; `stack` closes what is opened."""
+    async def run(self, stack: AsyncExitStack) -> bool:
+        """Post everything; True if the sink has accepted all of it. `stack` closes clients."""
 
     @abstractmethod
-    def counts(self) -> str:
-        """Return what has become of all events as a line."""
-
-    @abstractmethod
-    def summary(self) -> Iterator[str]:
-        """Yield the lines below the counts at the end."""
-
-    @property
-    @abstractmethod
-    def succeeded(self) -> bool:
-        """Whether the sink has accepted everything that was to be posted."""
+    def report(self) -> list[str]:
+        """Return the counts so far: the total on the first line, details on the others."""
 
     @abstractmethod
     def _refuse(self, record: Record) -> None:
-        """Note what the sink refuses."""
+        """Note an event that the sink refuses."""
 
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
-        """Accept what the sink refuses; nothing is written."""
+        """Accept what the sink refuses; nothing is written, and so nothing is dropped."""
         for record in records:
             self._refuse(record)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         done.set_result(0)
         return done
-
-    def _partition(self, number: str) -> Partition:
-        return Partition(number, self._delivery)
 
     def _unpack(self, body: bytes) -> Unpacked:
         return unpack(body, self._settings.categories, self._filter)

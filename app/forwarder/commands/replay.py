@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,7 +14,7 @@ from azure.core.exceptions import AzureError
 from forwarder import log
 from forwarder.commands.backfill import Backfill
 from forwarder.commands.posting import Replay
-from forwarder.commands.repost import Repost, Selection
+from forwarder.commands.repost import Repost
 from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
 from forwarder.errors import ForwarderError
@@ -59,8 +59,8 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
         settings = replace(settings, consumer_group=given.consumer_group or settings.consumer_group)
         dry_run = given.action == "count"
         return await _run(Backfill(settings, given.since, given.until, dry_run=dry_run), stop)
-    selection = Selection(given.since, given.reason, given.action)
-    return await _run(Repost(settings, selection), stop, quiet=given.action == "show")
+    work = Repost(settings, given.since, given.reason, given.action)
+    return await _run(work, stop, quiet=given.action == "show")
 
 
 def _contradiction(given: argparse.Namespace) -> str:
@@ -78,42 +78,39 @@ def _contradiction(given: argparse.Namespace) -> str:
 
 
 async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> bool:
-    """Do the work, and print what became of it."""
-    failure = ""
+    """Do the work, and print the counts."""
+    succeeded, failure = False, ""
     try:
         async with AsyncExitStack() as stack, work.sink, asyncio.TaskGroup() as group:
             watch = group.create_task(_watch(work, stop))
-            await work.run(stack)
+            succeeded = await work.run(stack)
             watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
         failure = f"{log.describe(errors)}\n"
     sys.stderr.write(failure)
-    lines = [work.counts(), *work.summary()]
-    (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in lines))
-    return not failure and work.succeeded
+    (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in work.report()))
+    return succeeded and not failure
 
 
 async def _watch(work: Replay, stop: asyncio.Event) -> None:
-    """Show the counts now and then; end the replay when it is asked to stop or the sink is down."""
-    shown = time.monotonic()
+    """Print the counts now and then; ForwarderError when the sink is down or `stop` is set."""
+    printed = time.monotonic()
     while not stop.is_set():
         outage, now = work.sink.outage, time.monotonic()
         if outage.since and now - outage.since > _PATIENCE:
             raise ForwarderError(f"given up, the sink takes nothing: {outage.reason}")
-        if now - shown > _PROGRESS:
-            shown = now
-            sys.stderr.write(f"{work.counts()}\n")
+        if now - printed > _PROGRESS:
+            printed = now
+            sys.stderr.write(f"{work.report()[0]}\n")
         await asyncio.sleep(0.1)
     raise ForwarderError("stopped")
 
 
 def _instant(text: str) -> datetime:
-    try:
+    with suppress(ValueError):
         start = start_position(text)
-    except ValueError:
-        start = ""
-    if isinstance(start, timedelta):
-        return datetime.now(UTC) - start
-    if isinstance(start, datetime):
-        return start
+        if isinstance(start, timedelta):
+            return datetime.now(UTC) - start
+        if isinstance(start, datetime):
+            return start
     raise argparse.ArgumentTypeError(f"'{text}' is neither an ISO 8601 instant nor an age like 6h")
