@@ -108,6 +108,18 @@ async def open_link(  # noqa: PLR0913 - what the hub wants
     return Link(receiver, buffer)
 
 
+async def has_owner(client: EventHubConsumerClient, partition: str) -> bool:
+    """Return whether somebody reads a partition; AMQPLinkError if it cannot be read."""
+    try:
+        link = await open_link(client, partition)
+    except AMQPLinkError as error:
+        if error.condition not in SHARED:
+            raise
+        return True
+    await link.close()
+    return False
+
+
 async def peek(
     client: EventHubConsumerClient, partition: Mapping[str, Any], count: int, seconds: float
 ) -> list[bytes] | None:

@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from azure.eventhub._pyamqp.error import AMQPLinkError
-
 from forwarder import log
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
-from forwarder.hub.client import SHARED, connect, moved_to, open_link
+from forwarder.hub.client import connect, has_owner, moved_to, open_link
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Management
 from forwarder.outage import Outage
@@ -78,7 +76,8 @@ class HubMonitor:
         """Read the properties once. A failure is logged, not raised."""
         if other := moved_to(self._settings):
             self._hourly.error("connection string is of another hub, restart to read it", hub=other)
-        probe = asyncio.create_task(self._attach()) if self.outage.reason else None
+        # Raises if the consumer group is missing or may not be read.
+        probe = asyncio.create_task(has_owner(self._client, "0")) if self.outage.reason else None
         try:
             async with self._turn, asyncio.timeout(_TIMEOUT):
                 hub = await self._management.read("com.microsoft:eventhub")
@@ -163,16 +162,6 @@ class HubMonitor:
         """Close the connection."""
         await self._management.close()
         await self._client.close()
-
-    async def _attach(self) -> None:
-        """Raise if the consumer group is missing or may not be read."""
-        try:
-            link = await open_link(self._client, "0")
-        except AMQPLinkError as error:
-            if error.condition not in SHARED:
-                raise
-        else:
-            await link.close()
 
     def _note_skew(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
         """Compare the clocks; return whether a message arrived, or may have.

@@ -1,4 +1,4 @@
-"""`check`: walks the way from hub to sink and reports what it found, one line per step."""
+"""`check`: tests the way from hub to sink, and prints one line per step."""
 
 import argparse
 import asyncio
@@ -24,7 +24,7 @@ from forwarder.hub.login import login
 from forwarder.redaction import printable
 from forwarder.storage import has_account, open_container
 
-_SECONDS: Final = 50.0  # for all, closing comes on top
+_SECONDS: Final = 50.0  # for all steps, without closing
 _CLOSE: Final = 2.0  # for a client
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
-    """Run `check` until it is done or stopped; False if a part does not answer."""
+    """Run `check` to its end, or until `stop` is set; False if a part does not answer."""
     log.silence()
     work = asyncio.ensure_future(_check(settings, given))
     stopping = asyncio.ensure_future(stop.wait())
@@ -48,7 +48,7 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
 
 
 async def _check(settings: Settings, given: argparse.Namespace) -> bool:
-    """Walk hub, store and sink at once and print a report; False if a part does not answer."""
+    """Check hub, store and sink concurrently and print a report; False if one does not answer."""
     deadline = time.monotonic() + _SECONDS
     report = _Report(as_json=given.json)
     report.add("settings", Finding("ok", _summary(settings)))
@@ -85,7 +85,7 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
 
 
 async def _close(client: Any) -> None:
-    """Close a client, whether its server answers or not."""
+    """Close a client, whether or not its server answers."""
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE):
             await client.close()
@@ -94,9 +94,8 @@ async def _close(client: Any) -> None:
 async def _forwarder_state(port: int) -> str:
     """Return the state that the forwarder in this pod reports; "" if none does."""
     with suppress(aiohttp.ClientError, OSError, ValueError):
-        headers, timeout = {"Accept": "application/json"}, aiohttp.ClientTimeout(total=2)
         async with (
-            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
             session.get(f"http://127.0.0.1:{port}/status") as response,
         ):
             return str((await response.json()).get("state", ""))
@@ -130,8 +129,9 @@ class _Report:
         elif failed:
             sys.stdout.write(f"\n{len(failed)} failed: {', '.join(failed)}\n")
         else:
-            doubts = sum(one["state"] == "warn" for one in self._steps)
-            sys.stdout.write(f"\nall parts answer{f', {doubts} to look at' if doubts else ''}\n")
+            warnings = sum(one["state"] == "warn" for one in self._steps)
+            more = f", {warnings} to look at" if warnings else ""
+            sys.stdout.write(f"\nall parts answer{more}\n")
         return not failed
 
 

@@ -1,27 +1,29 @@
 """The hub: the way to it, the login, and what waits in it."""
 
 import asyncio
+import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
-from azure.eventhub._pyamqp.error import AMQPLinkError
+import aiohttp
 from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.exceptions import EventHubError
 
 from forwarder.audit.records import categories
-from forwarder.commands.check.reach import clock_ahead, way
 from forwarder.commands.check.store import StoreCheck
-from forwarder.commands.check.walk import Finding, Part, Steps
+from forwarder.commands.check.walk import Finding, Part, reach
 from forwarder.config.network import hub_proxy, trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
-from forwarder.diagnosis.causes import Diagnosis
-from forwarder.hub.client import SHARED, open_link, peek
+from forwarder.hub.client import has_owner, peek
 from forwarder.hub.monitor import QUIET
 
 _CLOCK_OFF: Final = 300.0  # seconds
+_CLOCK_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _PEEKED: Final = 4  # partitions
 _MESSAGES: Final = 5  # of each
 _PEEK_SECONDS: Final = 5.0
@@ -35,18 +37,16 @@ class HubCheck(Part):
     ) -> None:
         super().__init__(settings, causes.of_hub)
         self._client, self._store = client, store
-        self._missing: Diagnosis | None = None
+        self._missing: EventHubError | None = None
         self._ids: list[str] = []
         self._partitions: list[dict[str, Any]] = []
-        self._host, self._port = host, port = causes.hub_address(settings)
+        self._host, self._port = address = causes.hub_address(settings)
         self._tls = partial(trusted, settings.trusted_ca_file)
         self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
-        way_there: Steps = {}
         # Through a proxy, the login tells where the way ends.
-        if settings.hub_transport == "amqp" or not hub_proxy(settings, host, port):
-            way_there = way("hub", host, port, None if self._emulator else self._tls)
+        direct = settings.hub_transport == "amqp" or not hub_proxy(settings, *address)
         self.steps = {
-            **way_there,
+            **(reach("hub", *address, None if self._emulator else self._tls) if direct else {}),
             "hub login": self._login,
             "hub": self._hub,
             "consumer group": self._group,
@@ -59,11 +59,11 @@ class HubCheck(Part):
         try:
             self._ids = (await self._client.get_eventhub_properties())["partition_ids"]
         except EventHubError as error:
-            self._missing = causes.of_hub(error, self.settings)
-            if self._missing.kind != "hub":
+            if causes.of_hub(error, self.settings).kind != "hub":
                 if wrong := await clock:
                     return wrong._replace(state="FAIL")
                 raise
+            self._missing = error
         if wrong := await clock:
             return wrong
         connection = self.settings.hub_connection
@@ -72,47 +72,49 @@ class HubCheck(Part):
         return f"by policy '{connection.policy}'" if connection.policy else "by a signature"
 
     async def _clock(self) -> Finding | None:
-        """Compare the clock with that of the namespace's HTTP endpoint."""
+        """Compare the clock with that of the namespace's HTTP endpoint, if it tells the time."""
         scheme, port = ("http", self._port) if self._emulator else ("https", 443)
-        url = f"{scheme}://{self._host}:{port}/"
-        ahead = await clock_ahead(url, self._tls(), hub_proxy(self.settings, self._host, port))
+        url, proxy = f"{scheme}://{self._host}:{port}/", hub_proxy(self.settings, self._host, port)
+        ahead = 0.0
+        with suppress(aiohttp.ClientError, OSError, ValueError, KeyError):
+            async with (
+                aiohttp.ClientSession(timeout=_CLOCK_TIMEOUT) as session,
+                session.get(url, ssl=self._tls(), proxy=proxy, allow_redirects=False) as response,
+            ):
+                hub_time = parsedate_to_datetime(response.headers["Date"])
+                ahead = time.time() - hub_time.timestamp()
         if abs(ahead) < _CLOCK_OFF:
             return None
-        way = "ahead of" if ahead > 0 else "behind"
+        side = "ahead of" if ahead > 0 else "behind"
         return Finding(
             "warn",
-            f"the clock of this node is {abs(ahead) / 60:,.0f} minutes {way} that of {self._host}",
+            f"the clock of this node is {abs(ahead) / 60:,.0f} minutes {side} that of {self._host}",
             "set it by NTP: logins and the age of events depend on it",
         )
 
-    async def _hub(self) -> Finding | str:
-        if why := self._missing:
-            return Finding("FAIL", why.what, why.remedy)
+    async def _hub(self) -> str:
+        if self._missing:
+            raise self._missing
         return f"'{self.settings.event_hub_name}' has {len(self._ids)} partitions"
 
     async def _group(self) -> str:
-        name = self.settings.consumer_group
-        try:
-            link = await open_link(self._client, self._ids[0])
-        except AMQPLinkError as error:
-            if error.condition not in SHARED:
-                raise
+        name, number = self.settings.consumer_group, self._ids[0]
+        if await has_owner(self._client, number):
             return f"'{name}' is being read, by a forwarder"
-        await link.close()
-        return f"'{name}' may be read; partition {self._ids[0]} has no reader at the moment"
+        return f"'{name}' may be read; partition {number} has no reader at the moment"
 
     async def _messages(self) -> Finding | str:
-        asked = (self._client.get_partition_properties(number) for number in self._ids)
-        self._partitions = await asyncio.gather(*asked)
+        properties = map(self._client.get_partition_properties, self._ids)
+        self._partitions = await asyncio.gather(*properties)
         await self._store.done.wait()
-        stored = self._store.found
+        stored = self._store.checkpoints
         total = waiting = 0
-        for found in self._partitions:
-            first, last = found["beginning_sequence_number"], found["last_enqueued_sequence_number"]
-            held = 0 if found["is_empty"] else last - first + 1
-            total += held
-            waiting += min(held, max(0, last - (stored or {}).get(found["id"], first - 1)))
-        newest = max(found["last_enqueued_time_utc"] for found in self._partitions)
+        for one in self._partitions:
+            first, last = one["beginning_sequence_number"], one["last_enqueued_sequence_number"]
+            count = 0 if one["is_empty"] else last - first + 1
+            total += count
+            waiting += min(count, max(0, last - (stored or {}).get(one["id"], first - 1)))
+        newest = max(one["last_enqueued_time_utc"] for one in self._partitions)
         age = (datetime.now(UTC) - newest).total_seconds()
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self.settings.event_hub_name)
@@ -122,14 +124,14 @@ class HubCheck(Part):
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> Finding | str:
-        filled = [found for found in self._partitions if not found["is_empty"]]
-        filled.sort(key=lambda found: found["last_enqueued_time_utc"], reverse=True)
+        filled = [one for one in self._partitions if not one["is_empty"]]
+        filled.sort(key=lambda one: one["last_enqueued_time_utc"], reverse=True)
         if not filled:
             return Finding("skipped", "there is no message to look into")
-        look = (peek(self._client, found, _MESSAGES, _PEEK_SECONDS) for found in filled[:_PEEKED])
-        seen = await asyncio.gather(*look)
-        messages = [body for bodies in seen if bodies is not None for body in bodies]
-        if None in seen and not messages:
+        peeks = (peek(self._client, one, _MESSAGES, _PEEK_SECONDS) for one in filled[:_PEEKED])
+        peeked = await asyncio.gather(*peeks)
+        messages = [body for bodies in peeked for body in bodies or ()]
+        if None in peeked and not messages:
             return Finding("skipped", "a forwarder reads the partitions: see its log and metrics")
         if not messages:
             return Finding(

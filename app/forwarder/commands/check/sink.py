@@ -1,8 +1,7 @@
-"""The sink: the way to it, and what it answers to an empty list."""
+"""The sink: the way to it, and its response to an empty list."""
 
 from forwarder import __version__
-from forwarder.commands.check.reach import way
-from forwarder.commands.check.walk import Finding, Part
+from forwarder.commands.check.walk import Finding, Part, reach
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
@@ -20,10 +19,10 @@ class SinkCheck(Part):
         self._post = post
         url = settings.web_sink_url
         tls = (lambda: SinkTls(settings).context()) if url.scheme == "https" else None
-        way_there = way("sink", url.host or "", url.port or 0, tls)
-        self.steps = {**way_there, "sink POST": self._request}
+        way = reach("sink", url.host or "", url.port or 0, tls)
+        self.steps = {**way, "sink POST": self._post_empty_list}
 
-    async def _request(self) -> Finding | str:
+    async def _post_empty_list(self) -> Finding | str:
         if not self._post:
             return Finding("skipped", "--no-post")
         async with Sink(self.settings, Metrics(__version__)) as sink:

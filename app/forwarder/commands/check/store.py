@@ -7,13 +7,15 @@ from typing import Any, Final
 
 from azure.core.exceptions import ResourceNotFoundError
 
+from forwarder.checkpoints import listing
 from forwarder.checkpoints.sqlite import intact
 from forwarder.commands.check.walk import Finding, Part, Steps
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
-from forwarder.deadletters.files import DeadLetterFiles
+from forwarder.deadletters.blobs import DeadLetterBlobs
+from forwarder.deadletters.files import DIRECTORY, DeadLetterFiles
 from forwarder.deadletters.record import parse
-from forwarder.deadletters.store import DIRECTORY, DeadLetterStore
+from forwarder.deadletters.writer import DeadLetterStore
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
@@ -37,15 +39,13 @@ class StoreCheck(Part):
             "eventhub_name": settings.event_hub_name,
             "consumer_group": settings.consumer_group,
         }
-        self.found: dict[str, int] | None = None
+        self.checkpoints: dict[str, int] | None = None
         """The checkpoints' sequence numbers by partition; None if they cannot be seen."""
         local: Steps = {"state directory": self._directory, "checkpoints": self._read}
         account: Steps = {"store login": self._login, "checkpoints": self._list}
         self.steps = {**(account if container else local), "dead letters": self._count}
 
     async def _login(self) -> str:
-        from forwarder.deadletters.blobs import DeadLetterBlobs  # noqa: PLC0415 - costs 24 MB
-
         name = self.settings.blob_container_name
         try:
             async for _ in self._container.list_blobs(results_per_page=1):
@@ -56,20 +56,18 @@ class StoreCheck(Part):
         return f"container '{name}' is there"
 
     async def _list(self) -> Finding | str:
-        from forwarder.checkpoints import listing  # noqa: PLC0415 - costs 24 MB
-
-        self.found = {}
+        self.checkpoints = {}
         if not self._dead_letters:
             return "none"
         others = await listing.other_prefixes(self._container, self._place)
         for entry in await listing.read_checkpoints(self._container, self._place, others):
-            if (number := entry["sequence_number"]) is not None:
-                held = self.found.get(entry["partition_id"], number)
-                self.found[entry["partition_id"]] = max(held, number)
+            partition, number = entry["partition_id"], entry["sequence_number"]
+            if number is not None:
+                self.checkpoints[partition] = max(number, self.checkpoints.get(partition, number))
         if owner := await listing.active_owner(self._container, others):
             text = f"consumer group is read by another program: '{owner}'"
             return Finding("warn", text, listing.ELSEWHERE)
-        return f"{len(self.found)} of this hub and consumer group"
+        return f"{len(self.checkpoints)} of this hub and consumer group"
 
     async def _directory(self) -> Finding | str:
         path = self.settings.state_directory
@@ -92,11 +90,12 @@ class StoreCheck(Part):
         path = self.settings.state_directory / "checkpoints.db"
         if not path.parent.is_dir():
             return Finding("skipped", "none here")
-        self.found = {}
-        for entry in await asyncio.to_thread(intact, path):
-            if all(entry[name].lower() == value.lower() for name, value in self._place.items()):
-                self.found[entry["partition_id"]] = entry["sequence_number"]
-        return f"{len(self.found)} of this hub and consumer group"
+        self.checkpoints = {
+            entry["partition_id"]: entry["sequence_number"]
+            for entry in await asyncio.to_thread(intact, path)
+            if all(entry[name].lower() == value.lower() for name, value in self._place.items())
+        }
+        return f"{len(self.checkpoints)} of this hub and consumer group"
 
     async def _count(self) -> Finding | str:
         """Count dead letters by reason, of the newest files or blobs."""
