@@ -46,8 +46,7 @@ def explained(*arguments: str, given: bytes = b"", **environ: str) -> list[str]:
 
 
 def write(path: Path, *rules: dict[str, Any]) -> str:
-    whole = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps({"rules": rules}))
     return str(path)
 
 

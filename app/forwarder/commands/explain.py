@@ -13,27 +13,24 @@ from forwarder.policy.attributes import EventFields, Request, UsedFields, attrib
 from forwarder.policy.document import LEVELS, Policy, Rule
 from forwarder.policy.rules import NO_RULE, UNSURE, Engine
 
-_KINDS: Final = 1000  # of events that are told apart, of each rule, for little memory
+_KINDS: Final = 1000  # of events that are distinguished per rule, to limit memory
 _EXAMPLES: Final = 3
 _record: Final = msgspec.json.Decoder(Record).decode
-_list: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(slots=True)
 class Tally:
-    """The events that a rule (its number, `none` or `unsure`) decides on, and what it leaves."""
+    """The events that a rule (its number, `none` or `unsure`) decides on; sizes in bytes."""
 
     rule: str
     level: str
     conditions: str
     events: int = 0
     size: int = 0
-    """Bytes of the events."""
     events_left: int = 0
     size_left: int = 0
-    examples: Counter[str] = field(default_factory=Counter)
-    """How often each kind of event came."""
+    examples: Counter[str] = field(default_factory=Counter)  # by kind of event
 
     def add(self, event: bytes, left: bytes | None, kind: str) -> None:
         """Add an event and what is left of it."""
@@ -48,9 +45,9 @@ class Tally:
 def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
     """Yield the events in a line: an event, a list of them, a dead letter or a hub's message."""
     try:
-        fields = _list(line)
+        fields = _fields(line)
         if "items" in fields:
-            yield from map(bytes, _items(fields["items"]))
+            yield from map(bytes, msgspec.json.decode(fields["items"], type=list[msgspec.Raw]))
         elif "reason" in fields and "sequenceNumber" in fields:
             yield from events_in(_record(line).original, categories)
         elif "auditID" in fields:
@@ -77,12 +74,12 @@ def tally(
         unreadable += not events
         for event in events:
             try:
-                found = decode(event)
+                fields = decode(event)
             except msgspec.ValidationError:
                 tallies[UNSURE].add(event, event, "an unusual event")
             else:
-                left, (rule, _) = engine.apply(event, found)
-                tallies[rule].add(event, left, summary(found))
+                left, (rule, _) = engine.apply(event, fields)
+                tallies[rule].add(event, left, summary(fields))
     return list(tallies.values()), unreadable
 
 
@@ -99,11 +96,12 @@ def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterato
             )
             for kind, count in one.examples.most_common(_EXAMPLES):
                 yield f"{'':24} {count:10,} x {kind}"
-    events_left, left = sum(one.events_left for one in tallies), sum(o.size_left for o in tallies)
+    events_left = sum(one.events_left for one in tallies)
+    size_left = sum(one.size_left for one in tallies)
     yield ""
     yield (
         f"{events:,} events, {_bytes(size)}; left by {policy}: {events_left:,} events "
-        f"({_share(events_left, events)}), {_bytes(left)} ({_share(left, size)})"
+        f"({_share(events_left, events)}), {_bytes(size_left)} ({_share(size_left, size)})"
     )
     if never := [one.rule for one in tallies if one.rule.isdecimal() and not one.events]:
         yield f"rules that never matched: {', '.join(never)}"
@@ -112,29 +110,29 @@ def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterato
 
 
 def trace(policy: Policy, event: bytes) -> Iterator[str]:
-    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is none."""
-    engine, found = Engine(policy), decode(event)
-    yield f"{found.id} {found.stage}: {summary(found)}"
-    steps = engine.steps(Request(*attributes(found, UsedFields())), lost(found, event))
-    verdicts = {None: "matches", UNSURE: "unsure: the event has lost what this rule looks at"}
+    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is not one."""
+    engine, fields = Engine(policy), decode(event)
+    yield f"{fields.id} {fields.stage}: {summary(fields)}"
+    steps = engine.steps(Request(*attributes(fields, UsedFields())), lost(fields, event))
+    results = {None: "matches", UNSURE: "unsure: the event has lost what this rule looks at"}
     for rule, (decision, failed) in zip(policy.rules, steps, strict=False):
-        verdict = verdicts.get(failed, f"no, by its {failed}")
-        yield f"{decision.rule:>6}  {rule.level:15} {verdict:22} {shown(rule)}"
-    left, (number, level) = engine.apply(event, found)
+        result = results.get(failed, f"no, by its {failed}")
+        yield f"{decision.rule:>6}  {rule.level:15} {result:22} {shown(rule)}"
+    left, (number, level) = engine.apply(event, fields)
     if left:
         yield f"left: {len(left):,} of {len(event):,} bytes, at level {level}"
     else:
         yield f"left: nothing of {len(event):,} bytes{' (no rule matches)' * (number == NO_RULE)}"
 
 
-def summary(found: EventFields) -> str:
+def summary(fields: EventFields) -> str:
     """Return who did what to what kind of object."""
-    if target := found.target:
+    if target := fields.target:
         kind = f"{target.resource}/{target.subresource}".rstrip("/")
         what = f"{kind}.{target.group}" if target.group else kind
     else:
-        what = found.uri.partition("?")[0]
-    return f"{found.verb} {what} by {found.user.username or 'an unknown user'}"
+        what = fields.uri.partition("?")[0]
+    return f"{fields.verb} {what} by {fields.user.username or 'an unknown user'}"
 
 
 def shown(rule: Rule) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from forwarder.policy.document import Policy, load
 
 _PEEK_SECONDS: Final = 20.0
 _VARIABLE: Final = "AuditPolicyFile"
-
 
 HELP: Final = "show what an audit policy does to events, or print a preset"
 
@@ -87,10 +87,9 @@ def _policy(given: str) -> Policy:
         if not (source := given or variable(os.environ, _VARIABLE)[0]):
             raise PolicyError(["missing; give --policy FILE, --policy quiet or --policy security"])
         return load("/dev/stdin" if source == "-" else source)
-    except PolicyError as error:
-        raise SettingsError([f"{name}: {problem}" for problem in error.problems]) from None
     except ValueError as error:
-        raise SettingsError([f"{name}: {error}"]) from None
+        problems = error.problems if isinstance(error, PolicyError) else [error]
+        raise SettingsError([f"{name}: {problem}" for problem in problems]) from None
 
 
 def _from_file(source: str) -> Iterator[bytes]:
@@ -104,26 +103,25 @@ def _from_file(source: str) -> Iterator[bytes]:
 def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
     """Return the newest messages of the hub, the same number of each partition."""
 
-    async def look() -> list[bytes]:
+    async def bodies() -> list[bytes]:
         async with AsyncExitStack() as stack:
             client = connect(settings, await login(settings, stack), retry_total=0)
             await stack.enter_async_context(client)
             numbers = await client.get_partition_ids()
-            found = await asyncio.gather(*map(client.get_partition_properties, numbers))
-            filled = [one for one in found if not one["is_empty"]]
-            each = -(-count // (len(filled) or 1))
-            peeked = await asyncio.gather(
-                *(peek(client, one, each, _PEEK_SECONDS) for one in filled)
-            )
-        if peeked and all(bodies is None for bodies in peeked):
+            partitions = await asyncio.gather(*map(client.get_partition_properties, numbers))
+            filled = [one for one in partitions if not one["is_empty"]]
+            each = math.ceil(count / max(1, len(filled)))
+            peeks = (peek(client, one, each, _PEEK_SECONDS) for one in filled)
+            peeked = await asyncio.gather(*peeks)
+        if peeked and all(found is None for found in peeked):
             raise ForwarderError(
                 f"a forwarder reads the hub as '{settings.consumer_group}': set ConsumerGroup to "
                 "another consumer group, or wait until no partition has a reader"
             )
-        return [body for bodies in peeked for body in bodies or ()]
+        return [body for found in peeked for body in found or ()]
 
     try:
-        yield from asyncio.run(look())
+        yield from asyncio.run(bodies())
     except ForwarderError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the client raises

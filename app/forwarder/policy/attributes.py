@@ -38,7 +38,7 @@ class Target(Struct, gc=False):
     group: str = field(default="", name="apiGroup")
 
 
-class OddFields(Struct, gc=False):
+class RequiredFields(Struct, gc=False):
     """The fields that every event has."""
 
     id: str = field(name="auditID")
@@ -51,7 +51,7 @@ class OddFields(Struct, gc=False):
     annotations: Raw = _NO_OBJECT
 
 
-class EventFields(OddFields, gc=False, kw_only=True):
+class EventFields(RequiredFields, gc=False, kw_only=True):
     """The fields that rules look at, and those that may be removed."""
 
     user: User
@@ -86,37 +86,37 @@ class Request(NamedTuple):
 
 
 decode = msgspec.json.Decoder(EventFields).decode
-decode_odd = msgspec.json.Decoder(OddFields).decode
+decode_required = msgspec.json.Decoder(RequiredFields).decode
 
 
-def lost(found: EventFields, event: bytes) -> frozenset[str]:
+def lost(fields: EventFields, event: bytes) -> frozenset[str]:
     """Return the fields of rules that ask for what a completed event has lost."""
-    fields: frozenset[str] = frozenset()
-    if (found.target is None or not found.uri) and _TRUNCATED in event:
-        fields |= ON_TARGETS
-    if UNKNOWN in (found.verb, found.user.username) and _MISSING in event:
-        if found.verb == UNKNOWN:
-            fields |= {"verbs"}
-        if found.user.username == UNKNOWN:
-            fields |= ON_USERS
-        if "?" not in found.uri:  # cut off in the path
-            fields |= ON_TARGETS
-    return fields
+    missing: frozenset[str] = frozenset()
+    if (fields.target is None or not fields.uri) and _TRUNCATED in event:
+        missing |= ON_TARGETS
+    if UNKNOWN in (fields.verb, fields.user.username) and _MISSING in event:
+        if fields.verb == UNKNOWN:
+            missing |= {"verbs"}
+        if fields.user.username == UNKNOWN:
+            missing |= ON_USERS
+        if "?" not in fields.uri:  # cut off in the path
+            missing |= ON_TARGETS
+    return missing
 
 
-def attributes(found: EventFields, used: UsedFields) -> tuple[Any, ...]:
+def attributes(fields: EventFields, used: UsedFields) -> tuple[Any, ...]:
     """Return the fields of its Request; those that no rule uses are left empty."""
-    user, target = found.user, found.target
+    user, target = fields.user, fields.target
     groups, names, namespaces = used
     known = user.groups if groups else ()
     if target is None:
-        return user.username, known, found.verb, None, "", "", "", "", _path(found.uri)
+        return user.username, known, fields.verb, None, "", "", "", "", _path(fields.uri)
     namespace = target.namespace if namespaces else ""
     name = target.name if names else ""
-    if (name or namespace) and found.verb in _FILLED_IN and found.uri:
-        namespace, name = _before_the_object(_path(found.uri), namespace, name)
+    if (name or namespace) and fields.verb in _FILLED_IN and fields.uri:
+        namespace, name = _before_the_object(_path(fields.uri), namespace, name)
     resource, subresource, group = target.resource, target.subresource, target.group
-    return user.username, known, found.verb, resource, subresource, group, namespace, name, ""
+    return user.username, known, fields.verb, resource, subresource, group, namespace, name, ""
 
 
 def _path(uri: str) -> str:

@@ -122,21 +122,17 @@ def parse(yaml: str) -> Policy:
 def _without_nulls(found: Any) -> Any:
     """Return a manifest without its null fields, which count as missing."""
     if isinstance(found, dict):
-        return {k: _without_nulls(value) for k, value in found.items() if value is not None}
+        return {name: _without_nulls(one) for name, one in found.items() if one is not None}
     return [_without_nulls(one) for one in found] if isinstance(found, list) else found
 
 
 def _convert(kind: Any, found: Any, where: str, problems: list[str]) -> Any:
-    """Convert to this type, or add what is wrong to the problems."""
+    """Convert to this type, or add the error to the problems."""
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
         what, place = _ERROR.fullmatch(str(error)).groups("")  # type: ignore[union-attr]
         if unknown := _FIELD.fullmatch(what):
             what = f"{unknown[2]}: " + ("missing" if "missing" in unknown[1] else "unknown field")
-            place += "." * bool(place)
-        elif re.match(r"\w+: ", what):  # of __post_init__
-            place += "." * bool(place)
-        else:
-            place += ": " * bool(place)
-        problems.append(f"{where}{place}{what}")
+        separator = "." if re.match(r"\S+: ", what) else ": "  # a field of it, as in __post_init__
+        problems.append(f"{where}{place}{separator * bool(place)}{what}")

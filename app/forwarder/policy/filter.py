@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 
 from forwarder.policy import attributes
-from forwarder.policy.attributes import EventFields, OddFields
+from forwarder.policy.attributes import EventFields, RequiredFields
 from forwarder.policy.document import Policy
 from forwarder.policy.redact import annotated
 from forwarder.policy.rules import UNSURE, Engine
 
 _ANNOTATION: Final = "aks-audit/cluster"
-_ODD: Final = (UNSURE, "unknown")
+_UNUSUAL: Final = (UNSURE, "unknown")
 
 
 class Filter:
@@ -30,24 +30,24 @@ class Filter:
 
     def apply(
         self, event: bytes, resource_id: str | None
-    ) -> tuple[bytes | None, EventFields | OddFields, tuple[str, str] | None]:
+    ) -> tuple[bytes | None, EventFields | RequiredFields, tuple[str, str] | None]:
         """Return what is left of an event, its fields, and its rule and level, to be counted.
 
         Raises msgspec's errors if a field is missing that audit.k8s.io/v1 requires.
         """
         left: bytes | None = event
-        found: EventFields | OddFields
-        rule = _ODD
+        fields: EventFields | RequiredFields
+        rule = _UNUSUAL
         try:
-            found = known = attributes.decode(event)
+            fields = known = attributes.decode(event)
         except msgspec.ValidationError:  # an unusual field, or it is not an event
-            found = attributes.decode_odd(event)
+            fields = attributes.decode_required(event)
         else:
             if self._engine:
                 left, rule = self._engine.apply(event, known)
         if left and self._annotates and resource_id:
-            left = annotated(left, found.annotations, _ANNOTATION, resource_id)
-        return left, found, rule if self._engine else None
+            left = annotated(left, fields.annotations, _ANNOTATION, resource_id)
+        return left, fields, rule if self._engine else None
 
 
 def filter_for(

@@ -37,10 +37,7 @@ def annotated(event: bytes, annotations: Raw, key: str, value: str) -> bytes:
 
 
 def without_managed_fields(document: Raw) -> bytes:
-    """Return an object, list or table of objects without their metadata.managedFields.
-
-    Returns b"" if there are none.
-    """
+    """Return an object, list or table of objects without managedFields; b"" if there are none."""
     value = bytes(document)
     if _MANAGED not in value or not value.startswith(b"{"):
         return b""

@@ -1,27 +1,20 @@
 """Applies a policy to events, as kube-apiserver would have when it wrote them.
 
-The first rule whose conditions a request meets decides, and no rule at all drops the event. Each
-condition is a function made once from a field of the rule. Clusters repeat few requests, so the
-decisions on the last ones are remembered, by the fields that the policy uses.
+The first rule whose conditions a request meets decides. Without such a rule the event is dropped.
+Each condition is a function, made once from a field of the rule. Clusters repeat few requests, so
+the last decisions are remembered, by the fields that the policy uses.
 
 A completed event (see `audit/truncated.py`) may lack what a condition asks for. Where that could
 decide, the event is kept as it is: `unsure`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from msgspec import Raw
 
-from forwarder.policy.attributes import (
-    UNKNOWN,
-    EventFields,
-    Request,
-    UsedFields,
-    attributes,
-    lost,
-)
+from forwarder.policy.attributes import UNKNOWN, EventFields, Request, UsedFields, attributes, lost
 from forwarder.policy.document import LEVELS, GroupResources, Policy, Rule
 from forwarder.policy.redact import edited, without_managed_fields
 
@@ -53,58 +46,50 @@ class Decision(NamedTuple):
 
 
 class Engine:
-    """A policy, its rules made ready once."""
+    """A policy, whose rules are compiled once."""
 
     def __init__(self, policy: Policy) -> None:
-        self._rules = [
-            (
-                Decision(
-                    str(number),
-                    _RANK[rule.level],
-                    frozenset((*policy.omit_stages, *rule.omit_stages)),
-                    policy.omit_managed_fields
-                    if rule.omit_managed_fields is None
-                    else rule.omit_managed_fields,
-                ),
-                _conditions(rule),
-            )
-            for number, rule in enumerate(policy.rules, 1)
-        ]
-        rules = policy.rules
+        self._rules = list[tuple[Decision, dict[str, _Condition]]]()
+        for number, rule in enumerate(policy.rules, 1):
+            omitted = frozenset((*policy.omit_stages, *rule.omit_stages))
+            strips = rule.omit_managed_fields
+            strips = policy.omit_managed_fields if strips is None else strips
+            decision = Decision(str(number), _RANK[rule.level], omitted, strips)
+            self._rules.append((decision, _conditions(rule)))
         self._used = UsedFields(
-            groups=any(rule.user_groups for rule in rules),
-            names=any(one.resource_names for rule in rules for one in rule.resources),
-            namespaces=any(rule.namespaces for rule in rules),
+            groups=any(rule.user_groups for rule in policy.rules),
+            names=any(one.resource_names for rule in policy.rules for one in rule.resources),
+            namespaces=any(rule.namespaces for rule in policy.rules),
         )
         self._remembered = lru_cache(_REMEMBERED)(self._decide)
 
-    def apply(self, event: bytes, found: EventFields) -> Outcome:
-        """Apply the first rule that matches; `found`, decoded from the event, loses what is cut."""
-        request, response = found.request_object, found.response_object
-        used = attributes(found, self._used)
+    def apply(self, event: bytes, fields: EventFields) -> Outcome:
+        """Apply the first rule that matches; removed objects are also removed from `fields`."""
+        request, response = fields.request_object, fields.response_object
+        used, user = attributes(fields, self._used), fields.user
         missing = _NOTHING
-        if found.target is None or not found.uri or UNKNOWN in (found.verb, found.user.username):
-            missing = lost(found, event)
+        if fields.target is None or not fields.uri or UNKNOWN in (fields.verb, user.username):
+            missing = lost(fields, event)
         small = len(event) - len(request) - len(response) < _MANY_BYTES
-        if small and not missing and len(found.user.groups) < _MANY_GROUPS:
+        if small and not missing and len(user.groups) < _MANY_GROUPS:
             decision = self._remembered(*used)
         else:
             decision = self._decide(*used, lost=missing)
-        label = found.level if found.level in _RANK else UNKNOWN
+        label = fields.level if fields.level in _RANK else UNKNOWN
         if decision is None:
             return event, (UNSURE, label)
         rule, rank, omitted, strips = decision
-        if not rank or found.stage in omitted:
+        if not rank or fields.stage in omitted:
             return None, (rule, LEVELS[0])
-        level = found.level
+        level = fields.level
         if rank < _RANK.get(level, _HIGHEST):
             level = label = LEVELS[rank]
         elif not request and not response:
             return event, (rule, label)
-        left = _redacted(event, found, level, rank, strips=strips)
+        left = _redacted(event, fields, level, rank, strips=strips)
         if rank < _HIGHEST:
-            found.response_object = Raw()
-            found.request_object = request if rank == _REQUEST else Raw()
+            fields.response_object = Raw()
+            fields.request_object = request if rank == _REQUEST else Raw()
         return left, (rule, label)
 
     def steps(
@@ -135,49 +120,39 @@ class Engine:
         return Decision(NO_RULE, 0)
 
 
-def _redacted(event: bytes, found: EventFields, level: str, rank: int, *, strips: bool) -> bytes:
+def _redacted(event: bytes, fields: EventFields, level: str, rank: int, *, strips: bool) -> bytes:
     """Return the event at its new level, without the objects and managed fields beyond it."""
     edits: dict[str, bytes] = {}
-    if level != found.level:
+    if level != fields.level:
         edits["level"] = b'"%b"' % level.encode()
-    if found.response_object:
-        if rank < _HIGHEST:
-            edits["responseObject"] = b""
-        elif strips and (left := without_managed_fields(found.response_object)):
-            edits["responseObject"] = left
-    if found.request_object:
-        if rank < _REQUEST:
-            edits["requestObject"] = b""
-        elif (
-            strips
-            and found.verb != "patch"
-            and (left := without_managed_fields(found.request_object))
-        ):
-            edits["requestObject"] = left
+    for name, value, least, strips_it in (
+        ("responseObject", fields.response_object, _HIGHEST, strips),
+        ("requestObject", fields.request_object, _REQUEST, strips and fields.verb != "patch"),
+    ):
+        if value and rank < least:
+            edits[name] = b""
+        elif value and strips_it and (left := without_managed_fields(value)):
+            edits[name] = left
     return edited(event, edits) if edits else event
 
 
 def _conditions(rule: Rule) -> dict[str, _Condition]:
-    """Return the conditions that a request must meet, all of them, for the rule to match."""
+    """Return the conditions by field; a request must meet all of them for the rule to match."""
     users, groups, verbs, namespaces = map(
         frozenset, (rule.users, rule.user_groups, rule.verbs, rule.namespaces)
     )
-    found: dict[str, _Condition] = {}
-    if users:
-        found["users"] = lambda request: request.user in users
-    if groups:
-        found["userGroups"] = lambda request: not groups.isdisjoint(request.groups)
-    if verbs:
-        found["verbs"] = lambda request: request.verb in verbs
-    if namespaces:
-        found["namespaces"] = lambda request: (
-            request.resource is not None and request.namespace in namespaces
-        )
-    if rule.resources:
-        found["resources"] = _on_resources(rule.resources)
-    if rule.non_resource_urls:
-        found["nonResourceURLs"] = _on_paths(rule.non_resource_urls)
-    return found
+    conditions: dict[str, tuple[Collection[object], _Condition]] = {
+        "users": (users, lambda request: request.user in users),
+        "userGroups": (groups, lambda request: not groups.isdisjoint(request.groups)),
+        "verbs": (verbs, lambda request: request.verb in verbs),
+        "namespaces": (
+            namespaces,
+            lambda request: request.resource is not None and request.namespace in namespaces,
+        ),
+        "resources": (rule.resources, _on_resources(rule.resources)),
+        "nonResourceURLs": (rule.non_resource_urls, _on_paths(rule.non_resource_urls)),
+    }
+    return {name: condition for name, (values, condition) in conditions.items() if values}
 
 
 def _on_resources(listed: tuple[GroupResources, ...]) -> _Condition:

@@ -26,8 +26,7 @@ STAMP = {"stageTimestamp": "2026-11-23T09:14:09Z"}
 def policy(directory: Path, *rules: Object) -> str:
     """Write a policy; return its path."""
     file = directory / "policy.yaml"
-    whole = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
-    file.write_text(json.dumps(whole))
+    file.write_text(json.dumps({"rules": rules}))
     return str(file)
 
 
