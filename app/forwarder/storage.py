@@ -24,8 +24,8 @@ def has_account(settings: Settings) -> bool:
 def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     """Return a client of the container, to be used as an asynchronous context manager.
 
-    A connection string in a file is read again for each request: its key or signature is renewed
-    there. azure-storage-blob 12.31 calls the hook right before it signs a request.
+    A connection string in a file is read again for each request, because its key or signature is
+    renewed there. azure-storage-blob 12.31 calls the hook right before it signs a request.
     """
     import_storage()
     from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - takes 5 MiB of memory

@@ -61,8 +61,8 @@ def hub_connection(text: str) -> HubConnection:
         )
     policy, key = parts.get("sharedaccesskeyname", ""), parts.get("sharedaccesskey", "")
     signature = parts.get("sharedaccesssignature", "")
-    named = {"SharedAccessKeyName": policy, "SharedAccessKey": key}
-    missing = [name for name, value in named.items() if not value]
+    names = ("SharedAccessKeyName", "SharedAccessKey")
+    missing = [name for name in names if name.lower() not in parts]
     if missing and not signature:
         raise ValueError(
             f"lacks {' and '.join(missing)} (or a SharedAccessSignature): copy all of it, "

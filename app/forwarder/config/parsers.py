@@ -3,14 +3,15 @@
 `config/settings.py` redacts the text from the error if it may be a secret.
 """
 
-import json
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import msgspec
 from msgspec import Meta
 from yarl import URL
 
@@ -20,6 +21,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _OLDEST = timedelta(days=3650)  # no hub keeps messages for longer than 90 days
 # Set by the forwarder: a second value would make the request ambiguous.
 _OWN_HEADERS = {"content-type", "content-length", "host", "transfer-encoding"}
+_PROXY = re.compile(r"[\w.:-]+/")  # host and path
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -94,33 +96,26 @@ def text_of(path: Path) -> str:
 
 def names(text: str) -> frozenset[str]:
     """Parse a list of names joined by commas."""
-    found = frozenset(filter(None, (name.strip() for name in text.split(","))))
-    if not found:
-        raise ValueError(f"'{text}' has no name in it; expected names joined by commas")
-    return found
+    if found := frozenset(filter(None, (name.strip() for name in text.split(",")))):
+        return found
+    raise ValueError(f"'{text}' has no name in it; expected names joined by commas")
 
 
 def web_url(text: str) -> URL:
-    """Parse the URL of the sink; the error does not repeat it, for it may hold a password."""
-    if (url := _url(text)) is None:
-        raise ValueError("is not a URL such as http://sysdig-agent:7765/k8s_audit")
-    return url
+    """Parse the URL of the sink."""
+    return _url(text, "http://sysdig-agent:7765/k8s_audit", lambda _: True)
 
 
 def account_url(text: str) -> URL:
     """Parse the URL of a storage account; a SAS token in it belongs in a connection string."""
-    url = _url(text)
-    if url is None or url.user or url.query_string:
-        raise ValueError("is not a URL such as https://ACCOUNT.blob.core.windows.net")
-    return url
+    example = "https://ACCOUNT.blob.core.windows.net"
+    return _url(text, example, lambda url: not url.user and not url.query_string)
 
 
 def proxy_url(text: str) -> URL:
     """Parse the URL of an HTTP proxy, whose scheme may be missing, as in curl."""
-    url = _url(text if "://" in text else f"http://{text}")
-    if url is None or url.path != "/" or not re.fullmatch(r"[\w.:-]+", url.host or ""):
-        raise ValueError("is not a URL such as http://proxy:3128")
-    return url
+    given = text if "://" in text else f"http://{text}"
+    return _url(given, "http://proxy:3128", lambda url: _PROXY.fullmatch(f"{url.host}{url.path}"))
 
 
 def start_position(text: str) -> str | datetime | timedelta:
@@ -145,11 +140,10 @@ def start_position(text: str) -> str | datetime | timedelta:
 def headers(text: str) -> tuple[tuple[str, str], ...]:
     """Parse a JSON object of request headers; the error does not repeat a value."""
     try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError('is not a JSON object of strings such as {"X-Cluster": "prod"}')
+        found = msgspec.json.decode(text, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeError):
+        message = 'is not a JSON object of strings such as {"X-Cluster": "prod"}'
+        raise ValueError(message) from None
     for name, value in found.items():
         if not _TOKEN.fullmatch(name) or not value.isprintable():
             raise ValueError(f"'{name}' is not the name of a header, or its value cannot be sent")
@@ -184,9 +178,10 @@ def shown_url(url: URL) -> URL:
     return url.with_user(None).with_query(None).with_fragment(None)
 
 
-def _url(text: str) -> URL | None:
-    try:
+def _url(text: str, example: str, fits: Callable[[URL], object]) -> URL:
+    """Parse a URL; the error does not repeat it, for it may hold a password."""
+    with suppress(ValueError):
         url = URL(text)
-        return url if url.scheme in ("http", "https") and url.host and url.port else None
-    except ValueError:
-        return None
+        if url.scheme in ("http", "https") and url.host and url.port and fits(url):
+            return url
+    raise ValueError(f"is not a URL such as {example}")

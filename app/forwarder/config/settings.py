@@ -107,17 +107,16 @@ class Settings:
         """Read all variables; SettingsError names every one that is missing or wrong."""
         values: dict[str, Any] = {"files": {}, "client_id": environ.get("AZURE_CLIENT_ID", "")}
         problems: list[str] = []
-        for name, variable_name in _names().items():
+        for variable_name, name in cls.variables().items():
             try:
                 given, path = parsers.variable(environ, variable_name)
                 if path:
                     values["files"][name] = path
                 if given:
                     values[name] = _parse(name, given)
-            except PolicyError as error:
-                problems += [f"{variable_name}: {problem}" for problem in error.problems]
             except ValueError as error:
-                problems.append(f"{variable_name}: {error}")
+                found = error.problems if isinstance(error, PolicyError) else [error]
+                problems += [f"{variable_name}: {problem}" for problem in found]
         hub = values.get("hub_connection")
         if hub and hub.entity_path:
             name = values.setdefault("event_hub_name", hub.entity_path)
@@ -136,24 +135,23 @@ class Settings:
         return settings
 
     @classmethod
-    def variables(cls) -> list[str]:
-        """Return the names of all environment variables, in the order of the documentation."""
-        return list(_names().values())
+    def variables(cls) -> dict[str, str]:
+        """Return the field of each environment variable, in the order of the documentation."""
+        declared = (item for item in fields(cls) if item.metadata)
+        return {item.metadata["variable"]: item.name for item in declared}
 
     def current(self, name: str) -> Any:
         """Return a field as the file of its NAME_FILE has it now: secrets are renewed in place.
 
         Without such a file, or while its content is not usable, the value read at the start.
         """
-        if name not in self.files:
-            return getattr(self, name)
-        try:
-            found = _parse(name, parsers.text_of(self.files[name]))
-        except (OSError, ValueError):
-            return getattr(self, name)
-        for secret in _secrets_of(found):
-            _protect(secret)
-        return found
+        value = getattr(self, name)
+        if name in self.files:
+            with suppress(OSError, ValueError):
+                value = _parse(name, parsers.text_of(self.files[name]))
+                for secret in _secrets_of(value):
+                    _protect(secret)
+        return value
 
     @property
     def hub_host(self) -> str:
@@ -162,7 +160,7 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The texts that no output may show, as they are now."""
+        """The texts that no output may show, at the start and now."""
         names = [item.name for item in fields(self) if item.metadata.get("secret")]
         values = [getattr(self, name) for name in names] + [*map(self.current, names)]
         found = [secret for value in values for secret in _secrets_of(value)]
@@ -224,12 +222,6 @@ def _secrets_of(value: Any) -> Iterator[str]:
             yield from (text for text in value.query.values() if len(text) >= _SHORTEST_SECRET)
         case tuple():  # headers
             yield from (text for _, text in value if len(text) >= _SHORTEST_SECRET)
-
-
-def _names() -> dict[str, str]:
-    """Return the variables by field."""
-    declared = (item for item in fields(Settings) if item.metadata)
-    return {item.name: item.metadata["variable"] for item in declared}
 
 
 def _parse(name: str, given: str) -> Any:

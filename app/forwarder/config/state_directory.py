@@ -1,4 +1,4 @@
-"""The state directory: checked and locked at the start, so that trouble shows then."""
+"""The state directory: checked and locked at the start."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ WITHOUT_LOCKS = {"cifs", "smb3", "smbfs", "nfs", "nfs4", "fuse.blobfuse2", "9p"}
 
 @contextmanager
 def state_directory(path: Path) -> Iterator[Path]:
-    """Hold the directory for this process alone; StateError if it cannot be written or is held."""
+    """Lock the directory; StateError if it cannot be written, or is in use."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -29,14 +29,11 @@ def state_directory(path: Path) -> Iterator[Path]:
 
 
 def file_system(path: Path) -> str:
-    """Return the type of the file system that holds a path, as in /proc/mounts, "" if unknown."""
-    best = "", ""
+    """Return the type of the file system of a path, as in /proc/mounts; "" if unknown."""
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
         target = path.resolve()
     except OSError:
         return ""
-    for _, where, kind, *_rest in (line.split() for line in mounts):
-        if target.is_relative_to(where) and len(where) >= len(best[0]):
-            best = where, kind
-    return best[1]
+    kinds = {where: kind for _, where, kind, *_rest in map(str.split, mounts)}
+    return kinds.get(max(filter(target.is_relative_to, kinds), key=len, default=""), "")

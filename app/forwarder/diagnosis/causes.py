@@ -1,8 +1,8 @@
 """Causes: what an error of a client library means here, and how to repair it. Pure.
 
-Clients wrap what they meet, some of them without a cause (`from None`), so all exceptions of the
-chain are looked at: first for one that carries its own diagnosis (the login), then for one of the
-network, then by the patterns of `causes.toml`.
+Clients wrap the errors of others, some `from None`, so the whole chain of exceptions is searched:
+first for one that has its own diagnosis (the login), then for one of the network, then by the
+patterns of `causes.toml`.
 """
 
 import re
@@ -10,10 +10,12 @@ import socket
 import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+
+import aiohttp
 
 from forwarder import log
 from forwarder.config.network import hub_proxy
@@ -22,14 +24,13 @@ from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
 from forwarder.errors import ForwarderError
 
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
-_EXPIRED: Final = {10}  # codes of OpenSSL's verification
-_MISNAMED: Final = {62, 64}
-_ON_THE_WAY: Final = {"unknown_name", "refused", "silent", "cut"}  # before TLS
+_CERTIFICATE: Final = {10: "expired", 62: "misnamed", 64: "misnamed"}  # by OpenSSL's code
+_BEFORE_TLS: Final = {"unknown_name", "refused", "silent", "cut"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong and how to repair it, a line each; `kind` is a word or two."""
+    """What is wrong and how to repair it, in one line each; `kind` is a word or two."""
 
     kind: str
     what: str
@@ -43,9 +44,9 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the Event Hubs client."""
     (host, port), connection = hub_address(settings), settings.hub_connection
     if found := _of_way(error, "hub", host, port, settings):
-        amqp = settings.hub_transport == "amqp" and found.kind in _ON_THE_WAY
+        amqp = settings.hub_transport == "amqp" and found.kind in _BEFORE_TLS
         if amqp and hub_proxy(settings, host, port):
-            return Diagnosis(found.kind, found.what, TEXTS["http"]["amqp"]["remedy"])
+            return replace(found, remedy=TEXTS["http"]["amqp"]["remedy"])
         return found
     login, policy, which = "identity", "", ""
     if connection:
@@ -70,14 +71,16 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
 
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the storage client, or of the embedded store."""
-    if (address := store_address(settings)) is None:
-        return of_file(error, settings.state_directory)
-    if found := _of_way(error, "store", *address, settings):
-        return found
     connection = settings.blob_connection
+    url = connection.url if connection else settings.blob_account_url
+    if not url:
+        return of_file(error, settings.state_directory)
+    host = url.host or ""
+    if found := _of_way(error, "store", host, url.port or 443, settings):
+        return found
     names = {
-        "account": address[0],
-        "name": (connection and connection.account) or address[0].partition(".")[0],
+        "account": host,
+        "name": (connection and connection.account) or host.partition(".")[0],
         "container": settings.blob_container_name,
         "client": settings.client_id or "CLIENT_ID",
     }
@@ -85,44 +88,42 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
 
 
 def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
-    """Return the cause why no response of the sink came."""
+    """Return the cause of a POST without a response."""
     url = settings.web_sink_url
     found = of_network(error, "sink", url.host or "", url.port or 0)
     return found or Diagnosis("other", log.describe(error), "see WebSinkURL (webhook.url)")
 
 
 def of_silence(newest: datetime, hub: str) -> Diagnosis:
-    """Return the probable cause of a hub without messages since then; year 1 is never."""
-    text = TEXTS["silence"]["since" if newest.year > 1 else "never"]
-    return Diagnosis(
-        "silence", text.format(hub=hub, since=f"{newest:%FT%TZ}"), TEXTS["silence"]["remedy"]
-    )
+    """Return the probable cause of a hub without newer messages; year 1 is without any."""
+    texts = TEXTS["silence"]
+    what = texts["since" if newest.year > 1 else "never"]
+    return Diagnosis("silence", what.format(hub=hub, since=f"{newest:%FT%TZ}"), texts["remedy"])
 
 
 def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnosis | None:
-    """Return the cause if it is on the way to the host of a part; None if it is behind that."""
-    kinds = [(kind, found) for found in chain(error) if (kind := _network_kind(found))]
+    """Return the cause if the host of a part was not reached; None if it was."""
+    kinds = [(kind, one) for one in chain(error) if (kind := _network_kind(one))]
     if not kinds:
         return None
-    kind, found = min(kinds, key=lambda one: one[0] == "cut")  # a wrapper of the first error
-    shown = getattr(found, "reason", None) or getattr(found, "strerror", None) or found
+    kind, cause = min(kinds, key=lambda one: one[0] == "cut")  # which may wrap the first error
+    reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None) or cause
     text = TEXTS["network"][kind]
-    what = text["what"].format(host=host, address=f"{host}:{port}", error=shown)
+    what = text["what"].format(host=host, address=f"{host}:{port}", error=reason)
     return Diagnosis(kind, what, text[part])
 
 
 def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
     """Return the cause if a proxy, or a gateway for WebSockets, refuses or cannot be reached."""
     for one in chain(error):
-        status, kind = getattr(one, "status", 0), type(one).__name__
-        if kind == "ClientProxyConnectionError":
-            at = getattr(one, "host", ""), getattr(one, "port", 0)
-            return of_network(error, "proxy", *at)
-        if kind in ("ClientHttpProxyError", "WSServerHandshakeError"):
-            refused = "proxy" if kind == "ClientHttpProxyError" else "upgrade"
-            text = TEXTS["http"]["407" if status == 407 else refused]  # noqa: PLR2004 - of HTTP
-            names = {"address": f"{host}:{port}", "host": host, "proxy": proxy, "status": status}
-            return Diagnosis(refused, text["what"].format(**names), text["remedy"].format(**names))
+        if isinstance(one, aiohttp.ClientProxyConnectionError):
+            return of_network(error, "proxy", one.host, one.port or 0)
+        if isinstance(one, aiohttp.ClientHttpProxyError | aiohttp.WSServerHandshakeError):
+            kind = "proxy" if isinstance(one, aiohttp.ClientHttpProxyError) else "upgrade"
+            text = TEXTS["http"]["407" if one.status == 407 else kind]  # noqa: PLR2004 - of HTTP
+            names = {"address": f"{host}:{port}", "host": host, "proxy": proxy}
+            what = text["what"].format(**names, status=one.status)
+            return Diagnosis(kind, what, text["remedy"].format(**names))
     return None
 
 
@@ -135,15 +136,8 @@ def hub_address(settings: Settings) -> tuple[str, int]:
     return host, int(port or 5672) if connection and connection.emulator else 5671
 
 
-def store_address(settings: Settings) -> tuple[str, int] | None:
-    """Return the storage account's host and port; None if checkpoints are in a file."""
-    connection, url = settings.blob_connection, settings.blob_account_url
-    url = connection.url if connection else url
-    return (url.host or "", url.port or 443) if url else None
-
-
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those behind it; libraries hide theirs by `from None`."""
+    """Yield an error and all that led to it, also those that `from None` hides."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
@@ -167,7 +161,7 @@ def first_match(
 
 
 def signature(error: BaseException) -> str:
-    """Return what patterns look at: type, condition or code, status, text."""
+    """Return the text that patterns are searched in: type, condition or code, status, text."""
     condition = getattr(error, "condition", None) or getattr(error, "error_code", None) or ""
     if isinstance(condition, bytes):
         condition = condition.decode(errors="replace")
@@ -178,7 +172,7 @@ def signature(error: BaseException) -> str:
 def _of_way(
     error: BaseException, part: str, host: str, port: int, settings: Settings
 ) -> Diagnosis | None:
-    """Return the diagnosis that an error carries, or the cause on the way to a part."""
+    """Return the diagnosis that an error has, or the cause on the way to a part."""
     for one in chain(error):
         if isinstance(found := getattr(one, "diagnosis", None), Diagnosis):
             return found
@@ -188,7 +182,7 @@ def _of_way(
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
-    """Return the first cause whose pattern is in the error; `login` selects texts, and is in it."""
+    """Return the first cause whose pattern matches; `login` selects texts and can be matched."""
     texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
     text = "\n".join([login, *map(signature, chain(error))])
     found = first_match(TEXTS[part], text, {**names, **texts})
@@ -209,13 +203,9 @@ def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a tabl
         case socket.gaierror():
             return "unknown_name"
         case ssl.SSLCertVerificationError() if not hasattr(error, "verify_code"):
-            return None  # aiohttp's, with the real one behind it
-        case ssl.SSLCertVerificationError() if error.verify_code in _EXPIRED:
-            return "expired"
-        case ssl.SSLCertVerificationError() if error.verify_code in _MISNAMED:
-            return "misnamed"
+            return None  # aiohttp's, which wraps the real one
         case ssl.SSLCertVerificationError():
-            return "untrusted"
+            return _CERTIFICATE.get(error.verify_code, "untrusted")
         case ssl.SSLError():
             return "no_tls"
         case ConnectionRefusedError():
