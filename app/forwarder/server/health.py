@@ -26,8 +26,8 @@ class Health:
     ) -> None:
         self._stall_timeout = delivery.settings.stall_timeout
         self._hub = hub
-        self._sink = delivery.sink
-        self._consumer = consumer
+        self.sink = delivery.sink
+        self.consumer = consumer
         self._partitions = consumer.partitions
         self._watchdog = watchdog
         self._checkpoints = checkpoints
@@ -40,44 +40,34 @@ class Health:
             self.history.note(time.monotonic(), self.states())
             await asyncio.sleep(INTERVAL)
 
-    @property
-    def post_concurrency(self) -> int:
-        """The limit of concurrent POSTs now in force."""
-        return self._sink.concurrency.limit
-
-    @property
-    def draining(self) -> bool:
-        """Whether the process was told to stop."""
-        return self._consumer.stopping
-
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; a component that is down is not a reason."""
-        if self._sink.outage.since is not None or self._dead_letters.outage.reason:
+        if self.sink.outage.since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
             return [f"{evicted} dead letters found no room: their messages are to be read again"]
         now = time.monotonic()
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
-            + (f": {refusal}" if (refusal := self._consumer.owned.readers[number].refusal) else "")
+            + (f": {refusal}" if (refusal := self.consumer.owned.readers[number].refusal) else "")
             for number in self._partitions
             if self._watchdog.is_behind(number)
-            and (idle := now - max(self._watchdog.since(number), self._sink.outage.recovered_at))
+            and (idle := now - max(self._watchdog.since(number), self.sink.outage.recovered_at))
             > self._stall_timeout
         ]
 
     def not_ready(self) -> list[str]:
         """Return why nothing can be delivered at the moment."""
         reasons = [f"hub: {self._hub_failure}"] if self._hub_failure else []
-        if self._sink.outage.since is not None:
-            reasons.append(f"sink: {self._sink.outage.reason}")
+        if self.sink.outage.since is not None:
+            reasons.append(f"sink: {self.sink.outage.reason}")
         return reasons
 
     def components(self) -> dict[str, str]:
         """Return why each component fails, "" for a healthy one."""
         return {
             "hub": self._hub_failure,
-            "sink": self._sink.outage.reason,
+            "sink": self.sink.outage.reason,
             "checkpoints": self._checkpoints.outage.reason,
             "dead letters": self._dead_letters.outage.reason,
         }
@@ -85,18 +75,15 @@ class Health:
     @property
     def _hub_failure(self) -> str:
         """Why the hub does not answer, or no partition can be read."""
-        return self._hub.outage.reason or self._consumer.owned.failure
+        return self._hub.outage.reason or self.consumer.owned.failure
 
     def states(self) -> Iterator[State]:
-        """Yield how each partition that this process owns is doing."""
+        """Yield the state of each partition that this process owns."""
         for number, partition in sorted(self._partitions.items()):
-            yield State(
-                partition=number,
-                lag=self._watchdog.lag(number),
-                oldest=self._watchdog.oldest(number),
-                checkpoint=owned.stored if (owned := self._checkpoints.owned.get(number)) else None,
-                delivered=partition.delivered,
-            )
+            lag, oldest = self._watchdog.lag(number), self._watchdog.oldest(number)
+            owned = self._checkpoints.owned.get(number)
+            checkpoint = owned.stored if owned else None
+            yield State(number, lag, oldest, checkpoint, partition.delivered)
 
     def observe(self, metrics: Metrics) -> None:
         """Set the gauges that show how far behind delivery is."""

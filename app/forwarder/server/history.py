@@ -10,27 +10,23 @@ _SHORTEST_RATE: Final = 5.0  # seconds; a rate over less than that jumps with ea
 
 
 class State(NamedTuple):
-    """How a partition is doing now."""
+    """The state of a partition."""
 
     partition: str
-    lag: int
-    """Messages in the hub behind the checkpoint."""
-    oldest: float
-    """Age in seconds of the oldest undelivered message."""
-    checkpoint: int | None
-    """Sequence number of the checkpoint."""
-    delivered: int
-    """Events delivered since the process started."""
+    lag: int  # messages in the hub behind the checkpoint
+    oldest: float  # seconds: the age of the oldest undelivered message
+    checkpoint: int | None  # its sequence number
+    delivered: int  # events since the process started
 
 
 class History:
-    """Points of the partitions that this process owns, each a time (monotonic) and a state."""
+    """Points of the owned partitions, each a time (monotonic) and a state."""
 
     def __init__(self) -> None:
         self._points: dict[str, deque[tuple[float, State]]] = {}
 
     def note(self, now: float, states: Iterable[State]) -> None:
-        """Add a point per partition; the points of others are forgotten."""
+        """Add a point per partition, and forget the points of all others."""
         before, self._points = self._points, {}
         for state in states:
             points = before.get(state.partition, deque(maxlen=_POINTS))
@@ -40,13 +36,13 @@ class History:
     def curve(self, now: float, state: State) -> list[dict[str, Any]]:
         """Return the points of a partition, oldest first, with the rate in events per second.
 
-        The state of now is the last one, so that a curve's maximum includes the current value.
+        The last one is its present state, so that a curve's maximum includes it.
         """
         points = [*self._points.get(state.partition, ()), (now, state)]
-        found, rate = [], 0.0
+        curve, rate = [], 0.0
         for (before, old), (at, new) in zip(points[:1] + points, points, strict=False):
             if at - before >= _SHORTEST_RATE:
                 rate = (new.delivered - old.delivered) / (at - before)
             ago = now - at
-            found.append({"secondsAgo": ago, "lag": new.lag, "oldest": new.oldest, "rate": rate})
-        return found
+            curve.append({"secondsAgo": ago, "lag": new.lag, "oldest": new.oldest, "rate": rate})
+        return curve

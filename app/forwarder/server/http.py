@@ -1,19 +1,19 @@
 """The HTTP port: metrics, probes and the status page, for any client in the cluster.
 
-It is served by a protocol of asyncio, because web frameworks bound neither the memory nor the time
-of a request (aiohttp 3.14 keeps 1 MiB of headers for each connection, and half a request for
-ever). Here a connection carries one request in a buffer of 8 KiB, for 10 s. When there are too
-many, the oldest is closed, so that the kubelet's probes are served nevertheless. Metrics and
-status are rendered once a second, but for a few in a row, for all that ask meanwhile.
+It is an asyncio protocol, because web frameworks limit neither the memory nor the time of a request
+(aiohttp 3.14 keeps 1 MiB of headers per connection, and an incomplete request without end). Here a
+connection has one request, a buffer of 8 KiB and 10 s. When there are too many connections the
+oldest is closed, so that the kubelet's probes are still served. Metrics and status are rendered
+once a second at most, except for a few in a row, for all that wait meanwhile.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 from forwarder import log
 from forwarder.config.settings import Settings
@@ -27,16 +27,11 @@ _SECONDS: Final = 10.0  # for a connection in all
 _CONNECTIONS: Final = 256
 _PACE: Final = 1.0  # seconds between two renderings
 _IN_A_ROW: Final = 10  # renderings without that wait
+_HTML: Final = "text/html"
 _LINE: Final = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r\n")
 _ACCEPT: Final = re.compile(rb"\r\naccept:([^\r\n]*)", re.IGNORECASE)
 
-
-class _Response(NamedTuple):
-    status: int
-    content_type: str
-    body: bytes
-
-
+_Response = tuple[int, str, bytes]  # status, Content-Type, body
 _Handler = Callable[[str], Awaitable[_Response]]  # of the Accept header
 
 
@@ -44,38 +39,29 @@ _Handler = Callable[[str], Awaitable[_Response]]  # of the Accept header
 async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIterator[None]:
     """Serve /metrics, /livez, /readyz and /status on all addresses; port 0 turns them off."""
 
-    async def exposition(accept: str) -> _Response:
-        def render() -> _Response:
-            health.observe(metrics)
-            text, content_type = metrics.exposition(accept)
-            return _Response(200, content_type, redact(text.decode()).encode())
+    def exposition(accept: str) -> _Response:
+        health.observe(metrics)
+        text, content_type = metrics.exposition(accept)
+        return 200, content_type, redact(text.decode()).encode()
 
-        return await paced_metrics.get("openmetrics" in accept, render)
+    def status(accept: str) -> _Response:
+        state = redact_all(report(settings, health))
+        if _HTML not in accept:
+            return _json(200, state)
+        from forwarder.server.page import page  # noqa: PLC0415 - few clients want it
 
-    async def status(accept: str) -> _Response:
-        html = "text/html" in accept
-
-        def render() -> _Response:
-            found = redact_all(report(settings, health))
-            if not html:
-                return _json(200, found)
-            from forwarder.server.page import page  # noqa: PLC0415 - few ask for it
-
-            return _Response(200, "text/html; charset=utf-8", page(found).encode())
-
-        return await paced_status.get(html, render)
+        return 200, f"{_HTML}; charset=utf-8", page(state).encode()
 
     def probe(reasons: Callable[[], list[str]]) -> _Handler:
         async def handle(_: str) -> _Response:
-            found = redact_all(reasons())
-            return _json(503 if found else 200, {"reasons": found})
+            redacted = redact_all(reasons())
+            return _json(503 if redacted else 200, {"reasons": redacted})
 
         return handle
 
-    paced_metrics, paced_status = _Paced(), _Paced()
     handlers: dict[str, _Handler] = {
-        "/metrics": exposition,
-        "/status": status,
+        "/metrics": _Paced(exposition, "openmetrics").get,
+        "/status": _Paced(status, _HTML).get,
         "/livez": probe(health.not_live),
         "/readyz": probe(health.not_ready),
     }
@@ -171,31 +157,35 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class _Paced:
-    """Renders once a second at most, but for a few in a row, for all that ask meanwhile."""
+    """Renders once a second at most, except for a few in a row, for all that wait meanwhile."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[Hashable, asyncio.Task[_Response]] = {}
+    def __init__(self, render: Callable[[str], _Response], media_type: str) -> None:
+        """`render` takes an Accept header, and has two results: with and without this type."""
+        self._render = render
+        self._media_type = media_type
+        self._waiting: dict[bool, asyncio.Task[_Response]] = {}
         self._due = 0.0
 
-    async def get(self, kind: Hashable, render: Callable[[], _Response]) -> _Response:
-        """Return the next rendering of this kind."""
-        if not (task := self._waiting.get(kind)):
-            task = self._waiting[kind] = asyncio.create_task(self._next(kind, render))
+    async def get(self, accept: str) -> _Response:
+        """Return the next rendering."""
+        if not (task := self._waiting.get(self._media_type in accept)):
+            task = asyncio.create_task(self._next(accept))
+            self._waiting[self._media_type in accept] = task
         return await asyncio.shield(task)
 
-    async def _next(self, kind: Hashable, render: Callable[[], _Response]) -> _Response:
+    async def _next(self, accept: str) -> _Response:
         now = asyncio.get_running_loop().time()
         self._due = max(self._due, now) + _PACE
         try:
             await asyncio.sleep(self._due - now - _IN_A_ROW * _PACE)
         finally:
-            del self._waiting[kind]
-        return render()
+            del self._waiting[self._media_type in accept]
+        return self._render(accept)
 
 
 def _json(status: int, value: object) -> _Response:
-    return _Response(status, "application/json", json.dumps(value).encode())
+    return status, "application/json", json.dumps(value).encode()
 
 
 def _text(status: int) -> _Response:
-    return _Response(status, "text/plain", HTTPStatus(status).phrase.encode())
+    return status, "text/plain", HTTPStatus(status).phrase.encode()

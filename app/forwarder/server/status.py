@@ -21,10 +21,10 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
     return {
         "version": __version__,
         "upSeconds": round(now - _STARTED),
-        "state": "draining" if health.draining else state,
+        "state": "draining" if health.consumer.stopping else state,
         "notLive": not_live,
         "notReady": not_ready,
-        "postConcurrency": health.post_concurrency,
+        "postConcurrency": health.sink.concurrency.limit,
         "components": {name: why or "healthy" for name, why in health.components().items()},
         "partitions": [
             {**one._asdict(), "lastHour": health.history.curve(now, one)} for one in health.states()
