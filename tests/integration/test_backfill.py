@@ -105,9 +105,8 @@ async def test_the_policy_applies_and_what_is_refused_is_counted(
     env: Environment, sensor: Webhook, tmp_path: Path
 ) -> None:
     policy = tmp_path / "policy.json"
-    head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
     rules = [{"level": "None", "verbs": ["get"]}, {"level": "RequestResponse"}]
-    policy.write_text(json.dumps({**head, "rules": rules}))
+    policy.write_text(json.dumps({"rules": rules}))
     (message,) = events.messages(20, per_message=20, events=events.typical_events())
     gets = [one for one in message.events if json.loads(one)["verb"] == "get"]
     others = [one for one in message.events if one not in gets]

@@ -423,8 +423,7 @@ async def test_the_audit_policy_is_for_messages_and_not_again_for_events(
 ) -> None:
     """An event that the sink refused has passed the policy, or was too cut off for it."""
     policy = tmp_path / "policy.json"
-    head = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
-    policy.write_text(json.dumps({**head, "rules": [{"level": "None"}]}))
+    policy.write_text(json.dumps({"rules": [{"level": "None"}]}))
     alone, *inside = fresh(5)
     await dead_letters(tmp_path, [alone, events.envelope(inside)])
     variables = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
