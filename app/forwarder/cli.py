@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(
     arguments: Sequence[str], signals: Sequence[Signals], *, stopped: Callable[[], bool]
 ) -> int:
-    """Run until one of the signals comes; `stopped` tells whether one has come already.
+    """Run until one of the signals comes; `stopped` returns whether one has come already.
 
     Returns the exit status: 0 after a graceful stop, 2 for bad settings, 1 for anything else.
     """
@@ -33,7 +33,7 @@ def main(
             return int(given.run(given))
         settings = Settings.from_env()
     except SettingsError as error:
-        sys.stderr.write("".join(f"{redaction.printable(one)}\n" for one in error.problems))
+        sys.stderr.write("".join(f"{redaction.printable(problem)}\n" for problem in error.problems))
         return 2
     log.configure(settings.verbose_level, settings.log_format, settings.secrets)
 

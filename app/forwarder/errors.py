@@ -26,7 +26,7 @@ class SupersededError(ForwarderError):
 
 
 class EvictedError(ForwarderError):
-    """Dead-letter records that found no room in memory while their store failed."""
+    """Dead-letter records did not fit into memory while their store failed."""
 
 
 class UnusableError(ForwarderError):

@@ -44,7 +44,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
         try:
             self._database = _open(path)
         except (sqlite3.DatabaseError, UnicodeError) as error:
-            # A full disk or a lock says nothing about the file, a statement that does not fit does.
+            # A full disk or a lock is no damage, a table that a statement does not fit is.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 what = f"'{path}' cannot be opened: {causes.of_file(error, path)}"

@@ -20,7 +20,7 @@ _WORDS: Final = 4  # of a reason, before its first colon, that make a class of r
 
 
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Where in the hub it was, why it cannot be delivered, and its bytes."""
+    """Its place in the hub, why it cannot be delivered, and its bytes."""
 
     time: datetime
     reason: str
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     @classmethod
     def of(cls, partition: str, sequence_number: int, refused: Unusable) -> Self:
-        """Return the record of what was refused now."""
+        """Return the record of something that is refused now."""
         head = (datetime.now(UTC), refused.reason, partition, sequence_number)
         try:
             return cls(*head, body=refused.body.decode())
@@ -74,8 +74,8 @@ def parse(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
 def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[bytes]]]:
     """Yield batches as names and lines: of one class of reasons each, and about `most` bytes.
 
-    A name is `TIME-DIGEST-CLASS.jsonl`. It sorts by the time of the first record. It depends on
-    the content alone, so replicas never collide, and a batch that is written twice is there once.
+    A name is `TIME-DIGEST-CLASS.jsonl`, with the time of the first record. It depends only on the
+    content, so replicas never collide, and a batch is there once even if it is written again.
     """
     classes: dict[str, list[Record]] = {}
     for record in records:

@@ -1,7 +1,7 @@
 """The fields of an event that a policy looks at, decoded in the pass that validates the event.
 
-kube-apiserver matches rules against the request. Its event says nearly the same: `attributes`
-returns what the rules saw, which differs where the server completed the event afterwards.
+kube-apiserver matches rules against the request, which differs from the event where the server
+completed that afterwards. `attributes` returns what the rules saw.
 """
 
 from typing import Any, Final, NamedTuple

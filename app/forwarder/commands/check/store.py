@@ -1,4 +1,4 @@
-"""The store: may it be used, which checkpoints of this hub and which dead letters does it have."""
+"""The store: access to it, the checkpoints of this hub in it, and the dead letters."""
 
 import asyncio
 import os
