@@ -1,4 +1,4 @@
-# Releases and `make image` set this to the digest in .github/base/Dockerfile. Set it to your mirror where anonymous pulls are limited.
+# Releases and `make image` set this to the digest in .github/base/Dockerfile. Set it to your mirror if anonymous pulls are limited.
 ARG PYTHON_IMAGE=python:3.13-slim
 
 # Requirements by hash, then the package, compiled because the root file system is read-only at run time.
@@ -6,7 +6,7 @@ FROM ${PYTHON_IMAGE} AS build
 COPY app/requirements.txt /tmp/
 RUN python -m venv --without-pip /venv \
  && pip --python /venv/bin/python install --no-cache-dir --no-compile --only-binary=:all: --require-hashes -r /tmp/requirements.txt
-# 27 of 69 MB are symbols that only a debugger needs. Where Debian's packages cannot be reached, they stay.
+# 27 of 69 MB are symbols that only a debugger needs. They stay if Debian's packages cannot be reached.
 RUN (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends binutils) >/dev/null \
  && find /venv -name '*.so*' -exec strip --strip-unneeded {} + || echo "binutils cannot be installed: the image is larger"
 COPY app/forwarder /tmp/forwarder

@@ -108,7 +108,7 @@ VERSION = $(shell awk '$$1 == "appVersion:" {print $$2}' chart/Chart.yaml)
 IMAGE ?= aks-audit:$(VERSION)
 BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 2>&1 && echo $$name && break; done)
 # Called with Dockerfile, context, name and options; a cluster that takes images in its own way has it replaced.
-BUILD = $(or $(BUILDER),$(error docker, podman or buildah is needed, and a daemon that runs)) build --file $1 --tag $3 $4 $2
+BUILD = $(or $(BUILDER),$(error docker, podman or buildah is needed, with a running daemon)) build --file $1 --tag $3 $4 $2
 
 PYTHON_IMAGE ?= $(shell awk '$$1 == "FROM" {print $$2}' .github/base/Dockerfile)
 
