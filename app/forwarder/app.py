@@ -80,7 +80,8 @@ async def _startup(
     watchdog = Watchdog(delivery, hub, consumer, checkpoints)
 
     health = Health(delivery, hub, consumer, watchdog, checkpoints)
-    await stack.enter_async_context(serve(settings, metrics, health))
+    if settings.http_port:
+        await stack.enter_async_context(serve(settings, metrics, health))
     return consumer, watchdog, checkpoints, health
 
 

@@ -11,20 +11,20 @@ While the file cannot be written, delivery continues without it.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from forwarder import log
 from forwarder.delivery.watermark import Message
 
 _DEATHS: Final = 3  # in a row
-_NAME: Final = re.compile(r"[^/]+/\d+/[^/]+")
+_NAME: Final = r"[^/]+/\d+/[^/]+"  # of a message, see `_name`
 _PAGE: Final = 4096  # bytes
 _SLOW: Final = 1.0  # seconds to wait for the disk before a suspect is processed
 
@@ -32,9 +32,9 @@ _SLOW: Final = 1.0  # seconds to wait for the disk before a suspect is processed
 class _Notes(msgspec.Struct):
     starts: dict[str, tuple[int | None, int]] = {}
     """By partition: the checkpoint at the claim, and the starts in a row without progress."""
-    suspect: str = ""
+    suspect: Annotated[str, Meta(pattern=f"^({_NAME})?$")] = ""
     """The message that is being processed alone."""
-    deaths: dict[str, int] = {}
+    deaths: dict[Annotated[str, Meta(pattern=f"^{_NAME}$")], int] = {}
     """By message: how often it was the suspect when the process died."""
 
 
@@ -46,9 +46,7 @@ class Quarantine:
         self._writer = ThreadPoolExecutor(1)
         self._notes = _Notes()
         with suppress(OSError, msgspec.DecodeError, UnicodeError):  # a damaged file is ignored
-            notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
-            if all(map(_NAME.fullmatch, notes.deaths)):
-                self._notes = notes
+            self._notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
         self._repeated = log.RateLimited()
         deaths = self._notes.deaths
         if suspect := self._notes.suspect:

@@ -28,7 +28,6 @@ class Health:
         self._hub = hub
         self.sink = delivery.sink
         self.consumer = consumer
-        self._partitions = consumer.partitions
         self._watchdog = watchdog
         self._checkpoints = checkpoints
         self._dead_letters = delivery.dead_letters
@@ -50,7 +49,7 @@ class Health:
         return [
             f"partition {number}: no progress for {idle:.0f} s while messages wait"
             + (f": {refusal}" if (refusal := self.consumer.owned.readers[number].refusal) else "")
-            for number in self._partitions
+            for number in self.consumer.partitions
             if self._watchdog.is_behind(number)
             and (idle := now - max(self._watchdog.since(number), self.sink.outage.recovered_at))
             > self._stall_timeout
@@ -79,7 +78,7 @@ class Health:
 
     def states(self) -> Iterator[State]:
         """Yield the state of each partition that this process owns."""
-        for number, partition in sorted(self._partitions.items()):
+        for number, partition in sorted(self.consumer.partitions.items()):
             lag, oldest = self._watchdog.lag(number), self._watchdog.oldest(number)
             owned = self._checkpoints.owned.get(number)
             checkpoint = owned.stored if owned else None

@@ -37,7 +37,7 @@ _Handler = Callable[[str], Awaitable[_Response]]  # of the Accept header
 
 @asynccontextmanager
 async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIterator[None]:
-    """Serve /metrics, /livez, /readyz and /status on all addresses; port 0 turns them off."""
+    """Serve /metrics, /livez, /readyz and /status on all addresses."""
 
     def exposition(accept: str) -> _Response:
         health.observe(metrics)
@@ -65,9 +65,6 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
         "/livez": probe(health.not_live),
         "/readyz": probe(health.not_ready),
     }
-    if not settings.http_port:
-        yield
-        return
     connections: dict[_Connection, None] = {}
     server = await asyncio.get_running_loop().create_server(
         lambda: _Connection(handlers, connections), port=settings.http_port
