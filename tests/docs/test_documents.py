@@ -166,6 +166,13 @@ def test_make_azure_stops_where_a_step_that_costs_money_is_not_wanted(tmp_path: 
     assert (tmp_path / "az.called").read_text() == "account show --query id --output tsv\n"
 
 
+def test_make_azure_asks_before_it_deletes() -> None:
+    program = steps.program(steps.of(page("azure.md"), "down"), {}, ask=True)
+    before, _, deleted = program.partition("diagnostic-settings delete")
+    assert "deletes what the steps above created" in before
+    assert "az group delete" in deleted
+
+
 def helm_commands() -> list[tuple[str, str]]:
     """Return the document and text of each command that installs this chart."""
     return [
