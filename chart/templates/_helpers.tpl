@@ -111,14 +111,15 @@ annotations:
 {{- end }}
 
 {{/*
-API version for a kind that is not part of Kubernetes, the first that the cluster serves. A list: the root, the kind, the
-value that asks for it, and the API versions.
+API version for a kind that is not part of Kubernetes, the first that the cluster serves, or that is given to helm template
+without any of its kinds. A list: the root, the kind, the value that asks for it, and the API versions.
 */}}
 {{- define "aks-audit.apiVersion" -}}
 {{- $found := "" }}
 {{- $versions := slice . 3 }}
+{{- $served := printf " %s " (join " " (first .).Capabilities.APIVersions) }}
 {{- range $versions }}
-{{- if and (not $found) ((first $).Capabilities.APIVersions.Has (printf "%s/%s" . (index $ 1))) }}{{ $found = . }}{{ end }}
+{{- if and (not $found) (or (contains (printf " %s/%s " . (index $ 1)) $served) (contains (printf " %s " .) $served | and (not (contains (printf " %s/" .) $served)))) }}{{ $found = . }}{{ end }}
 {{- end }}
 {{- if not $found }}
 {{- $wanted := printf "%s/%s" (first $versions) (index . 1) }}
