@@ -80,7 +80,7 @@ class BlobCheckpointStore(CheckpointStore):
 
         An entry is granted if nobody has changed it, and kept while the store does not answer.
         """
-        return [one for one in await gather(*map(self._claim, ownership_list)) if one]
+        return [entry for entry in await gather(*map(self._claim, ownership_list)) if entry]
 
     async def _claim(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
         blob = self.container.get_blob_client(path(wanted, wanted["partition_id"], "ownership"))

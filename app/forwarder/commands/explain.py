@@ -85,25 +85,25 @@ def tally(
 
 def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterator[str]:
     """Yield the lines of a table of `tally`'s results."""
-    events, size = sum(one.events for one in tallies), sum(one.size for one in tallies)
+    events, size = sum(row.events for row in tallies), sum(row.size for row in tallies)
     yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
-    for one in tallies:
-        if one.events or one.rule.isdecimal():
+    for row in tallies:
+        if row.events or row.rule.isdecimal():
             yield (
-                f"{one.rule:>6}  {one.level:15} {one.events:10,} {_share(one.events, events):>6} "
-                f"{_bytes(one.size):>9} {_share(one.size, size):>6} "
-                f"{_share(one.size_left, one.size):>6}  {one.conditions}"
+                f"{row.rule:>6}  {row.level:15} {row.events:10,} {_share(row.events, events):>6} "
+                f"{_bytes(row.size):>9} {_share(row.size, size):>6} "
+                f"{_share(row.size_left, row.size):>6}  {row.conditions}"
             )
-            for kind, count in one.examples.most_common(_EXAMPLES):
+            for kind, count in row.examples.most_common(_EXAMPLES):
                 yield f"{'':24} {count:10,} x {kind}"
-    events_left = sum(one.events_left for one in tallies)
-    size_left = sum(one.size_left for one in tallies)
+    events_left = sum(row.events_left for row in tallies)
+    size_left = sum(row.size_left for row in tallies)
     yield ""
     yield (
         f"{events:,} events, {_bytes(size)}; left by {policy}: {events_left:,} events "
         f"({_share(events_left, events)}), {_bytes(size_left)} ({_share(size_left, size)})"
     )
-    if never := [one.rule for one in tallies if one.rule.isdecimal() and not one.events]:
+    if never := [row.rule for row in tallies if row.rule.isdecimal() and not row.events]:
         yield f"rules that never matched: {', '.join(never)}"
     if unreadable:
         yield f"lines without an audit event: {unreadable:,}"
@@ -138,9 +138,9 @@ def summary(fields: EventFields) -> str:
 def shown(rule: Rule) -> str:
     """Return a rule's conditions on one line."""
     resources = [
-        f"{resource}.{one.group}" if one.group else resource
-        for one in rule.resources
-        for resource in one.resources or ("*",)
+        f"{resource}.{group.group}" if group.group else resource
+        for group in rule.resources
+        for resource in group.resources or ("*",)
     ]
     named = {
         "users": rule.users,
@@ -148,7 +148,7 @@ def shown(rule: Rule) -> str:
         "verbs": rule.verbs,
         "namespaces": [namespace or '""' for namespace in rule.namespaces],
         "resources": resources,
-        "resourceNames": [name for one in rule.resources for name in one.resource_names],
+        "resourceNames": [name for group in rule.resources for name in group.resource_names],
         "nonResourceURLs": rule.non_resource_urls,
         "omitStages": rule.omit_stages,
     }

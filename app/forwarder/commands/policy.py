@@ -61,7 +61,7 @@ def run(given: argparse.Namespace) -> int:
     lines = _from_hub(settings, given.hub) if given.hub else _from_file(given.file)
     try:
         if given.event:
-            events = (one for line in lines for one in events_in(line, settings.categories))
+            events = (event for line in lines for event in events_in(line, settings.categories))
             shown = trace(policy, next(events, b""))
         else:
             shown = report(policy, *tally(policy, lines, settings.categories))
@@ -109,9 +109,9 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
             await stack.enter_async_context(client)
             numbers = await client.get_partition_ids()
             partitions = await asyncio.gather(*map(client.get_partition_properties, numbers))
-            filled = [one for one in partitions if not one["is_empty"]]
+            filled = [partition for partition in partitions if not partition["is_empty"]]
             each = math.ceil(count / max(1, len(filled)))
-            peeks = (peek(client, one, each, _PEEK_SECONDS) for one in filled)
+            peeks = (peek(client, partition, each, _PEEK_SECONDS) for partition in filled)
             peeked = await asyncio.gather(*peeks)
         if peeked and all(found is None for found in peeked):
             raise ForwarderError(

@@ -139,10 +139,10 @@ class Repost(Replay):
                 else:
                     self._removed += 1
                 kept = [
-                    replace(record, reason=one.reason, body=one.body, body_base64=one.body_base64)
-                    for one in refused
+                    replace(record, reason=new.reason, body=new.body, body_base64=new.body_base64)
+                    for new in refused
                 ]
-                lines[index] = b"".join(one.line() for one in kept)
+                lines[index] = b"".join(new.line() for new in kept)
 
     def _refuse(self, record: Record) -> None:
         self._refused[record.sequence_number].append(record)

@@ -65,7 +65,7 @@ class DeadLetterWriter:
         Its result is how many of them count as `dropped`, in place of older records that were
         dropped for them and have been counted as `dead_lettered`. EvictedError: there was no room.
         """
-        for kind, reason in {one.reason_class: one.reason for one in records}.items():
+        for kind, reason in {record.reason_class: record.reason for record in records}.items():
             self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         size = sum(len(record.original) for record in records) + _OVERHEAD
@@ -89,20 +89,20 @@ class DeadLetterWriter:
         """Write until nothing waits."""
         while self._waiting:
             group = [self._waiting.popleft()]
-            while self._waiting and sum(one.size for one in group) < self._store.max_batch:
+            while self._waiting and sum(entry.size for entry in group) < self._store.max_batch:
                 group.append(self._waiting.popleft())
-            records = [record for one in group for record in one.records]
+            records = [record for entry in group for record in entry.records]
             dropped = 0
             for name, lines in batches(records, self._store.max_batch):
                 dropped += await self._put(name, lines)
             self.outage.end()
-            for one in group:
-                instead = min(dropped, len(one.records))
+            for entry in group:
+                instead = min(dropped, len(entry.records))
                 dropped -= instead
-                self.waiting -= len(one.records)
-                self._bytes -= one.size
-                if not one.written.done():
-                    one.written.set_result(instead)
+                self.waiting -= len(entry.records)
+                self._bytes -= entry.size
+                if not entry.written.done():
+                    entry.written.set_result(instead)
             self._room.set()
             if self._bytes < self._store.max_batch:
                 await asyncio.sleep(self._pause)

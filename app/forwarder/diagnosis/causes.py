@@ -103,10 +103,10 @@ def of_silence(newest: datetime, hub: str) -> Diagnosis:
 
 def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnosis | None:
     """Return the cause if the host of a part was not reached; None if it was."""
-    kinds = [(kind, one) for one in chain(error) if (kind := _network_kind(one))]
+    kinds = [(kind, cause) for cause in chain(error) if (kind := _network_kind(cause))]
     if not kinds:
         return None
-    kind, cause = min(kinds, key=lambda one: one[0] == "cut")  # which may wrap the first error
+    kind, cause = min(kinds, key=lambda pair: pair[0] == "cut")  # which may wrap the first error
     reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None) or cause
     text = TEXTS["network"][kind]
     what = text["what"].format(host=host, address=f"{host}:{port}", error=reason)
@@ -115,14 +115,14 @@ def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnos
 
 def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
     """Return the cause if a proxy, or a gateway for WebSockets, refuses or cannot be reached."""
-    for one in chain(error):
-        if isinstance(one, aiohttp.ClientProxyConnectionError):
-            return of_network(error, "proxy", one.host, one.port or 0)
-        if isinstance(one, aiohttp.ClientHttpProxyError | aiohttp.WSServerHandshakeError):
-            kind = "proxy" if isinstance(one, aiohttp.ClientHttpProxyError) else "upgrade"
-            text = TEXTS["http"]["407" if one.status == 407 else kind]  # noqa: PLR2004 - of HTTP
+    for cause in chain(error):
+        if isinstance(cause, aiohttp.ClientProxyConnectionError):
+            return of_network(error, "proxy", cause.host, cause.port or 0)
+        if isinstance(cause, aiohttp.ClientHttpProxyError | aiohttp.WSServerHandshakeError):
+            kind = "proxy" if isinstance(cause, aiohttp.ClientHttpProxyError) else "upgrade"
+            text = TEXTS["http"]["407" if cause.status == 407 else kind]  # noqa: PLR2004 - of HTTP
             names = {"address": f"{host}:{port}", "host": host, "proxy": proxy}
-            what = text["what"].format(**names, status=one.status)
+            what = text["what"].format(**names, status=cause.status)
             return Diagnosis(kind, what, text["remedy"].format(**names))
     return None
 
@@ -173,8 +173,8 @@ def _of_way(
     error: BaseException, part: str, host: str, port: int, settings: Settings
 ) -> Diagnosis | None:
     """Return the diagnosis that an error has, or the cause on the way to a part."""
-    for one in chain(error):
-        if isinstance(found := getattr(one, "diagnosis", None), Diagnosis):
+    for cause in chain(error):
+        if isinstance(found := getattr(cause, "diagnosis", None), Diagnosis):
             return found
     proxy = settings.https_proxy
     shown = f"{proxy.host}:{proxy.port}" if proxy else "of HTTP_PROXY"

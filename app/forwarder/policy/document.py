@@ -112,7 +112,7 @@ def parse(yaml: str) -> Policy:
         given = []
     options = _convert(_Options, found, "", problems)
     rules = [
-        _convert(Rule, one, f"rule {number}: ", problems) for number, one in enumerate(given, 1)
+        _convert(Rule, rule, f"rule {number}: ", problems) for number, rule in enumerate(given, 1)
     ]
     if problems:
         raise PolicyError(problems)
@@ -122,8 +122,8 @@ def parse(yaml: str) -> Policy:
 def _without_nulls(found: Any) -> Any:
     """Return a manifest without its null fields, which count as missing."""
     if isinstance(found, dict):
-        return {name: _without_nulls(one) for name, one in found.items() if one is not None}
-    return [_without_nulls(one) for one in found] if isinstance(found, list) else found
+        return {name: _without_nulls(item) for name, item in found.items() if item is not None}
+    return [_without_nulls(item) for item in found] if isinstance(found, list) else found
 
 
 def _convert(kind: Any, found: Any, where: str, problems: list[str]) -> Any:

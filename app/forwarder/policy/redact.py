@@ -44,7 +44,7 @@ def without_managed_fields(document: Raw) -> bytes:
     fields = _fields(value)
     for name, inside in (("items", ""), ("rows", "object")):
         if (raw := bytes(fields.get(name, b""))).startswith(b"["):
-            fields[name] = Raw(_encode([_stripped(one, inside) for one in _items(raw)]))
+            fields[name] = Raw(_encode([_stripped(item, inside) for item in _items(raw)]))
     _strip(fields)
     return _encode(fields)
 

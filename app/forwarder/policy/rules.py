@@ -157,9 +157,9 @@ def _conditions(rule: Rule) -> dict[str, _Condition]:
 
 def _on_resources(listed: tuple[GroupResources, ...]) -> _Condition:
     by_group: dict[str, list[tuple[frozenset[str], frozenset[str]]]] = {}
-    for one in listed:
-        entry = (frozenset(one.resources), frozenset(one.resource_names))
-        by_group.setdefault(one.group, []).append(entry)
+    for group in listed:
+        entry = (frozenset(group.resources), frozenset(group.resource_names))
+        by_group.setdefault(group.group, []).append(entry)
 
     def condition(request: Request) -> bool:
         if request.resource is None or not (entries := by_group.get(request.group)):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 INTERVAL: Final = 30.0  # seconds between two points
@@ -40,7 +41,7 @@ class History:
         """
         points = [*self._points.get(state.partition, ()), (now, state)]
         curve, rate = [], 0.0
-        for (before, old), (at, new) in zip(points[:1] + points, points, strict=False):
+        for (before, old), (at, new) in pairwise([points[0], *points]):
             if at - before >= _SHORTEST_RATE:
                 rate = (new.delivered - old.delivered) / (at - before)
             ago = now - at

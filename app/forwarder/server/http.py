@@ -122,7 +122,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     async def _respond(self, *, complete: bool) -> None:
         line, accept = _LINE.match(self._buffer), _ACCEPT.search(self._buffer)
-        method, path = (one.decode() for one in line.groups()) if line else ("", "")
+        method, path = (part.decode() for part in line.groups()) if line else ("", "")
         handler = self._handlers.get(path.partition("?")[0])
         if not complete:
             response = _text(431)

@@ -122,14 +122,14 @@ class _Report:
             sys.stdout.flush()
 
     def end(self) -> bool:
-        failed = [one["step"] for one in self._steps if one["state"] == "FAIL"]
+        failed = [step["step"] for step in self._steps if step["state"] == "FAIL"]
         if self._json:
             whole = {"ok": not failed, "steps": self._steps}
             sys.stdout.write(f"{json.dumps(whole, indent=2)}\n")
         elif failed:
             sys.stdout.write(f"\n{len(failed)} failed: {', '.join(failed)}\n")
         else:
-            warnings = sum(one["state"] == "warn" for one in self._steps)
+            warnings = sum(step["state"] == "warn" for step in self._steps)
             more = f", {warnings} to look at" if warnings else ""
             sys.stdout.write(f"\nall parts answer{more}\n")
         return not failed

@@ -109,12 +109,12 @@ class HubCheck(Part):
         await self._store.done.wait()
         stored = self._store.checkpoints
         total = waiting = 0
-        for one in self._partitions:
-            first, last = one["beginning_sequence_number"], one["last_enqueued_sequence_number"]
-            count = 0 if one["is_empty"] else last - first + 1
+        for p in self._partitions:
+            first, last = p["beginning_sequence_number"], p["last_enqueued_sequence_number"]
+            count = 0 if p["is_empty"] else last - first + 1
             total += count
-            waiting += min(count, max(0, last - (stored or {}).get(one["id"], first - 1)))
-        newest = max(one["last_enqueued_time_utc"] for one in self._partitions)
+            waiting += min(count, max(0, last - (stored or {}).get(p["id"], first - 1)))
+        newest = max(p["last_enqueued_time_utc"] for p in self._partitions)
         age = (datetime.now(UTC) - newest).total_seconds()
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self.settings.event_hub_name)
@@ -124,11 +124,11 @@ class HubCheck(Part):
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> Finding | str:
-        filled = [one for one in self._partitions if not one["is_empty"]]
-        filled.sort(key=lambda one: one["last_enqueued_time_utc"], reverse=True)
+        filled = [p for p in self._partitions if not p["is_empty"]]
+        filled.sort(key=lambda p: p["last_enqueued_time_utc"], reverse=True)
         if not filled:
             return Finding("skipped", "there is no message to look into")
-        peeks = (peek(self._client, one, _MESSAGES, _PEEK_SECONDS) for one in filled[:_PEEKED])
+        peeks = (peek(self._client, p, _MESSAGES, _PEEK_SECONDS) for p in filled[:_PEEKED])
         peeked = await asyncio.gather(*peeks)
         messages = [body for bodies in peeked for body in bodies or ()]
         if None in peeked and not messages:

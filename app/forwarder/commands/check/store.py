@@ -81,9 +81,8 @@ class StoreCheck(Part):
             self._dead_letters = DeadLetterFiles(path / DIRECTORY, most)
         kind = file_system(path)
         if kind in WITHOUT_LOCKS:
-            text = causes.TEXTS["file"]
-            found = text["what"].format(kind=kind, error=f"'{path}'")
-            return Finding("warn", found, text["remedy"])
+            why = causes.of_file(StateError(f"'{path}'"), path)
+            return Finding("warn", why.what, why.remedy)
         return f"'{path}' may be written, on {kind}"
 
     async def _read(self) -> Finding | str:
