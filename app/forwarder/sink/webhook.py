@@ -10,6 +10,7 @@ the others that are accepted. `concurrency` decides for the sink as a whole when
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, Self
 
 import aiohttp
@@ -48,6 +49,7 @@ class Sink:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._posts = cache(metrics.posts.labels)
         self._log_url = str(shown_url(settings.web_sink_url))
         self._rejects = self._failures = 0  # in a row
         self._accepted_events = 0
@@ -136,7 +138,7 @@ class Sink:
         try:
             response, content = await self._send(body)
         except TimeoutError:
-            self._metrics.posts.labels("error").inc()
+            self._posts("error").inc()
             limit = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
             raise RetryableError(
                 f"no answer in {limit} s",
@@ -144,7 +146,7 @@ class Sink:
                 remedy="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            self._metrics.posts.labels("error").inc()
+            self._posts("error").inc()
             diagnosis = causes.of_sink(error, self._settings)
             what = (self._tls and self._tls.expired()) or diagnosis.what
             connected = not isinstance(error, aiohttp.ClientConnectorError)
@@ -152,7 +154,7 @@ class Sink:
             # guard: no-response-is-retried
             raise kind(what, reason="connection", remedy=diagnosis.remedy) from None
         seconds, status = time.perf_counter() - started, response.status
-        self._metrics.posts.labels(status).inc()
+        self._posts(status).inc()
         self._metrics.post_seconds.observe(seconds)
         log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
