@@ -31,6 +31,7 @@ _SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
 _CATEGORY: Final = re.compile(rb'"category"\s*:\s*"([\w-]*)"')
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _CONTROL: Final = re.compile(rb"[\0-\x1f]")
+_HALF: Final = re.compile(rb"(?is)\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
 _MAX_LEVELS: Final = 100
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
@@ -80,20 +81,21 @@ def split(message: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def decode(body: bytes) -> Record:
-    """Decode a record, with raw control characters in its strings if need be."""
+    """Decode a record; if need be without what JSON does not have in its strings."""
     try:
         return _decode_record(body)
     except UNREADABLE:
-        record = _decode_record(escaped(body))
-        if not record.category.isprintable():
+        record = _decode_record(legible(escaped(body)))
+        if not (record.category.isascii() and record.category.isprintable()):
             raise
         return record
 
 
 def log_of(properties: bytes) -> str:
     """Return the log of a record whose properties, or log, may be an object or text of one."""
+    properties = legible(properties)
     if properties.startswith(b'"'):
-        properties = _decode_text(escaped(properties)).encode()
+        properties = legible(_decode_text(escaped(properties)).encode())
     log = bytes(_decode_properties(properties).log)
     return _decode_text(escaped(log)) if log.startswith(b'"') else log.decode()
 
@@ -134,6 +136,14 @@ def escaped(text: bytes) -> bytes:
     if not _CONTROL.search(text):
         return text
     return _STRING.sub(lambda string: _CONTROL.sub(_escape, string[0]), text)
+
+
+def legible(text: bytes) -> bytes:
+    r"""Return JSON with U+FFFD, as Go reads it, for half a surrogate and what is not UTF-8."""
+    text = text.decode(errors="replace").encode()
+    if rb"\ud" not in text.lower():
+        return text
+    return _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
 
 
 def _escape(control: re.Match[bytes]) -> bytes:

@@ -5,9 +5,9 @@ auditID, stage, requestURI, verb, user, …, objectRef, the objects, both timest
 the top-level fields before the cut are whole, and they stay as they were written. The timestamps
 come from the record's `time`, and an annotation tells that the event is not the original.
 
-A client can move the cut by the length of its query. An event that lost its verb or user is
-therefore completed too, or a request could hide itself: `unknown` stands for both, and the target
-is derived from the path.
+A client can move the cut by the length of its query or User-Agent. An event that lost its verb or
+user is therefore completed too, or a request could hide itself: `unknown` stands for both. A target
+that is lost is derived from the path.
 """
 
 import json
@@ -78,17 +78,18 @@ def complete(log: str, time: str | None) -> str:
 
 
 def _replace_missing(fields: dict[str, str], cut: str | None) -> list[str]:
-    """Fill in verb and user if they are lost, and the target with them; return what was lost."""
+    """Fill in verb, user and target if they are lost; return what was lost of the request."""
     missing = [name for name in _UNKNOWN if name not in fields]
     if not fields.get("verb", '"').startswith('"'):
         missing.insert(0, "verb")
-    if not missing:
+    if not missing and cut is None:
         return missing
     whole = "requestURI" in fields
-    if cut and not whole:
-        fields["requestURI"] = cut
-    elif not whole:
-        missing.insert(0, "requestURI")
+    if missing and not whole:
+        if cut:
+            fields["requestURI"] = cut
+        else:
+            missing.insert(0, "requestURI")
     fields |= {name: value for name, value in _UNKNOWN.items() if name in missing}
     uri = _decoded(fields.get("requestURI", "")) or ""
     if "objectRef" not in fields and (target := object_reference(uri, whole=whole)):
@@ -117,9 +118,10 @@ def _whole_fields(text: str) -> tuple[dict[str, str], str | None, str]:
             end, at = at, _skip(text, at)
             if text[end - 1].isdigit() and text[at : at + 1] not in (",", "}"):
                 return fields, "", ""
-            with suppress(msgspec.DecodeError):  # NaN or half a surrogate, no JSON to a sink
-                _raw(text[start:end])
-                fields[name] = text[start:end]
+            value = records.legible(text[start:end].encode())
+            with suppress(msgspec.DecodeError):  # NaN, no JSON to a sink
+                _raw(value)
+                fields[name] = value.decode()
     except (ValueError, RecursionError):
         return fields, _begun(text, start) if name == "requestURI" else "", ""
     if text[at : at + 1] == "}":

@@ -109,6 +109,12 @@ WHOLE = [
     Odd("line end in a record", wrap([_record.replace(rb'\n"', b'\n"')] * 2), delivered=2),
     Odd("control character in a name", wrap([_record.replace(b'"pod"', b'"po\1d"')]), delivered=1),
     Odd("log is an object", wrap([_record.replace(_log, _good)]), delivered=1),
+    Odd("not UTF-8 in a log", wrap([_record.replace(b"admin", b"adm\xffin")]), delivered=1),
+    Odd(
+        "lone surrogate in a record",
+        wrap([_record, _record.replace(b"admin", rb"adm\udc00in")]),
+        delivered=2,
+    ),
     Odd("duplicate keys", envelope([_good.replace(b"{", b'{"auditID":"first",', 1)]), delivered=1),
     Odd("number beyond 64 bits", envelope([_event(requestObject=2**70)]), delivered=1),
     Odd(
@@ -171,7 +177,7 @@ DEAD_RECORDS = [
         "log is an array": record(b"[%b]" % _good),
         "log is brackets": record(_brackets),
         "log is a number": record(_good).replace(_log, b"1"),
-        "lone surrogate in a record": record(_good).replace(_log, rb'"\ud800"'),
+        "log is a lone surrogate": record(_good).replace(_log, rb'"\ud800"'),
         "no auditID": record(_without("auditID")),
         "no stage": record(_without("stage")),
         "auditID is a number": record(_event(auditID=1)),

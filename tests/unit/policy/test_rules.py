@@ -311,13 +311,13 @@ def test_a_cut_off_event_is_left_as_it_is_if_a_rule_asks_for_what_it_lost(rule: 
         assert b"Object" not in kept
 
 
-def test_no_real_event_cut_off_before_its_target_is_filtered_for_want_of_it() -> None:
+def test_a_real_event_cut_off_before_its_target_is_filtered_as_the_whole_one() -> None:
     applied = engine(*ASKING)
     for event in REAL:
         text = event.decode()
         if (at := text.find('"objectRef"')) > 0:
             cut = complete(text[: at + 5], "2026-01-01T00:00:00Z").encode()
-            assert left(applied, cut) == cut
+            assert bool(left(applied, cut)) == bool(left(applied, event))
 
 
 HIDDEN = '{"auditID":"1","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods?'
