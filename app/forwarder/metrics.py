@@ -4,6 +4,7 @@ import re
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
@@ -138,13 +139,15 @@ class Metrics:
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Return everything in the format that an Accept header prefers, and its content type."""
+        encode, content_type = choose_encoder("")
         for media_range in sorted(accept.split(","), key=_weight, reverse=True):
-            encode, content_type = choose_encoder(media_range)
-            if "openmetrics" in content_type or media_range.strip().startswith("text/plain"):
-                break  # choose_encoder ignores weights (prometheus_client 0.26)
+            with suppress(TypeError, ValueError):  # its version is none
+                encode, content_type = choose_encoder(media_range)
+                if "openmetrics" in content_type or media_range.strip().startswith("text/plain"):
+                    break  # choose_encoder ignores weights (prometheus_client 0.26)
         return encode(self.registry), content_type
 
 
 def _weight(media_range: str) -> float:
-    weight = re.search(r";\s*q=([\d.]+)", media_range)
+    weight = re.search(r";\s*q=(\d(?:\.\d+)?)", media_range, re.ASCII)
     return float(weight[1]) if weight else 1.0

@@ -150,6 +150,10 @@ FORMATS = {
     f"{OPENMETRICS};version=0.0.1,*/*;q=0.1": "text/plain",
     "*/*": "text/plain",
     "": "text/plain",
+    # Who asks so must not stop the others, whose request is answered together with it.
+    f"{OPENMETRICS};version=x": "text/plain",
+    "text/plain;version=1.0.0-x;q=1.2.3": "text/plain",
+    f"{OPENMETRICS};version=1.0.0,text/plain;q=.": OPENMETRICS,
 }
 
 
