@@ -32,10 +32,11 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - the same
 
     connection = settings.blob_connection
-    options = {**_OPTIONS, "transport": azure_transport(settings)}
+    url: Any = connection.url if connection else settings.blob_account_url
+    options = {**_OPTIONS, "transport": azure_transport(settings, url)}
+    name = settings.blob_container_name
     if not connection:
-        url = str(settings.blob_account_url)
-        return ContainerClient(url, settings.blob_container_name, credential=credential, **options)
+        return ContainerClient(str(url), name, credential=credential, **options)
     signature = AzureSasCredential(connection.signature or "-")
     key = {"account_name": connection.account, "account_key": connection.key}
 
@@ -46,8 +47,8 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
             opened.credential.account_key = now.key
 
     opened = ContainerClient(
-        str(connection.url),
-        settings.blob_container_name,
+        str(url),
+        name,
         credential=key if connection.key else signature,
         raw_request_hook=renew if "blob_connection" in settings.files else None,
         **options,

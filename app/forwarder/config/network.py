@@ -1,7 +1,7 @@
-"""How connections leave the pod: the CAs that are trusted, and the HTTP proxy of the hub.
+"""How connections leave the pod: the CAs that are trusted, and the HTTP proxy.
 
-The Event Hubs client reads no proxy variables, the other Azure clients do (aiohttp's `trust_env`).
-The sink is always connected to directly.
+The Event Hubs client reads no proxy variables, and aiohttp (`trust_env`), which the other Azure
+clients use, neither HTTPS_PROXY_FILE nor each form of NO_PROXY. The sink is connected to directly.
 """
 
 import functools
@@ -55,14 +55,16 @@ def _context(ca_file: Path | None, _: int) -> ssl.SSLContext:
     return context
 
 
-def azure_transport(settings: Settings, *, proxied: bool = True) -> "AioHttpTransport":
-    """Return the transport of an Azure client other than that of Event Hubs."""
+def azure_transport(settings: Settings, url: URL, *, proxied: bool = True) -> "AioHttpTransport":
+    """Return the transport to a service of Azure other than Event Hubs."""
     import aiohttp  # noqa: PLC0415 - not needed with connection strings and the embedded store
     from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415 - the same
 
+    https = url.scheme == "https"
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusted(settings.trusted_ca_file)),
-        trust_env=proxied,
+        proxy=hub_proxy(settings, url.host or "", url.port or 443) if proxied and https else None,
+        trust_env=proxied and not https,  # HTTP_PROXY
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
     )
@@ -70,10 +72,9 @@ def azure_transport(settings: Settings, *, proxied: bool = True) -> "AioHttpTran
 
 
 def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:
-    """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to the hub.
+    """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to a host.
 
-    NO_PROXY has names and domains as for the other clients, and as for Go `*.x`, CIDRs, and `*`
-    among others.
+    NO_PROXY has names and domains as for Python, and as for Go `*.x`, CIDRs, and `*` among others.
     """
     entries = settings.no_proxy.replace(" ", ",").replace("*.", ".").split(",")
     if "*" in entries or any(_covers(entry, host) for entry in entries):

@@ -117,7 +117,7 @@ class Identity:
         )
 
         # The endpoint of managed identities is never behind a proxy.
-        transport = azure_transport(self._settings, proxied=bool(self._file))
+        transport = azure_transport(self._settings, self._url, proxied=bool(self._file))
         options: dict[str, Any] = {"transport": transport, **_OPTIONS}
         if self._file:
             return WorkloadIdentityCredential(
