@@ -18,6 +18,7 @@ from yarl import URL
 from forwarder.redaction import redact
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # no instant before it means more
 _OLDEST = timedelta(days=3650)  # no hub keeps messages for longer than 90 days
 # Set by the forwarder: a second value would make the request ambiguous.
 _OWN_HEADERS = {"content-type", "content-length", "host", "transfer-encoding"}
@@ -134,7 +135,7 @@ def start_position(text: str) -> str | datetime | timedelta:
             f"'{text}' is none of earliest, latest, an ISO 8601 instant such as "
             "2026-01-31T12:00:00Z, an age such as 30m, 6h or 2d"
         ) from None
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    return max(instant if instant.tzinfo else instant.replace(tzinfo=UTC), _EPOCH)
 
 
 def headers(text: str) -> tuple[tuple[str, str], ...]:

@@ -219,7 +219,8 @@ def _secrets_of(value: Any) -> Iterator[str]:
             yield from value.secrets
         case URL():
             yield value.password or ""
-            yield from (text for text in value.query.values() if len(text) >= _SHORTEST_SECRET)
+            found = (*value.query.values(), "" if value.password else value.user or "")
+            yield from (text for text in found if len(text) >= _SHORTEST_SECRET)
         case tuple():  # headers
             yield from (text for _, text in value if len(text) >= _SHORTEST_SECRET)
 

@@ -104,7 +104,7 @@ class SinkTls:
         if self._trusted_ca:
             context.load_verify_locations(self._trusted_ca)  # in addition to them
         if self._certificate:
-            context.load_cert_chain(self._certificate, self._key)
+            context.load_cert_chain(self._certificate, self._key, password="")  # ask for none
             self._expiries[self._certificate] = min(_expiries(self._certificate))
         for bundle in filter(None, (self._ca, self._trusted_ca)):
             self._expiries[bundle] = max(_expiries(bundle))  # it may hold the next CA as well

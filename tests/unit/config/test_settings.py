@@ -99,6 +99,7 @@ ACCEPTED: list[tuple[str, str, Any]] = [
     ("StartPosition", "6h", timedelta(hours=6)),
     ("StartPosition", "2d", timedelta(days=2)),
     ("StartPosition", "1w", timedelta(weeks=1)),
+    ("StartPosition", "0001-01-01T00:00:00+01:00", datetime(1970, 1, 1, tzinfo=UTC)),
     ("StartPosition", "2026-01-31T12:00:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
     (
         "StartPosition",
@@ -538,6 +539,10 @@ def test_nothing_secret_is_in_the_settings_representation(pems: Path) -> None:
     secrets = {KEY, ACCOUNT_KEY, "p4ssw0rd", "t0ken-in-query", "k3y-in-header"}
     assert set(settings.secrets) == secrets
     assert not [secret for secret in secrets if secret in repr(settings)]
+
+
+def test_a_user_without_a_password_is_a_secret() -> None:
+    assert read(WebSinkURL="https://api-k3y-of-the-sink@sink/").secrets == ("api-k3y-of-the-sink",)
 
 
 def test_a_short_header_value_is_no_secret() -> None:
