@@ -56,7 +56,8 @@ class Sink:
         self._authorization = authorization(settings.web_sink_token_file)
         https = settings.web_sink_url.scheme == "https"
         self._tls = SinkTls(settings, metrics.expiry) if https else None
-        self._html_logged = False
+        self.html_logged = False
+        """Whether a web page has been the answer."""
         self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
         self.outage = Outage("sink down", "sink up")
         metrics.sink_up.set_function(lambda: self.outage.since is None)
@@ -160,8 +161,8 @@ class Sink:
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
         classify(status, content, response.headers.get("Retry-After"))
-        if is_html(response.content_type, content) and not self._html_logged:
-            self._html_logged = True
+        if is_html(response.content_type, content) and not self.html_logged:
+            self.html_logged = True
             why = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"
             log.error("sink answers with a web page", url=self._log_url, status=status, reason=why)
 

@@ -39,4 +39,7 @@ class SinkCheck(Part):
                 remedy = error.remedy or "the sink is there but fails: see its own log"
                 found = f"answers {error.what}" if error.reason.isdecimal() else error.what
                 return Finding("FAIL", found, remedy)
+        if sink.html_logged:
+            remedy = "is this an audit webhook? see WebSinkURL (webhook.url)"
+            return Finding("warn", "answers with a web page, which counts as acceptance", remedy)
         return f"{shown_url(self.settings.web_sink_url)} takes an empty list"
