@@ -1,9 +1,11 @@
-"""Installations broken in ten ways: check, log, probe, metric and the documentation agree."""
+"""Installations broken in many ways: check, log, probe, metric and the documentation agree."""
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,14 @@ import trustme
 
 from support import events
 from support.azurite import azurite
-from support.documents import page, section
+from support.documents import page
 from support.eventhubs import Server
 from support.harness import Samples, free_port
 from support.process import Forwarder
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
-TROUBLESHOOTING = section(page("operations.md"), "Why does nothing arrive?")
+TROUBLESHOOTING = page("operations.md")
 _QUICK = {"LoadBalancingInterval": "1", "ShutdownGrace": "0.2", "VerboseLevel": "1"}
 
 
@@ -91,6 +93,15 @@ async def no_consumer_group(_: Place) -> Broken:
     )
 
 
+async def no_consumer_group_at_an_age(place: Place) -> Broken:
+    """Ask the hub for the place to start at."""
+    broken = await no_consumer_group(place)
+    return broken._replace(
+        settings={**broken.settings, "StartPosition": "6h"},
+        metric=lambda samples: samples.total("aks_audit_partitions_owned") == 1,  # the empty one
+    )
+
+
 async def port_closed(place: Place) -> Broken:
     place.server.stop_listening()
     return Broken(
@@ -154,6 +165,51 @@ async def unknown_ca(place: Place) -> Broken:
     return _sink({"WebSinkURL": sink.url}, "sink TLS", "is of an unknown CA", "WebSinkCAFile")
 
 
+async def unknown_client(place: Place) -> Broken:
+    """Present a certificate of a CA that the sink does not know."""
+    ca, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(tls)
+    ca.configure_trust(tls)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones tell it after the handshake
+    listener = place.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def refuse() -> None:
+        """Send the alert, which asyncio drops."""
+        with suppress(OSError):  # the listener is closed
+            while True:
+                wrapped = tls.wrap_socket(
+                    listener.accept()[0], server_side=True, do_handshake_on_connect=False
+                )
+                with wrapped, suppress(ssl.SSLError):
+                    wrapped.do_handshake()
+
+    threading.Thread(target=refuse, daemon=True).start()
+    place.stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    own = trustme.CA().issue_cert("forwarder").private_key_and_cert_chain_pem
+    pem = place.stack.enter_context(own.tempfile())
+    settings = {
+        "WebSinkURL": f"https://127.0.0.1:{listener.getsockname()[1]}/k8s_audit",
+        "WebSinkCAFile": place.stack.enter_context(ca.cert_pem.tempfile()),
+        "WebSinkCertFile": pem,
+        "WebSinkKeyFile": pem,
+    }
+    return _sink(settings, "sink TLS", "does not accept the client certificate", "WebSinkCertFile")
+
+
+async def tls_closed(place: Place) -> Broken:
+    """Close each connection at its first TLS message, as a firewall that filters by name does."""
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    place.stack.callback(server.close)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/k8s_audit"
+    return _sink({"WebSinkURL": url}, "sink TLS", "cannot be reached: ", "WebSinkURL")
+
+
 def _sink(settings: dict[str, str], step: str, says: str, do: str, status: str = "error") -> Broken:
     def metric(samples: Samples) -> bool:
         failed = samples.total("aks_audit_posts_total", status=status)
@@ -198,12 +254,15 @@ async def place() -> AsyncIterator[Place]:
         other_namespace,
         hub_misspelt,
         no_consumer_group,
+        no_consumer_group_at_an_age,
         port_closed,
         storage_key,
         no_such_service,
         no_endpoints,
         sink_path,
         unknown_ca,
+        unknown_client,
+        tls_closed,
         diagnostic_setting_off,
     ],
 )

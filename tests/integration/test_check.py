@@ -267,6 +267,17 @@ async def test_what_the_sink_answers_is_judged_as_ever_and_may_be_left_out(
     assert len(webhook.posts) == before
 
 
+async def test_a_web_page_in_place_of_the_sink_is_worth_a_word(
+    server: Server, webhook: Webhook, tmp_path: Path
+) -> None:
+    fill(server)
+    webhook.rule = lambda _: Answer(body="<!DOCTYPE html>\n<title>Sign in</title>")
+    status, report = await check(settings(server, webhook.url, tmp_path))
+    assert (status, [*failed(report)]) == (0, ["sink POST"])
+    assert "answers with a web page" in report["sink POST"]["found"]
+    assert "WebSinkURL" in report["sink POST"]["do"]
+
+
 async def test_it_ends_within_a_minute_whatever_is_silent(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
@@ -470,6 +481,7 @@ def _stored(status: int, code: str, text: str) -> HttpResponseError:
 
 FIREWALL = "This request is not authorized to perform this operation."
 AUTHENTICATE = "Server failed to authenticate the request."
+TOO_OLD = "AuthenticationErrorDetail:Request date header too old: 'Thu, 26 Nov 2026 09:14:09 GMT'"
 
 
 @pytest.mark.parametrize(
@@ -478,6 +490,7 @@ AUTHENTICATE = "Server failed to authenticate the request."
         (_stored(403, "AuthorizationFailure", FIREWALL), "key", "network rules", "network-rule"),
         (_stored(403, "AuthorizationFailure", FIREWALL), "entra", "network rules", "network-rule"),
         (_stored(403, "AuthenticationFailed", AUTHENTICATE), "key", "key", "show-connection"),
+        (_stored(403, "AuthenticationFailed", f"{AUTHENTICATE}\n{TOO_OLD}"), "key", "clock", "NTP"),
         (
             _stored(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
             "entra",

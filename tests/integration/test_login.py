@@ -149,6 +149,12 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         f"has no application '{CLIENT}' (AADSTS700016); tried workload identity",
         "az identity show",
     ),
+    "disabled": (
+        {},
+        refusal(7000112, "Application is disabled.", "unauthorized_client"),
+        f"application '{CLIENT}' is disabled in tenant",
+        "az ad sp update",
+    ),
     "tenant": ({}, refusal(90002), f"knows no tenant '{TENANT}'", "az account show"),
     "clock": ({}, refusal(700024), "not valid at this time (AADSTS700024)", "NTP"),
     "signature": ({}, refusal(700027), "cannot verify the token", ISSUER_OF),
@@ -261,6 +267,23 @@ async def test_a_proxy_that_asks_for_a_login_is_not_taken_for_entra(world: World
         async with Forwarder(settings) as forwarder:
             reason = (await forwarder.wait_for("hub does not answer"))["reason"]
     assert f"the proxy 127.0.0.1:{proxy.port} asks for a login on the way to 127.0.0.1:" in reason
+
+
+async def test_entra_is_asked_through_a_proxy_whose_url_is_in_a_file(world: World) -> None:
+    """In each form of a URL and of NO_PROXY that holds for the hub."""
+    async with Proxy(login="someone:correct-horse-battery") as proxy:
+        (world.path / "proxy").write_text(f"{proxy.login}@127.0.0.1:{proxy.port}\n")
+        entra = f"127.0.0.1:{world.ports['https']}"
+        proxy.routes[entra] = ("127.0.0.1", world.ports["https"])
+        file = str(world.path / "proxy")
+        async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=world.host)):
+            await world.webhook.until(lambda: world.webhook.total == 3)
+        assert proxy.asked == [entra] * world.entra.asked
+        before, direct = len(proxy.asked), f"{world.host} {entra}"
+        async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=direct)) as forwarder:
+            await forwarder.wait_for("partition claimed")
+        assert world.entra.asked > before
+        assert len(proxy.asked) == before
 
 
 async def test_a_missing_role_is_named_with_the_identity(world: World) -> None:

@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from forwarder.errors import FaultError, MisconfiguredError, Rejected, RetryableError
 from forwarder.sink.response import classify
@@ -502,6 +508,14 @@ class Secret:
         link.symlink_to(version.name)
         link.replace(self._folder / "..data")
 
+    def encrypt(self) -> None:
+        """Give the key a pass phrase."""
+        file = Path(self.settings["WebSinkKeyFile"])
+        key = load_pem_private_key(file.read_bytes(), None)
+        encrypted = BestAvailableEncryption(b"a pass phrase")
+        form = Encoding.PEM, PrivateFormat.TraditionalOpenSSL
+        file.write_bytes(key.private_bytes(*form, encrypted))
+
 
 def client_tls(ca: trustme.CA) -> ssl.SSLContext:
     context = server_tls(ca)
@@ -528,6 +542,23 @@ async def test_renewed_certificates_are_read_again(tmp_path: Path) -> None:
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 6}
         assert await delivery.total("sink_up") == 1
+
+
+async def test_nobody_is_asked_for_the_pass_phrase_of_a_renewed_key(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ca, secret = trustme.CA(), Secret(tmp_path)
+    secret.write(ca)
+    async with (
+        Webhook(tls=client_tls(ca)) as webhook,
+        delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
+    ):
+        secret.encrypt()
+        await delivery.take(fresh(3).body)
+        await delivery.wait_for("sink certificate files cannot be read")
+        await delivery.drain()
+        assert await delivery.outcomes() == {"delivered": 3}
+    assert "pass phrase" not in capfd.readouterr().err
 
 
 async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from forwarder.errors import ForwarderError
 
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
 _CERTIFICATE: Final = {10: "expired", 62: "misnamed", 64: "misnamed"}  # by OpenSSL's code
+_REFUSED: Final = re.compile("ALERT.*(CERT|_CA$)")  # the peer's alert about the client certificate
+_OF_WRAPPERS: Final = {"no_tls": 1, "cut": 2}  # whose first error tells more
 _BEFORE_TLS: Final = {"unknown_name", "refused", "silent", "cut"}
 
 
@@ -106,9 +108,9 @@ def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnos
     kinds = [(kind, cause) for cause in chain(error) if (kind := _network_kind(cause))]
     if not kinds:
         return None
-    kind, cause = min(kinds, key=lambda pair: pair[0] == "cut")  # which may wrap the first error
-    reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None) or cause
-    text = TEXTS["network"][kind]
+    kind, cause = min(kinds, key=lambda pair: _OF_WRAPPERS.get(pair[0], 0))
+    given = getattr(cause, "reason", None) or getattr(cause, "strerror", None)
+    reason, text = given or log.describe(cause), TEXTS["network"][kind]
     what = text["what"].format(host=host, address=f"{host}:{port}", error=reason)
     return Diagnosis(kind, what, text[part])
 
@@ -207,11 +209,12 @@ def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a tabl
         case ssl.SSLCertVerificationError():
             return _CERTIFICATE.get(error.verify_code, "untrusted")
         case ssl.SSLError():
-            return "no_tls"
+            refused = _REFUSED.search(getattr(error, "reason", None) or "")
+            return "client_certificate" if refused else "no_tls"
         case ConnectionRefusedError():
             return "refused"
         case TimeoutError():
             return "silent"
-        case OSError() if error.errno:
-            return "cut"
+        case OSError() if error.errno or isinstance(error, ConnectionError):
+            return "cut"  # without a number if it is closed while TLS begins
     return None

@@ -21,7 +21,7 @@ from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.writer import Checkpoints
 from forwarder.delivery.partition import DeliveryContext
 from forwarder.diagnosis import causes
-from forwarder.errors import SupersededError
+from forwarder.errors import ForwarderError, SupersededError
 from forwarder.hub.balancer import Balancer
 from forwarder.hub.client import connect
 from forwarder.hub.intake import Intake
@@ -165,6 +165,9 @@ class Consumer:
                 owned = await self.owned.claim(number, self._place)
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
+                continue
+            except ForwarderError as error:  # of the hub, which is asked for StartPosition
+                self._hub.outage.note("receiving failed", partition=number, reason=str(error))
                 continue
             if self.stopping:
                 return
