@@ -1,10 +1,12 @@
 """A receiver that the hub refuses: the reason is told everywhere, and reading goes on if it can."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.eventhub.aio import EventHubConsumerClient
 
 from support.environment import Environment, environment
 from support.harness import HUB
@@ -71,6 +73,31 @@ async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path)
             await env.ledger.settled()
             assert await _hub(forwarder) == (200, 1, "healthy")
         assert env.webhook.duplicates == 0
+
+
+async def test_an_application_with_a_higher_epoch_is_the_reason(tmp_path: Path) -> None:
+    """It keeps every partition: the forwarder is refused again and again."""
+    async with environment(tmp_path, partitions=1) as env:
+        other = EventHubConsumerClient.from_connection_string(
+            env.server.connection_string(), "$Default", eventhub_name=HUB
+        )
+        reading = asyncio.create_task(
+            other.receive(on_event=_ignore, partition_id="0", owner_level=9)
+        )
+        while not env.server.receivers:  # noqa: ASYNC110 - of another client
+            await asyncio.sleep(0.05)
+        env.ledger.publish(100)
+        async with env.forwarder(None, **SETTINGS) as forwarder:
+            entry = await forwarder.wait_for("receiving failed")
+            assert f"another process reads this partition of hub '{HUB}'" in entry["reason"]
+            assert "needs a ConsumerGroup" in entry["reason"]
+            reading.cancel()
+            await other.close()
+            await env.ledger.settled()
+
+
+async def _ignore(*_: object) -> None:
+    """Take no notice of an event."""
 
 
 async def test_one_partition_that_is_refused_does_not_make_it_unready(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Reader:
         failures, number = 0, self._partition.number
         while True:
             link: Link | None = None
+            settled = False
             try:
                 positions = self._positions()
                 position = positions[min(self._refused, len(positions) - 1)]
@@ -111,12 +112,13 @@ class Reader:
                         self._client, number, position, owner=True, buffer=self._buffer
                     )
                 await link.read(_SETTLED)  # the hub may attach a link and detach it at once
-                self.refusal = ""
-                failures = 0
+                settled, self.refusal, failures = True, "", 0
                 while True:
                     await self._receive(link)
             except AMQPLinkError as error:
                 if error.condition == ErrorCondition.LinkStolen:
+                    if not settled:  # no replica has a higher epoch
+                        self._fail(error)
                     raise EndError("OWNERSHIP_LOST") from None
                 if not self._replace_position(error):
                     self._fail(error)
