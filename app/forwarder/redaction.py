@@ -15,6 +15,7 @@ from typing import Any, Final
 
 REDACTED: Final = b"***"
 _ROUNDS: Final = 4  # of escapes in escapes, such as JSON in JSON
+_RENEWED: Final = 16  # secrets; older ones have expired
 _LEAST_BASE64: Final = 6  # characters; fewer occur by chance
 
 _ESCAPE: Final = re.compile(
@@ -40,12 +41,14 @@ _NEVER: Final = re.compile(rb"(?!)")
 class _Known:
     """The secrets of this process, as they are, without escapes, and as base64."""
 
+    secrets: tuple[str, ...] = ()
+    renewed: tuple[str, ...] = ()
     spellings: frozenset[bytes] = frozenset()
     pattern = _NEVER
 
-    def add(self, secrets: Iterable[str]) -> None:
-        raw = {_bytes(secret) for secret in secrets if secret}
-        self.spellings |= raw.union(
+    def learn(self) -> None:
+        raw = frozenset(_bytes(secret) for secret in (*self.secrets, *self.renewed) if secret)
+        self.spellings = raw.union(
             *map(_base64, raw), *([plain for plain, _ in _rounds(secret)] for secret in raw)
         )
         # The longest first. Digits alone must not be a number in JSON, or a part of a longer one.
@@ -61,14 +64,21 @@ _known: Final = _Known()
 
 def configure(secrets: Iterable[str]) -> None:
     """Set the secrets of this process."""
-    _known.spellings = frozenset()
-    _known.add(secrets)
+    _known.secrets, _known.renewed = tuple(secrets), ()
+    _known.learn()
 
 
 def protect(secret: str) -> None:
-    """Add a secret that is read while the process runs, such as a renewed token."""
-    if secret and _bytes(secret) not in _known.spellings:
-        _known.add([secret])
+    """Add a secret that is read while the process runs, such as a renewed token.
+
+    The last ones are kept: a token of each hour would be thousands, and learned again each time.
+    """
+    if not secret or secret in _known.secrets or secret in _known.renewed[-1:]:
+        return
+    others = (one for one in _known.renewed if one != secret)
+    _known.renewed = (*others, secret)[-_RENEWED:]
+    if _bytes(secret) not in _known.spellings:
+        _known.learn()
 
 
 def has_secret(text: bytes) -> bool:

@@ -55,6 +55,18 @@ def test_a_secret_is_redacted_in_each_encoding(secret: str) -> None:
         assert redaction.has_secret(f"before {encode(secret)} after".encode())
 
 
+def test_of_renewed_secrets_those_in_use_are_kept_and_not_thousands() -> None:
+    """Each costs kilobytes and milliseconds, and the kubelet renews a token every hour."""
+    redaction.configure(["secret-of-the-start"])
+    tokens = [f"token-of-hour-{hour:04}" for hour in range(100)]
+    for token in tokens:
+        redaction.protect(token)
+        redaction.protect("secret-in-use")
+    for secret in "secret-of-the-start", "secret-in-use", *tokens[-8:]:
+        assert redaction.redact(secret) == "***"
+    assert redaction.redact(tokens[0]) == tokens[0]
+
+
 @settings(max_examples=300)
 @given(st.lists(st.sampled_from([*"\\\\%&#;:xXuU0fFzé", "ud8", "UD9", "dc"]), max_size=30))
 def test_no_text_is_an_error(parts: list[str]) -> None:

@@ -4,7 +4,6 @@ A field declares its variable. Its text is converted by msgspec, to the annotate
 its bounds, or by a parser where a type says too little.
 """
 
-import functools
 import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,6 @@ from forwarder.errors import PolicyError, SettingsError
 from forwarder.policy.document import Policy, load
 from forwarder.redaction import protect, redact
 
-_protect = functools.lru_cache(protect)
 _SHORTEST_SECRET = 8  # characters; shorter header values, such as a tenant's number, are words
 
 
@@ -150,7 +148,7 @@ class Settings:
             with suppress(OSError, ValueError):
                 value = _parse(name, parsers.text_of(self.files[name]))
                 for secret in _secrets_of(value):
-                    _protect(secret)
+                    protect(secret)
         return value
 
     @property
