@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import Raw, Struct, field
 
 from forwarder.audit import records
 from forwarder.audit.truncated import complete, is_rfc3339
@@ -91,7 +91,7 @@ class _Event(Struct, gc=False):
     stage: str
     verb: str
     user: Raw
-    stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
+    stage_timestamp: str | None = field(default=None, name="stageTimestamp")
     request_object: Raw = field(default=Raw(), name="requestObject")
     response_object: Raw = field(default=Raw(), name="responseObject")
 
@@ -132,7 +132,7 @@ def unpack(
         try:
             body, fields, rule = apply(log.encode().strip(), record.resource_id)
             stamp = fields.stage_timestamp
-            if stamp is not UNSET and not is_rfc3339(stamp):
+            if not is_rfc3339(stamp):
                 raise UnusableError("its stageTimestamp is not RFC 3339")
         except (UnusableError, *records.UNREADABLE):
             try:

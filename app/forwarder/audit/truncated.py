@@ -53,7 +53,7 @@ def complete(log: str, time: str | None) -> str:
     Control characters in texts are escaped; an event that was whole but for these is not annotated.
     Raises UnusableError if auditID or stage is lost.
     """
-    text = records.escaped(log.encode()).decode()
+    text = records.escaped(log.encode()).decode().strip("\ufeff\0")
     fields, cut, rest = _whole_fields(text)
     whole = cut is None
     if rest:
@@ -66,7 +66,7 @@ def complete(log: str, time: str | None) -> str:
     received, stage = _TIMESTAMPS
     if not whole and received not in fields:
         fields[received] = _micro_time(fields, time)
-    if (completed or stage in fields) and not is_rfc3339(_decoded(fields.get(stage, ""))):
+    if not is_rfc3339(_decoded(fields.get(stage, ""))):
         fields[stage] = _micro_time(fields, time)
         completed = True
     if completed:

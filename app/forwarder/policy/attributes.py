@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import Raw, Struct, field
 
 ON_TARGETS: Final = frozenset({"namespaces", "resources", "nonResourceURLs"})
 """The fields of rules that look at what a request is about."""
@@ -45,7 +45,7 @@ class RequiredFields(Struct, gc=False):
     stage: str
     verb: str
     user: Any
-    stage_timestamp: str | UnsetType | None = field(default=UNSET, name="stageTimestamp")
+    stage_timestamp: str | None = field(default=None, name="stageTimestamp")
     request_object: Raw = field(default=_NO_OBJECT, name="requestObject")
     response_object: Raw = field(default=_NO_OBJECT, name="responseObject")
     annotations: Raw = _NO_OBJECT
