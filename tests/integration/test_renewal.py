@@ -50,7 +50,7 @@ async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
             server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZCBrZXkgb2YgdGhlIGh1Yg=="
             server.faults.drop()
             await forwarder.wait_for("hub does not answer")
-            file.write_text(server.connection_string())
+            file.write_text(server.connection_string(HUB.upper()))  # names have no case
             publish(server, 4)
             await webhook.until(lambda: webhook.total == 7)
             await forwarder.wait_for("hub answers")

@@ -44,8 +44,8 @@ class _SharedAccess:
 def moved_to(settings: Settings) -> str:
     """Return the hub of the connection string in its file if it is not the one that is read."""
     connection, name = settings.current("hub_connection"), settings.event_hub_name
-    hub = connection and (connection.host, connection.entity_path or name)
-    return "/".join(hub) if hub and hub != (settings.hub_host, name) else ""
+    hub = connection and f"{connection.host}/{connection.entity_path or name}"
+    return hub if hub and hub.lower() != f"{settings.hub_host}/{name}".lower() else ""
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
