@@ -3,9 +3,9 @@
 The SDK's balancer (azure-eventhub 5.15.1) steals one partition per interval, and only while a
 replica has fewer than floor(partitions / replicas): 8 partitions on 3 replicas stay 4, 2, 2. It
 steals from whoever is reading, so messages are delivered twice. Here every replica computes the
-same shares from the same entries, and the one that has too many drains, writes its checkpoints
-and releases the rest. A replica without a partition announces itself, or nobody would know of it.
-The entries are the SDK's own, so that other readers of the consumer group see them.
+same shares from the same entries, and a replica with too many drains, writes its checkpoints and
+releases the rest. A replica without a partition announces itself, because it has no entry. The
+entries are the SDK's own, so that other readers of the consumer group see them.
 """
 
 import random
@@ -48,7 +48,7 @@ class Balancer:
         self._patience = patience
         self._expiry = expiry
         self._id = str(uuid.uuid4())
-        self._held: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
         self._waiting_since: float | None = None
         self._announced = False
 
@@ -59,15 +59,13 @@ class Balancer:
 
         Its share is nothing while the hub is not `readable` from here. Raises the store's errors.
         """
-        entries = {
-            str(one["partition_id"]): one
-            for one in await self._store.list_ownership(*self._place.values())
-        }
+        listed = await self._store.list_ownership(*self._place.values())
+        entries = {str(entry["partition_id"]): entry for entry in listed}
         oldest = time.time() - self._expiry
         owners = {
-            number: str(one["owner_id"])
-            for number, one in entries.items()
-            if one["owner_id"] and one["last_modified_time"] >= oldest
+            number: str(entry["owner_id"])
+            for number, entry in entries.items()
+            if entry["owner_id"] and entry["last_modified_time"] >= oldest
         }
         owned = [number for number in partitions if owners.get(number) == self._id]
         free = [number for number in partitions if number not in owners]
@@ -76,25 +74,25 @@ class Balancer:
             share, passed = await self._share(len(partitions), Counter(owners.values()))
         wanted = free[passed:][: max(0, share - len(owned))]
         if self._waiting_since and time.monotonic() - self._waiting_since > self._patience:
-            others = {number: one for number, one in owners.items() if one != self._id}
-            wanted += _one_of_most(others)
+            others = {number: owner for number, owner in owners.items() if owner != self._id}
+            wanted += _to_steal(others)
         claims = [
             {**self._place, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
             for number in (*owned, *wanted)
         ]
         granted = await self._store.claim_ownership(claims) if claims else []
-        self._held = {str(one["partition_id"]): one for one in granted}
+        self._entries = {str(entry["partition_id"]): entry for entry in granted}
         if owned:  # a round after the first claim: who listed the owners before it counts this one
             await self.withdraw()
-        waiting = len(self._held) < share
+        waiting = len(self._entries) < share
         self._waiting_since = (self._waiting_since or time.monotonic()) if waiting else None
-        kept = [number for number in owned if number in self._held]
+        kept = [number for number in owned if number in self._entries]
         excess = sorted(kept, key=lag)[: max(0, len(kept) - share)]
-        return Shares(self._held.keys(), excess, waiting)
+        return Shares(self._entries.keys(), excess, waiting)
 
     async def release(self, number: str) -> None:
         """Give up the ownership of a partition, if this replica has it."""
-        if entry := self._held.pop(number, None):
+        if entry := self._entries.pop(number, None):
             await self._store.claim_ownership([{**entry, "owner_id": ""}])
 
     async def withdraw(self) -> None:
@@ -119,7 +117,7 @@ class Balancer:
             replicas |= await self._store.list_replicas(self._place, self._expiry)
         least, more = divmod(partitions, len(replicas))
         passed = 0
-        order = sorted(replicas, key=lambda one: (owned[one] <= least, one))
+        order = sorted(replicas, key=lambda name: (owned[name] <= least, name))
         for rank, replica in enumerate(order):
             share = least + (rank < more)
             if replica == self._id:
@@ -128,7 +126,7 @@ class Balancer:
         return share, passed
 
 
-def _one_of_most(owners: Mapping[str, str]) -> list[str]:
+def _to_steal(owners: Mapping[str, str]) -> list[str]:
     """Return a partition of the replica that owns most, if any is owned."""
     if not owners:
         return []
