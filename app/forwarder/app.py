@@ -79,7 +79,9 @@ async def _startup(
     consumer = Consumer(delivery, hub, store, checkpoints, credential)
     watchdog = Watchdog(delivery, hub, consumer, checkpoints)
 
-    health = Health(delivery, hub, consumer, watchdog, checkpoints)
+    health = Health(
+        settings.stall_timeout, hub, consumer, watchdog, sink, dead_letters, checkpoints
+    )
     if settings.http_port:
         await stack.enter_async_context(serve(settings, metrics, health))
     return consumer, watchdog, checkpoints, health

@@ -17,7 +17,6 @@ from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.partition import DeliveryContext
 from forwarder.metrics import Metrics
-from forwarder.outage import Outage
 from forwarder.policy.filter import filter_for
 from forwarder.sink.webhook import Sink
 
@@ -25,15 +24,12 @@ from forwarder.sink.webhook import Sink
 class Replay(ABC):
     """Posts events again and counts the outcomes. It is the DeadLetterSink of its partitions."""
 
-    waiting = evicted = 0
-
     def __init__(self, settings: Settings) -> None:
         # A sink that refuses everything does no harm: the events stay where they are.
         self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
         self._filter = filter_for(
             settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
         )
-        self.outage = Outage("", "")
         metrics = Metrics(__version__)
         self.sink = Sink(self._settings, metrics)
         self._buffer = ReceiveBuffer(settings.receive_buffer_bytes)

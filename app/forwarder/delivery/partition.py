@@ -28,7 +28,6 @@ from forwarder.delivery.event_queue import EventQueue, Queued
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, FaultError, OversizedError, Rejected
 from forwarder.metrics import Metrics, PartitionMetrics
-from forwarder.outage import Outage
 from forwarder.sink.webhook import Sink
 
 Post = Callable[[Sequence[bytes]], Awaitable[None]]
@@ -37,10 +36,6 @@ _IN_ORDER: Final = 60.0  # seconds for which one event holds up the others of an
 
 class DeadLetterSink(Protocol):
     """Stores what cannot be delivered; implemented by DeadLetterWriter."""
-
-    waiting: int
-    evicted: int
-    outage: Outage
 
     async def dead_letter(self, records: Sequence[Record]) -> Awaitable[int]:
         """Accept records. The result, once they are durable, is how many count as dropped.

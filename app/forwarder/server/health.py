@@ -3,35 +3,30 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from forwarder.checkpoints.writer import Checkpoints
-from forwarder.delivery.partition import DeliveryContext
+from forwarder.deadletters.writer import DeadLetterWriter
 from forwarder.hub.consumer import Consumer
 from forwarder.hub.monitor import HubMonitor
 from forwarder.hub.watchdog import Watchdog
 from forwarder.metrics import Metrics
 from forwarder.server.history import INTERVAL, History, State
+from forwarder.sink.webhook import Sink
 
 
+@dataclass(eq=False)
 class Health:
     """The state of the process, for the probes, the metrics and the status page."""
 
-    def __init__(
-        self,
-        delivery: DeliveryContext,
-        hub: HubMonitor,
-        consumer: Consumer,
-        watchdog: Watchdog,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self._stall_timeout = delivery.settings.stall_timeout
-        self._hub = hub
-        self.sink = delivery.sink
-        self.consumer = consumer
-        self._watchdog = watchdog
-        self._checkpoints = checkpoints
-        self._dead_letters = delivery.dead_letters
-        self.history = History()
+    _stall_timeout: float  # seconds
+    _hub: HubMonitor
+    consumer: Consumer
+    _watchdog: Watchdog
+    sink: Sink
+    _dead_letters: DeadLetterWriter
+    _checkpoints: Checkpoints
+    history: History = field(default_factory=History)
 
     async def run(self) -> None:
         """Add points to the history until cancelled."""
