@@ -1,19 +1,15 @@
-"""The storage account's container, which checkpoints and dead letters share.
+"""The storage account's container, which checkpoints and dead letters share."""
 
-A client gets no retries of its own: each caller retries at its own pace, and must see an outage at
-once instead of waiting behind it.
-"""
+from typing import TYPE_CHECKING, Any
 
-from typing import TYPE_CHECKING, Any, Final
+from azure.core.credentials import AzureSasCredential
 
-from forwarder.config.network import azure_transport
+from forwarder.config.network import azure_options
 from forwarder.config.settings import Settings
 from forwarder.imports import import_storage
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import ContainerClient
-
-_OPTIONS: Final[dict[str, Any]] = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
 
 
 def has_account(settings: Settings) -> bool:
@@ -28,29 +24,27 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     renewed there. azure-storage-blob 12.31 calls the hook right before it signs a request.
     """
     import_storage()
-    from azure.core.credentials import AzureSasCredential  # noqa: PLC0415 - takes 5 MiB of memory
-    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - the same
+    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - takes 5 MiB of memory
 
-    connection = settings.blob_connection
+    connection, name = settings.blob_connection, settings.blob_container_name
     url: Any = connection.url if connection else settings.blob_account_url
-    options = {**_OPTIONS, "transport": azure_transport(settings, url)}
-    name = settings.blob_container_name
+    options = azure_options(settings, url)
     if not connection:
         return ContainerClient(str(url), name, credential=credential, **options)
     signature = AzureSasCredential(connection.signature or "-")
     key = {"account_name": connection.account, "account_key": connection.key}
 
     def renew(_: object) -> None:
-        now = settings.current("blob_connection")
-        signature.update(now.signature or "-")
+        renewed = settings.current("blob_connection")
+        signature.update(renewed.signature or "-")
         if connection.key:
-            opened.credential.account_key = now.key
+            container.credential.account_key = renewed.key
 
-    opened = ContainerClient(
+    container = ContainerClient(
         str(url),
         name,
         credential=key if connection.key else signature,
         raw_request_hook=renew if "blob_connection" in settings.files else None,
         **options,
     )
-    return opened
+    return container

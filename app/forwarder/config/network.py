@@ -9,16 +9,14 @@ import ssl
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
+import aiohttp
 import certifi
 from yarl import URL
 
 from forwarder.config.settings import Settings
-
-if TYPE_CHECKING:
-    from azure.core.pipeline.transport import AioHttpTransport
 
 _PUBLIC: Final = 50  # CAs; a store with fewer lacks some of the public ones
 
@@ -55,23 +53,27 @@ def _context(ca_file: Path | None, _: int) -> ssl.SSLContext:
     return context
 
 
-def azure_transport(settings: Settings, url: URL, *, proxied: bool = True) -> "AioHttpTransport":
-    """Return the transport to a service of Azure other than Event Hubs."""
-    import aiohttp  # noqa: PLC0415 - not needed with connection strings and the embedded store
-    from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415 - the same
+def azure_options(settings: Settings, url: URL, *, proxied: bool = True) -> dict[str, Any]:
+    """Return the options of a client of this service of Azure, which is not Event Hubs.
+
+    It makes a single attempt: callers retry at their own pace, and must see an outage at once.
+    """
+    # Not needed with connection strings and the embedded store.
+    from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415
 
     https = url.scheme == "https"
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusted(settings.trusted_ca_file)),
-        proxy=hub_proxy(settings, url.host or "", url.port or 443) if proxied and https else None,
+        proxy=proxy_for(settings, url.host or "", url.port or 443) if proxied and https else None,
         trust_env=proxied and not https,  # HTTP_PROXY
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
     )
-    return AioHttpTransport(session=session)
+    options = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
+    return {"transport": AioHttpTransport(session=session), **options}
 
 
-def hub_proxy(settings: Settings, host: str, port: int) -> URL | None:
+def proxy_for(settings: Settings, host: str, port: int) -> URL | None:
     """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to a host.
 
     NO_PROXY has names and domains as for Python, and as for Go `*.x`, CIDRs, and `*` among others.

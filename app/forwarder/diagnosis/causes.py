@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from forwarder import log
-from forwarder.config.network import hub_proxy
+from forwarder.config.network import proxy_for
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
 from forwarder.errors import ForwarderError
@@ -47,7 +47,7 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     (host, port), connection = hub_address(settings), settings.hub_connection
     if found := _of_way(error, "hub", host, port, settings):
         amqp = settings.hub_transport == "amqp" and found.kind in _BEFORE_TLS
-        if amqp and hub_proxy(settings, host, port):
+        if amqp and proxy_for(settings, host, port):
             return replace(found, remedy=TEXTS["http"]["amqp"]["remedy"])
         return found
     login, policy, which = "identity", "", ""

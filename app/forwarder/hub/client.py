@@ -12,7 +12,7 @@ from azure.eventhub._pyamqp.error import AMQPLinkError, ErrorCondition
 from azure.eventhub.aio import EventHubConsumerClient, EventHubSharedKeyCredential
 from azure.eventhub.aio._consumer_async import EventHubConsumer
 
-from forwarder.config.network import hub_proxy, trusted
+from forwarder.config.network import proxy_for, trusted
 from forwarder.config.settings import Settings
 from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.hub.transport import Link, Transport
@@ -54,7 +54,7 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
     azure-eventhub 5.15.1 reads no HTTPS_PROXY; a proxy makes it use WebSockets.
     """
     connection, websockets = settings.hub_connection, settings.hub_transport == "websockets"
-    proxy = hub_proxy(settings, settings.hub_host.partition(":")[0], 443)
+    proxy = proxy_for(settings, settings.hub_host.partition(":")[0], 443)
     if websockets and proxy:
         options["http_proxy"] = {
             "proxy_hostname": f"{proxy.scheme}://{proxy.host}",

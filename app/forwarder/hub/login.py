@@ -22,7 +22,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from yarl import URL
 
 from forwarder import log
-from forwarder.config.network import azure_transport
+from forwarder.config.network import azure_options
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import TEXTS, Diagnosis
@@ -32,8 +32,6 @@ _FIRST_DELAY: Final = 1.0
 _MOST_DELAY: Final = 60.0
 _IMDS: Final = "http://169.254.169.254"
 _PUBLIC: Final = "https://login.microsoftonline.com"
-# One attempt: the next one is ours.
-_OPTIONS: Final = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
 
 
 class LoginError(ForwarderError, ClientAuthenticationError):
@@ -117,8 +115,7 @@ class Identity:
         )
 
         # The endpoint of managed identities is never behind a proxy.
-        transport = azure_transport(self._settings, self._url, proxied=bool(self._file))
-        options: dict[str, Any] = {"transport": transport, **_OPTIONS}
+        options = azure_options(self._settings, self._url, proxied=bool(self._file))
         if self._file:
             return WorkloadIdentityCredential(
                 authority=str(self._url).rstrip("/"), disable_instance_discovery=True, **options

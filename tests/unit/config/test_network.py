@@ -2,7 +2,7 @@
 
 import pytest
 
-from forwarder.config.network import hub_proxy
+from forwarder.config.network import proxy_for
 from forwarder.config.settings import Settings
 
 HOST = "name.servicebus.windows.net"
@@ -29,4 +29,4 @@ def test_no_proxy(no_proxy: str, host: str, *, direct: bool) -> None:
         "HTTPS_PROXY": "http://proxy:3128",
         "NO_PROXY": no_proxy,
     }
-    assert (hub_proxy(Settings.from_env(environment), host, 443) is None) == direct
+    assert (proxy_for(Settings.from_env(environment), host, 443) is None) == direct

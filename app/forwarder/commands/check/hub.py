@@ -16,7 +16,7 @@ from azure.eventhub.exceptions import EventHubError
 from forwarder.audit.records import categories
 from forwarder.commands.check.store import StoreCheck
 from forwarder.commands.check.walk import Finding, Part, reach
-from forwarder.config.network import hub_proxy, trusted
+from forwarder.config.network import proxy_for, trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.hub.client import has_owner, peek
@@ -44,7 +44,7 @@ class HubCheck(Part):
         self._tls = partial(trusted, settings.trusted_ca_file)
         self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
         # Through a proxy, the login tells where the way ends.
-        direct = settings.hub_transport == "amqp" or not hub_proxy(settings, *address)
+        direct = settings.hub_transport == "amqp" or not proxy_for(settings, *address)
         self.steps = {
             **(reach("hub", *address, None if self._emulator else self._tls) if direct else {}),
             "hub login": self._login,
@@ -74,7 +74,7 @@ class HubCheck(Part):
     async def _clock(self) -> Finding | None:
         """Compare the clock with that of the namespace's HTTP endpoint, if it tells the time."""
         scheme, port = ("http", self._port) if self._emulator else ("https", 443)
-        url, proxy = f"{scheme}://{self._host}:{port}/", hub_proxy(self.settings, self._host, port)
+        url, proxy = f"{scheme}://{self._host}:{port}/", proxy_for(self.settings, self._host, port)
         ahead = 0.0
         with suppress(aiohttp.ClientError, OSError, ValueError, KeyError):
             async with (
