@@ -71,11 +71,11 @@ def configure(secrets: Iterable[str]) -> None:
 def protect(secret: str) -> None:
     """Add a secret that is read while the process runs, such as a renewed token.
 
-    The last ones are kept: a token of each hour would be thousands, and learned again each time.
+    Only the last ones are kept: with a new token each hour there would soon be thousands.
     """
     if not secret or secret in _known.secrets or secret in _known.renewed[-1:]:
         return
-    others = (one for one in _known.renewed if one != secret)
+    others = (known for known in _known.renewed if known != secret)
     _known.renewed = (*others, secret)[-_RENEWED:]
     if _bytes(secret) not in _known.spellings:
         _known.learn()

@@ -57,7 +57,7 @@ class Sink:
         https = settings.web_sink_url.scheme == "https"
         self._tls = SinkTls(settings, metrics.expiry) if https else None
         self.html_logged = False
-        """Whether a web page has been the answer."""
+        """Whether a response was a web page, which is logged once."""
         self.concurrency = AdaptiveConcurrency(settings.web_sink_timeout, metrics.post_concurrency)
         self.outage = Outage("sink down", "sink up")
         metrics.sink_up.set_function(lambda: self.outage.since is None)
