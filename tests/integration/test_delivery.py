@@ -33,7 +33,8 @@ def event(audit_id: str, **fields: Any) -> bytes:
     """Return an event with these fields besides what each must have."""
     head = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "auditID": audit_id}
     rest = {"stage": "ResponseComplete", "verb": "get", "user": {}}
-    return json.dumps(head | rest | fields).encode()
+    time = {"stageTimestamp": "2026-01-02T03:04:05.678901Z"}
+    return json.dumps(head | rest | time | fields).encode()
 
 
 def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -> list[bytes]:
@@ -49,7 +50,7 @@ def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -
 async def test_a_list_is_an_event_list_of_the_hubs_own_bytes(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    spaced = event("1", requestObject={"n": 1.0, "s": "\u00e9\\/"}).replace(b":", b" :\t")
+    spaced = event("1", requestObject={"n": 1.0, "s": "\u00e9\\/"}).replace(b'":', b'" :\t')
     message = events.Message(events.envelope([spaced, *events.real_events()[:50]]), [])
     async with delivering(webhook.url, tmp_path) as delivery:
         await delivery.take(message.body)
