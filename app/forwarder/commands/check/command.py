@@ -136,9 +136,7 @@ class _Report:
 
 
 def _summary(settings: Settings) -> str:
-    store = settings.blob_container_name
-    if not has_account(settings):
-        store = str(settings.state_directory)
+    store = settings.blob_container_name if has_account(settings) else settings.state_directory
     policy = f", audit policy {settings.audit_policy}" if settings.audit_policy else ""
     sink = shown_url(settings.web_sink_url)
     return f"{settings.event_hub_name} to {sink}, checkpoints in {store}{policy}"
