@@ -215,6 +215,6 @@ def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a tabl
             return "refused"
         case TimeoutError():
             return "silent"
-        case OSError() if error.errno or isinstance(error, ConnectionError):
-            return "cut"  # without a number if it is closed while TLS begins
+        case OSError() if error.errno or not error.args:  # none: closed while TLS begins
+            return "cut"
     return None
