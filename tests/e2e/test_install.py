@@ -58,6 +58,8 @@ def test_one_command_installs_it_where_restricted_is_enforced(
 
 
 def test_the_notes_are_typed_as_they_are_printed(world: World) -> None:
+    pod = name(world)
+    until("checkpoints", lambda: world.metric(pod, "aks_audit_lag_messages") == 0)
     said = {command: type_in(command) for command in notes("aks-audit", world.namespace)}
     assert len(said) == 4
     assert str(world.settled()) in {text.strip() for text in said.values()}
