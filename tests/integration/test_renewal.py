@@ -81,14 +81,14 @@ async def test_a_connection_string_of_another_hub_needs_a_restart(
             assert (await forwarder.get("/readyz"))[0] == 200
 
 
-def signed(store: Azurite, seconds: float) -> str:
+def signed(store: Azurite, seconds: float, *, writes: bool = True) -> str:
     """Return a connection string whose signature expires after some seconds."""
     sas = generate_container_sas(
         "devstoreaccount1",
         stores.CONTAINER,
         account_key=store.connection_string.split("AccountKey=")[1].split(";")[0],
         permission=ContainerSasPermissions(
-            read=True, write=True, list=True, create=True, delete=True, add=True
+            read=True, write=writes, list=True, create=writes, delete=writes, add=writes
         ),
         expiry=datetime.now(UTC) + timedelta(seconds=seconds),
     )
@@ -126,6 +126,30 @@ async def test_a_renewed_signature_of_the_store_is_used_for_the_next_checkpoint(
                 await forwarder.metrics()
             else:
                 raise AssertionError(await stores.shared(store))
+
+
+async def test_a_signature_that_may_only_read_the_store_fails_the_check(
+    webhook: Webhook,
+) -> None:
+    async with Server({HUB: 1}) as server, azurite() as store:
+        publish(server, 3)
+        async with stores.container(store) as container:
+            await container.create_container()
+            environment = {
+                "EhubNamespaceConnectionString": server.connection_string(),
+                "BlobStorageConnectionString": signed(store, 600, writes=False),
+                "WebSinkURL": webhook.url,
+            }
+            async with Forwarder(environment, "check") as check:
+                assert await check.wait() == 1
+            (line,) = [number for number, one in enumerate(check.lines) if one.startswith("FAIL")]
+            assert "FAIL    store login" in check.lines[line]
+            assert "does not let it read, write and create" in check.lines[line]
+            assert "create a SharedAccessSignature" in check.lines[line + 1]
+            environment["BlobStorageConnectionString"] = signed(store, 600)
+            async with Forwarder(environment, "check") as check:
+                assert await check.wait() == 0
+            assert [blob.name async for blob in container.list_blobs()] == []
 
 
 async def test_a_renewed_header_or_password_of_the_sink_is_sent_with_the_next_post(

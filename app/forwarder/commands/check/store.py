@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter
+from contextlib import suppress
 from typing import Any, Final
 
 from azure.core.exceptions import ResourceNotFoundError
@@ -52,6 +53,8 @@ class StoreCheck(Part):
                 break
         except ResourceNotFoundError:
             return f"container '{name}' is not there yet, the forwarder creates it"
+        with suppress(ResourceNotFoundError):  # there is none: it shows only the right to write
+            await self._container.get_blob_client("aks-audit/no-such-blob").set_blob_metadata({})
         self._dead_letters = DeadLetterBlobs(self._container)
         return f"container '{name}' is there"
 
