@@ -55,17 +55,14 @@ class _Delays(Collector):
         self._sum = 0.0
 
     def observe(self, stage_timestamps: list[str]) -> None:
-        """Note that these events (RFC 3339, "" if unknown) have arrived now."""
+        """Note that events with these times (RFC 3339) have arrived now."""
         self._waiting.append((time.time(), stage_timestamps))
         if len(self._waiting) >= _AT_ONCE:
             self._count_waiting()
 
     def _count_waiting(self) -> None:
         delays = [
-            now - _parse(stamp).timestamp()
-            for now, stamps in self._waiting
-            for stamp in stamps
-            if stamp
+            now - _parse(stamp).timestamp() for now, stamps in self._waiting for stamp in stamps
         ]
         self._waiting.clear()
         delays.sort()

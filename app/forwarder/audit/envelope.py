@@ -131,8 +131,7 @@ def unpack(
         log, completed = record.properties.log, False
         try:
             body, fields, rule = apply(log.encode().strip(), record.resource_id)
-            stamp = fields.stage_timestamp
-            if not is_rfc3339(stamp):
+            if not is_rfc3339(fields.stage_timestamp):
                 raise UnusableError("its stageTimestamp is not RFC 3339")
         except (UnusableError, *records.UNREADABLE):
             try:
@@ -140,7 +139,7 @@ def unpack(
             except (UnusableError, *records.UNREADABLE) as error:
                 unpacked.refused.append(Unusable(log.encode(), str(error)))
                 continue
-            completed, stamp = True, fields.stage_timestamp
+            completed = True
         if rule:
             unpacked.ruled[rule] = unpacked.ruled.get(rule, 0) + 1
         if body is None:
@@ -148,7 +147,7 @@ def unpack(
             continue
         request, response = fields.request_object, fields.response_object
         deep = bool(request or response) and (records.is_deep(request) or records.is_deep(response))
-        unpacked.events.append(Event(body, stamp or "", completed, deep))
+        unpacked.events.append(Event(body, fields.stage_timestamp, completed, deep))
     if rest := unpacked.refused[_MAX_UNUSABLE:]:  # a message may hold 36,000
         reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
         joined = Unusable(b"\n".join(record.body for record in rest), reason)
