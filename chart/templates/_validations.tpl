@@ -134,8 +134,6 @@ used: >-
     "replicaCount above 1 requires checkpoints that replicas share: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret), or set replicaCount to 1.")
   (list (not (or $shared .Values.persistence.existingClaim (le (int64 .Values.deadLetterMaxBytes) (include "aks-audit.bytes" .Values.persistence.size | int64))))
     "deadLetterMaxBytes exceeds persistence.size: the volume would be full before old dead letters are deleted.")
-  (list (and ((.Values.resources).limits).memory (ge (int64 .Values.eventHub.receiveBufferBytes) (include "aks-audit.bytes" .Values.resources.limits.memory | int64)))
-    "eventHub.receiveBufferBytes exceeds resources.limits.memory: the pod would be killed while the webhook is down. Make the limit 128Mi larger than the buffer.")
   (list (and (.Values.trustedCA).configMapName .Values.trustedCA.secretName)
     "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
   (list (and (.Values.workloadIdentity).enabled (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create)
