@@ -31,6 +31,7 @@ _SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
 _CATEGORY: Final = re.compile(rb'"category"\s*:\s*"([\w-]*)"')
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _CONTROL: Final = re.compile(rb"[\0-\x1f]")
+_SURROGATE: Final = re.compile(rb"\\u[dD]")
 _HALF: Final = re.compile(rb"(?is)\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
 _MAX_LEVELS: Final = 100
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
@@ -141,7 +142,7 @@ def escaped(text: bytes) -> bytes:
 def legible(text: bytes) -> bytes:
     r"""Return JSON with U+FFFD, as Go reads it, for half a surrogate and what is not UTF-8."""
     text = text.decode(errors="replace").encode()
-    if rb"\ud" not in text.lower():
+    if not _SURROGATE.search(text):
         return text
     return _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
 
