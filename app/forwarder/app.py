@@ -37,7 +37,8 @@ _CANCEL_AGAIN: Final = 2.0  # seconds
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Forward until `stop` is set, then drain for ShutdownGrace at most and return."""
     async with AsyncExitStack() as stack:
-        parts = consumer, _, checkpoints, _ = await _startup(settings, stack)
+        parts = await _startup(settings, stack)
+        consumer, _, checkpoints, _ = parts
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part.run()) for part in parts]
             await stop.wait()
