@@ -128,17 +128,17 @@ class FaultEnvironment(Environment):
             while remade != self.remade:  # else what was read is an earlier hub's
                 remade = self.remade
                 stored = await self.stored()
-                await self._read_letters()
+                await self._read_dead_letters()
             try:
                 self.ledger.judge_checkpoints(stored)
-            except AssertionError:  # a letter was perhaps on its way from a file into a blob
-                await self._read_letters()
+            except AssertionError:  # a dead letter was perhaps on its way from a file into a blob
+                await self._read_dead_letters()
                 self.ledger.judge_checkpoints(stored)
             return stored
 
-    async def _read_letters(self) -> None:
+    async def _read_dead_letters(self) -> None:
         if self.store:
-            self.ledger.blobs = await stores.letters(self.store.back, self.ledger.blobs)
+            self.ledger.blobs = await stores.dead_letters(self.store.back, self.ledger.blobs)
 
     async def owned(self, **expected: int) -> None:
         """Wait until these forwarders own so many partitions each."""
@@ -158,7 +158,7 @@ class FaultEnvironment(Environment):
         async def accounted() -> bool:
             for forwarder in self.running.values():
                 assert forwarder.process.returncode is None, "it has ended by itself"
-            await self._read_letters()
+            await self._read_dead_letters()
             return published.isdisjoint(self.ledger.unsettled())
 
         await eventually(

@@ -45,8 +45,8 @@ async def poisoned(env: FaultEnvironment, seconds: float) -> None:
                 await env.start()
             await asyncio.sleep(0.05)
         await env.running["one"].wait_for("messages are processed concurrently again")
-    letters = [*(env.state / "deadletters").glob("*.jsonl")]
-    lines = [json.loads(line) for file in letters for line in file.read_bytes().splitlines()]
+    files = [*(env.state / "deadletters").glob("*.jsonl")]
+    lines = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
     (whole,) = {line["body"] for line in lines if line["reason"] == "the process died of it"}
     assert whole.count("deadly-") == 10
 

@@ -139,7 +139,7 @@ def test_details_of_a_reason_make_no_class_of_their_own() -> None:
 
 
 async def test_files_are_for_their_owner_alone_and_hold_whole_batches(tmp_path: Path) -> None:
-    directory = tmp_path / "letters"
+    directory = tmp_path / "deadletters"
     await keep(local(directory, 10_000), [*numbered([1, 2]), *numbered([3], reason="other: 9")])
     assert [file.name.split("-", 2)[2] for file in files(directory)] == [
         "because.jsonl",
@@ -285,7 +285,7 @@ async def _held_up(
 async def test_no_record_is_lost_or_doubled_while_none_can_be_written(
     tmp_path: Path, failure: Any
 ) -> None:
-    directory = tmp_path / "letters"
+    directory = tmp_path / "deadletters"
     writer = local(directory, 100_000)
     await keep(writer, numbered([1]))
     with failure(directory):

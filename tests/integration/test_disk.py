@@ -98,14 +98,14 @@ def state(tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", state], check=True)
 
 
-async def until_waiting(forwarder: Forwarder, letters: int) -> None:
+async def until_waiting(forwarder: Forwarder, records: int) -> None:
     """Wait until so many dead letters wait, and see that no more do."""
     for _ in range(200):
         waiting = (await forwarder.metrics()).total("aks_audit_dead_letters_waiting")
-        if waiting == letters:
+        if waiting == records:
             return
         await asyncio.sleep(0.1)
-    raise TimeoutError(f"{waiting} instead of {letters} dead letters wait")
+    raise TimeoutError(f"{waiting} instead of {records} dead letters wait")
 
 
 def outcomes(samples: Samples) -> dict[str, int]:

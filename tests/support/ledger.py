@@ -82,7 +82,7 @@ class Ledger:
         return found + Counter(name for blob in self.blobs.values() for name in _names(blob))
 
     def _letters(self, file: Path) -> list[Key]:
-        """Return what a file of letters holds; it is read again when it has changed."""
+        """Return what a file of dead letters holds; it is read again when it has changed."""
         try:
             stat = file.stat()
             version = (stat.st_mtime_ns, stat.st_size)
@@ -192,15 +192,15 @@ class Ledger:
         )
 
 
-def _names(letters: bytes) -> list[Key]:
+def _names(dead_letters: bytes) -> list[Key]:
     """Return the events in lines of dead letters, the last one if it is whole."""
-    lines = (line for line in letters.splitlines(keepends=True) if line.endswith(b"\n"))
+    lines = (line for line in dead_letters.splitlines(keepends=True) if line.endswith(b"\n"))
     bodies = (json.loads(line)["body"] for line in lines)
     return [key(event.encode()) for body in bodies for event in _events(body)]
 
 
 def _events(body: str) -> list[str]:
-    """Return the event of a letter, or those of one that is a whole message."""
+    """Return the event of a dead letter, or those of one that is a whole message."""
     if not body.startswith('{"records"'):
         return [body]
     return [record["properties"]["log"] for record in json.loads(body)["records"]]

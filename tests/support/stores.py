@@ -70,7 +70,7 @@ async def shared(azurite: Azurite, since: float = 0) -> Stored:
     }
 
 
-async def letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str, bytes]:
+async def dead_letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return the blobs of dead letters; those that are known are not read again."""
     async with container(azurite) as client:
         try:

@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["forwarder"]):
     from forwarder.audit.truncated import complete, is_rfc3339
     from forwarder.checkpoints import listing, sqlite
     from forwarder.checkpoints.generation import GenerationStore
-    from forwarder.deadletters import record as letters
+    from forwarder.deadletters.record import Record, batches, parse
     from forwarder.errors import PolicyError, Rejected, RetryableError, UnusableError
     from forwarder.policy import document
     from forwarder.policy.filter import filter_for
@@ -130,13 +130,13 @@ def checkpoint(data: bytes) -> None:
 
 def dead_letters(data: bytes) -> None:
     """Read bytes as dead letters, and write what they hold again."""
-    lines = list(letters.parse(data))
+    lines = list(parse(data))
     assert data.startswith(b"".join(line for line, _ in lines))
     found = [one for _, one in lines if one]
     written = []
-    for name, batch in letters.batches(found, 1000):
+    for name, batch in batches(found, 1000):
         assert NAME.fullmatch(name), name
-        written += [one for _, one in letters.parse(b"".join(batch))]
+        written += [one for _, one in parse(b"".join(batch))]
     assert sorted(map(repr, written)) == sorted(map(repr, found))
     assert b"".join(one.original for one in found) is not None
 
@@ -159,7 +159,7 @@ def main() -> None:
     """Fuzz for the seconds given, from the odd messages and real events."""
     log.silence()
     events = real_events()[:30]
-    letter = letters.Record.of("0", 7, Unusable(events[0], "refused by the sink: 400"))
+    dead_letter = Record.of("0", 7, Unusable(events[0], "refused by the sink: 400"))
     inputs = {
         message: [*(odd.body for odd in ODD if len(odd.body) < 20_000), *events],
         text: [*(one[: len(one) * 2 // 3] for one in events), document.text("quiet").encode()],
@@ -170,7 +170,7 @@ def main() -> None:
             b"7\n1:42:9216\n1.7e9\n1.7e9",
             *(b'"%b":%b' % (n, v) for n in FIELDS for v in (b"-7", b"1e30", b"[]", b'"7"', b"NaN")),
         ],
-        dead_letters: [letter.line(), letters.Record.of("0", 7, Unusable(b"\xff", "x")).line()],
+        dead_letters: [dead_letter.line(), Record.of("0", 7, Unusable(b"\xff", "x")).line()],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name)
