@@ -76,7 +76,7 @@ class _Reader:
             self._counts["messages"] += 1
             self._counts["events"] += len(unpacked.events)
             self._counts["records of other categories"] += unpacked.skipped
-            self._counts["dead letters"] += len(unpacked.refused)
+            self._counts["dead letters"] += len(unpacked.unusable)
             _say(*map(line, unpacked.events))
 
     async def _on_error(self, partition: Any, error: Exception) -> None:

@@ -1,13 +1,13 @@
-"""Takes the messages of an event hub apart: bytes in, audit events out.
+"""Unpacks the messages of an event hub: bytes in, audit events out.
 
-A diagnostic setting sends `{"records":[…]}`, one record per log entry. The audit event is the text
-`properties.log` of a record, so a message is decoded twice: once as the envelope, which gives the
-texts, and then each text, which shows that it is a whole event. All other fields are checked for
-syntax and skipped. An event leaves as the bytes that it came in.
+A diagnostic setting sends `{"records":[…]}`, one record per log entry. The audit event is JSON in
+the string `properties.log` of a record, so it is decoded in two passes: the envelope with its
+records, then each log, to validate that it is a whole event. Fields that nothing here uses are only
+checked for syntax. An event is passed on as the bytes that the API server wrote.
 
-Any other form takes the slow path (see `records`), because duplicate keys would hide records.
-Events that are cut off or lack what a sensor needs are completed (see `truncated`). Only a record
-without auditID or stage is unusable. Each record is an event, is unusable, or is counted.
+A message in any other form takes the slow path (see `records`). Events that are cut off or lack
+what a sensor needs are completed (see `truncated`). Only a record without auditID or stage is
+unusable. Every record becomes an event, is unusable, or is counted as skipped or filtered.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +20,15 @@ from forwarder.audit import records
 from forwarder.audit.truncated import complete, is_rfc3339
 from forwarder.errors import UnusableError
 
-_MAX_UNUSABLE: Final = 100  # of one message; each costs a kilobyte until it is written
-_ENTRY_BYTES: Final = 256  # memory of an event or unusable record beside its body
+_MAX_UNUSABLE: Final = 100  # per message; each takes a kilobyte until it is written
+_ENTRY_BYTES: Final = 256  # memory of an event or unusable record in addition to its body
 
 
 class Event(Struct, gc=False, frozen=True):
     """An audit event: its own JSON as bytes, and its stageTimestamp in RFC 3339.
 
-    `completed`: some of it was lost. `post_alone`: it is nested deeper than 100 levels, and a sink
-    that drops a body for that (Falco does at 300 levels, with status 200) loses no other event.
+    `completed`: a part of it was lost. `post_alone`: it is nested deeper than 100 levels, for which
+    a sink may drop a whole body (Falco does at 300 levels, with status 200).
     """
 
     body: bytes
@@ -38,54 +38,54 @@ class Event(Struct, gc=False, frozen=True):
 
 
 class Unusable(Struct, gc=False, frozen=True):
-    """A record, or a whole message, that holds no usable event: its bytes as they were."""
+    """A record, or a whole message, without a usable event: its original bytes."""
 
     body: bytes
     reason: str
 
 
 class Unpacked(Struct, gc=False):
-    """What one message held; `skipped` counts the records of other categories and clusters.
+    """The contents of one message; `skipped` counts records of other categories and clusters.
 
-    `filtered` counts the events that the filter dropped, and `ruled` all that the audit policy saw,
-    by rule and resulting level.
+    `filtered` counts the events that the filter dropped. `rule_counts` counts all events to which
+    the audit policy was applied, by rule and resulting level.
     """
 
     events: list[Event]
-    refused: list[Unusable]
+    unusable: list[Unusable]
     skipped: int = 0
     filtered: int = 0
-    ruled: dict[tuple[str, str], int] = {}
+    rule_counts: dict[tuple[str, str], int] = {}
 
     @property
     def records(self) -> int:
         """The number of records in the message."""
-        return len(self.events) + len(self.refused) + self.skipped + self.filtered
+        return len(self.events) + len(self.unusable) + self.skipped + self.filtered
 
     @property
     def size(self) -> int:
-        """Bytes of memory that events and unusable records take, about."""
-        bodies = [event.body for event in self.events] + [record.body for record in self.refused]
+        """Approximate memory of the events and unusable records, in bytes."""
+        bodies = [event.body for event in self.events] + [record.body for record in self.unusable]
         return sum(map(len, bodies)) + _ENTRY_BYTES * len(bodies)
 
 
 class Filter(Protocol):
-    """Decides which events are wanted, and edits them."""
+    """Decides which events are forwarded, and edits them."""
 
     wants: Callable[[str | None], bool] | None
-    """Tells whether records of the cluster with this resource ID are wanted; None: all are."""
+    """Returns whether to forward records with this resource ID; None forwards all clusters."""
 
     def apply(
         self, event: bytes, resource_id: str | None
     ) -> tuple[bytes | None, Any, tuple[str, str] | None]:
-        """Return what is left of an event, fields as in `_Event`, and what to count in `ruled`.
+        """Return the edited event (None: drop it), fields as in `_Event`, a key of `rule_counts`.
 
         Raises msgspec's errors if a field is missing that audit.k8s.io/v1 requires.
         """
 
 
 class _Event(Struct, gc=False):
-    """The fields that audit.k8s.io/v1 requires, and those that clients fill."""
+    """The fields that audit.k8s.io/v1 requires, and those with objects that clients send."""
 
     id: str = field(name="auditID")
     stage: str
@@ -114,9 +114,9 @@ _decode_records: Final = msgspec.json.Decoder(list[_Record]).decode
 def unpack(
     message: bytes, categories: frozenset[str], event_filter: Filter | None = None
 ) -> Unpacked:
-    """Take a message apart; never raises, and one bad record never costs its neighbours.
+    """Unpack a message. Never raises; an unusable record does not affect the others.
 
-    Takes `{"records":[…]}`, a bare array of records, a single record, and records in anything else.
+    Accepts `{"records":[…]}`, an array of records, a single record, and records in any other text.
     """
     unpacked = Unpacked([], [])
     try:
@@ -137,21 +137,21 @@ def unpack(
             try:
                 body, fields, rule = apply(complete(log, record.time).encode(), record.resource_id)
             except (UnusableError, *records.UNREADABLE) as error:
-                unpacked.refused.append(Unusable(log.encode(), str(error)))
+                unpacked.unusable.append(Unusable(log.encode(), str(error)))
                 continue
             completed = True
         if rule:
-            unpacked.ruled[rule] = unpacked.ruled.get(rule, 0) + 1
+            unpacked.rule_counts[rule] = unpacked.rule_counts.get(rule, 0) + 1
         if body is None:
             unpacked.filtered += 1
             continue
         request, response = fields.request_object, fields.response_object
         deep = bool(request or response) and (records.is_deep(request) or records.is_deep(response))
         unpacked.events.append(Event(body, fields.stage_timestamp, completed, deep))
-    if rest := unpacked.refused[_MAX_UNUSABLE:]:  # a message may hold 36,000
+    if rest := unpacked.unusable[_MAX_UNUSABLE:]:  # a message may have 36,000
         reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
         joined = Unusable(b"\n".join(record.body for record in rest), reason)
-        unpacked.refused[_MAX_UNUSABLE:] = [joined]
+        unpacked.unusable[_MAX_UNUSABLE:] = [joined]
     return unpacked
 
 
@@ -162,7 +162,7 @@ def _accept(event: bytes, _: str | None) -> tuple[bytes | None, Any, tuple[str, 
 def _read_slowly(
     unpacked: Unpacked, message: bytes, categories: frozenset[str]
 ) -> Iterator[_Record]:
-    """Yield the records of a message that is not the expected envelope."""
+    """Yield the records of a message that is not in the expected form."""
     for body, whole in records.split(message):
         try:
             if not whole:
@@ -174,7 +174,7 @@ def _read_slowly(
             time = record.time if isinstance(record.time, str) else None
             yield _Record(record.category, _Properties(log), time, cluster)
         except (UnusableError, *records.UNREADABLE) as error:
-            if records.is_of_another(body, categories):
+            if records.has_other_category(body, categories):
                 unpacked.skipped += 1
             else:
-                unpacked.refused.append(Unusable(body, f"unusable record: {error}"))
+                unpacked.unusable.append(Unusable(body, f"unusable record: {error}"))

@@ -1,9 +1,9 @@
 """Finds the records in a message, whatever surrounds them.
 
 The expected form is an object with `records` as its only key, which `list_in` recognizes by its
-first and last bytes. JSON keeps the last of two equal keys, so everything else is searched for
-objects that have a category: duplicate keys, `Records` or `value` instead of `records`, envelopes
-one after the other, JSON lines, messages that are cut off or damaged.
+first and last bytes. Everything else is searched for objects that have a category: duplicate keys
+(a JSON decoder keeps only the last one), `Records` or `value` instead of `records`, consecutive
+envelopes, JSON lines, messages that are cut off or damaged.
 """
 
 import json
@@ -14,35 +14,41 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct, field
 
-# Deep nesting is a RecursionError and a lone surrogate a UnicodeError, not errors of msgspec.
+# msgspec raises RecursionError for deep nesting, and UnicodeError for half a surrogate pair.
 UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
 
+# A byte order mark and `{"records":` (group 2), both optional, before a list.
 _HEAD: Final = re.compile(rb'(\xef\xbb\xbf)?\s*+(\{\s*+"records"\s*+:\s*+)?(?=\[)')
-# Where an object may begin: within a string every quote has a backslash before it.
+# Where an object may begin. Not inside a string, where quotes follow a backslash.
 _OBJECT: Final = re.compile(r'\{[ \t\r\n]*"')
 _BLANKS: Final = b" \t\r\n"
-_BETWEEN: Final = _BLANKS + b","
-_KEY: Final = rb'\{?"(?:records|value)":\['
+_SEPARATORS: Final = _BLANKS + b","
+_LIST: Final = rb'\{?"(?:records|value)":\['
+# What may be between two records, without blanks: the end of a list and the beginning of another.
 _GLUE: Final = re.compile(
-    rb"(?:\]\}?)?,?(?:\xef\xbb\xbf)?(?:\[|(?:%b\]\}?,?(?:\xef\xbb\xbf)?)*(?:%b)?)" % (_KEY, _KEY),
-    re.IGNORECASE,
+    rb"""(?:\]\}?)? ,? (?:\xef\xbb\xbf)?
+        (?: \[ | (?:%b \]\}? ,? (?:\xef\xbb\xbf)?)* (?:%b)? )  # lists without records, and the next
+    """
+    % (_LIST, _LIST),
+    re.IGNORECASE | re.VERBOSE,
 )
-_SMALLEST: Final = 16  # bytes of `{"category":""},`: no record is smaller
+_MIN_RECORD: Final = len('{"category":""},')
 _CATEGORY: Final = re.compile(rb'"category"\s*:\s*"([\w-]*)"')
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # of JSON; the last may be cut off
 _CONTROL: Final = re.compile(rb"[\0-\x1f]")
-_SURROGATE: Final = re.compile(rb"\\u[dD]")
-_HALF: Final = re.compile(rb"(?is)\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
+_MAY_BE_SURROGATE: Final = re.compile(rb"\\u[dD]")
+# An escape; group 1 is a surrogate without its other half.
+_SURROGATE: Final = re.compile(rb"(?is)\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
 _MAX_LEVELS: Final = 100
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
-_ONE_KIND: Final = bytes.maketrans(b"{[}]", b"(())")
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b'{[}]"'))
-# strict: control characters in strings; int() refuses 4,301 digits.
+_TO_PARENTHESES: Final = bytes.maketrans(b"{[}]", b"(())")
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'{[}]"'))
+# Not strict, to accept control characters in strings. int() refuses more than 4,300 digits.
 _scan: Final = json.JSONDecoder(parse_int=str, strict=False).raw_decode
 
 
 class Record(Struct, gc=False):
-    """A record of which just the category must be as expected."""
+    """A record; only the category must have the expected type."""
 
     category: str
     properties: Raw = field(default_factory=lambda: Raw(b"null"))
@@ -61,48 +67,53 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def list_in(message: bytes) -> memoryview:
-    """Return the list of records. It cannot be decoded if the message holds anything else."""
-    head, end = _HEAD.match(message), len(message.rstrip(_BLANKS))
-    if head and head[2]:
-        return memoryview(message)[head.end() : end - (message[end - 1 : end] == b"}")]
-    return memoryview(message)[head.end() if head else 0 :]
+    """Return the JSON list of records; something undecodable if the message is in another form."""
+    if not (head := _HEAD.match(message)):
+        return memoryview(message)
+    end = len(message)
+    if head[2]:
+        end = len(message.rstrip(_BLANKS))
+        if message.endswith(b"}", 0, end):
+            end -= 1
+    return memoryview(message)[head.end() : end]
 
 
 def split(message: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the bytes of each record, and whether it is whole."""
+    """Yield the bytes of each record, and whether they are a whole JSON value."""
     try:
         records = _decode_list(list_in(message))
     except UNREADABLE:
         yield from _search(message)
     else:
-        if len(records) * _SMALLEST > len(message) + _SMALLEST:
-            yield message, False  # or half a million zeros would be as many dead letters
+        if len(records) * _MIN_RECORD > len(message) + _MIN_RECORD:
+            # A list of half a million zeros must not become half a million dead letters.
+            yield message, False
         else:
             yield from ((bytes(record), True) for record in records)
 
 
 def decode(body: bytes) -> Record:
-    """Decode a record; if need be without what JSON does not have in its strings."""
+    """Decode a record, also one with characters that strings in JSON may not have."""
     try:
         return _decode_record(body)
     except UNREADABLE:
-        record = _decode_record(legible(escaped(body)))
+        record = _decode_record(replace_invalid(escape_controls(body)))
         if not (record.category.isascii() and record.category.isprintable()):
-            raise
+            raise  # a damaged category is not another category
         return record
 
 
 def log_of(properties: bytes) -> str:
-    """Return the log of a record whose properties, or log, may be an object or text of one."""
-    properties = legible(properties)
+    """Return the log of a record; properties and log may each be an object or a string with one."""
+    properties = replace_invalid(properties)
     if properties.startswith(b'"'):
-        properties = legible(_decode_text(escaped(properties)).encode())
+        properties = replace_invalid(_decode_text(escape_controls(properties)).encode())
     log = bytes(_decode_properties(properties).log)
-    return _decode_text(escaped(log)) if log.startswith(b'"') else log.decode()
+    return _decode_text(escape_controls(log)) if log.startswith(b'"') else log.decode()
 
 
 def categories(message: bytes) -> list[str]:
-    """Return the category of each record in a message; "" of what cannot be read."""
+    """Return the category of each record in a message; "" for a record that cannot be read."""
     names = []
     for body, _ in split(message):
         try:
@@ -113,38 +124,42 @@ def categories(message: bytes) -> list[str]:
 
 
 def is_deep(value: Raw) -> bool:
-    """Tell whether an object in an event makes it deeper than 100 levels; text is no nesting."""
+    """Return whether an object in an event nests it deeper than 100 levels."""
     if len(value) < 2 * _MAX_LEVELS:
         return False
     text = bytes(value)
     opened = text.count(b"{") + text.count(b"[")
-    # managedFields have hundreds of empty objects; each is at most one level, the last.
+    # managedFields have hundreds of empty objects, which can only be the innermost level.
     if opened < _MAX_LEVELS or opened - text.count(b"{}") - text.count(b"[]") < _MAX_LEVELS - 1:
         return False
-    skeleton = _ESCAPE.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS).replace(b'""', b"")
-    brackets = b"".join(skeleton.split(b'"')[::2])
-    return all((brackets := brackets.replace(b"()", b"")) for _ in range(_MAX_LEVELS - 1))
+    structure = _ESCAPE.sub(b"", text).translate(_TO_PARENTHESES, _NOT_STRUCTURE)
+    brackets = b"".join(structure.replace(b'""', b"").split(b'"')[::2])  # those outside strings
+    for _ in range(_MAX_LEVELS - 1):
+        brackets = brackets.replace(b"()", b"")  # removes the innermost level
+        if not brackets:
+            return False
+    return True
 
 
-def is_of_another(body: bytes, categories: frozenset[str]) -> bool:
-    """Tell whether a damaged record is of a category that is not wanted."""
+def has_other_category(body: bytes, categories: frozenset[str]) -> bool:
+    """Return whether a damaged record certainly has a category other than these."""
     names = _CATEGORY.findall(body)
     return body.startswith(b"{") and len(names) == 1 and names[0].decode() not in categories
 
 
-def escaped(text: bytes) -> bytes:
-    r"""Return JSON with the control characters in its strings as JSON has them: \u0000."""
+def escape_controls(text: bytes) -> bytes:
+    r"""Return JSON with the control characters in its strings escaped, as in \u0000."""
     if not _CONTROL.search(text):
         return text
     return _STRING.sub(lambda string: _CONTROL.sub(_escape, string[0]), text)
 
 
-def legible(text: bytes) -> bytes:
-    r"""Return JSON with U+FFFD, as Go reads it, for half a surrogate and what is not UTF-8."""
+def replace_invalid(text: bytes) -> bytes:
+    """Return JSON with U+FFFD for invalid UTF-8 and half surrogate pairs, as Go decodes it."""
     text = text.decode(errors="replace").encode()
-    if not _SURROGATE.search(text):
+    if not _MAY_BE_SURROGATE.search(text):
         return text
-    return _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
+    return _SURROGATE.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
 
 
 def _escape(control: re.Match[bytes]) -> bytes:
@@ -152,26 +167,27 @@ def _escape(control: re.Match[bytes]) -> bytes:
 
 
 def _search(message: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Find the records in anything; what lies between them is kept in pieces.
+    """Find the records in any text. What is between them is yielded as pieces that are not whole.
 
-    Each object is tried as a record, then searched, until eight times the message was read.
+    An object that is not a record is searched for records in turn. It is then read again, so the
+    search ends when it has read eight times the length of the message.
     """
-    text = message.decode("latin-1")  # one character a byte
+    text = message.decode("latin-1")  # one character per byte
     at = end = 0
-    left = 8 * len(text) + 100_000
-    while left > 0 and (brace := _OBJECT.search(text, at)):
+    budget = 8 * len(text) + 100_000
+    while budget > 0 and (brace := _OBJECT.search(text, at)):
         start = brace.start()
         fields, stop = _object(text, start)
         if "category" in fields and not {name.lower() for name in fields} & {"records", "value"}:
-            between = message[end:start].strip(_BETWEEN)
+            between = message[end:start].strip(_SEPARATORS)
             if not _is_glue(between):
                 yield between, False
             yield message[start:stop], True
             at = end = stop
         else:
             at = start + 1
-            left -= stop - start + 1000
-    rest = message[end:].strip(_BETWEEN) if end else message
+            budget -= stop - start + 1000
+    rest = message[end:].strip(_SEPARATORS) if end else message
     if not end or not _is_glue(rest):
         yield rest, False
 
@@ -181,10 +197,13 @@ def _is_glue(between: bytes) -> bool:
 
 
 def _object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """Return the object that begins here and where it ends; {} and how far it could be read."""
+    """Return the object that begins at `start` and where it ends.
+
+    If it cannot be decoded, return {} and about how far it was read.
+    """
     try:
         return _scan(text, start)
     except json.JSONDecodeError as error:
         return {}, error.pos
     except RecursionError:
-        return {}, start + len(text) // 2  # it does not say how far
+        return {}, start + len(text) // 2

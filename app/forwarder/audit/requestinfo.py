@@ -1,37 +1,40 @@
 """Derives what a request is about from its path, as kube-apiserver does it (RequestInfoFactory).
 
 /api/v1/namespaces/NAMESPACE/RESOURCE/NAME/SUBRESOURCE, /apis/GROUP/VERSION/… for other groups, and
-without the namespace for what has none. `watch` and `proxy` before these are verbs of old.
+without the namespace for cluster-scoped resources. `watch` and `proxy` before the rest of the path
+are legacy verbs.
 """
 
 from typing import Final
 from urllib.parse import unquote
 
-_OF_NAMESPACES: Final = ("status", "finalize")  # subresources of a namespace
-_SHORTEST: Final = {"api": 3, "apis": 4}  # segments of a path that is about a resource
+_NAMESPACE_SUBRESOURCES: Final = ("status", "finalize")
 
 
 def object_reference(uri: str, *, whole: bool) -> dict[str, str]:
-    """Return the objectRef of an audit event, {} if the request is about no resource.
+    """Return the objectRef of an audit event; {} if the request is not about a resource.
 
-    The last segment of a path that is cut off is left out, for it may go on.
+    If the path is cut off, its last segment is ignored, because the rest of it may be lost.
     """
     path, query, _ = uri.partition("?")
     parts = unquote(path).strip("/").split("/")
-    if cut_off := not whole and not query:
+    cut_off = not whole and not query
+    if cut_off:
         parts.pop()
-    prefix = parts[0] if parts else ""
-    if len(parts) < _SHORTEST.get(prefix, len(parts) + 1):
-        return {}
-    group = parts[1] if prefix == "apis" else ""
-    version, *parts = parts[1 + (prefix == "apis") :]
+    match parts:
+        case ["api", version, *parts] if parts:
+            group = ""
+        case ["apis", group, version, *parts] if parts:
+            pass
+        case _:
+            return {}
     verb = parts[0]
     if verb in ("watch", "proxy") and not (parts := parts[1:]):
         return {}
     namespace = ""
     if parts[0] == "namespaces" and (len(parts) > 1 or cut_off):
         namespace = parts[1] if parts[1:] else ""
-        if parts[2:] and parts[2] not in _OF_NAMESPACES:
+        if parts[2:] and parts[2] not in _NAMESPACE_SUBRESOURCES:
             parts = parts[2:]
         elif cut_off:
             return {}

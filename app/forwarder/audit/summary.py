@@ -1,4 +1,4 @@
-"""The summary of an audit event that the log shows: who did what to which object, no content."""
+"""The summary of an audit event for the log: who did what to which object, without content."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _NAMES = {"id": "auditID", "target": "objectRef", "response": "responseStatus"}
 
 
 class _Event(msgspec.Struct, rename=_NAMES):
-    """The fields, of any type. Decoding all at once costs half of decoding them one by one."""
+    """The fields, of any type. Decoding all at once takes half the time of one by one."""
 
     id: Any = None
     stage: Any = None
@@ -22,10 +22,10 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 def summary(event: bytes) -> dict[str, Any]:
-    """Return the fields of a level 3 log entry; what an odd event lacks is empty."""
+    """Return the fields of a log entry at VerboseLevel 3; those that an event lacks are empty."""
     try:
         fields = _decode(event)
-    except (msgspec.DecodeError, RecursionError):  # a user that is nested 2,000 deep
+    except (msgspec.DecodeError, RecursionError):  # a user nested 2,000 levels deep
         fields = _Event()
     objects = fields.user, fields.target, fields.response
     user, target, response = (item if isinstance(item, dict) else {} for item in objects)

@@ -139,14 +139,14 @@ class Backfill(Replay):
             events=len(unpacked.events),
             filtered=unpacked.filtered,
             skipped=unpacked.skipped,
-            unusable=len(unpacked.refused),
+            unusable=len(unpacked.unusable),
         )
         if unpacked.events and not self._dry_run:
             size = len(received.body)
             if not self._buffer.has_room(size):
                 partition.dispatch()
             await self._buffer.acquire(size)
-            unpacked.refused.clear()
+            unpacked.unusable.clear()
             partition.last_received = None  # numbers that policy or category leave out are no loss
             partition.start_after = number - 1
             partition.submit(Message(number, received.offset, enqueued, size), unpacked)

@@ -93,14 +93,14 @@ class Partition:
         self._count(message, unpacked)
         self.last_received = message
         self.progress = time.monotonic()
-        records = message.buffered = len(unpacked.events) + len(unpacked.refused)
+        records = message.buffered = len(unpacked.events) + len(unpacked.unusable)
         message.charged = max(message.size, unpacked.size)
         self._buffer.charge(message.charged - message.size)
         self.watermark.track(message, records)
         self._buffer.release(message.release(0))
         self._queue.extend(unpacked.events, message)
-        if unpacked.refused:
-            self._spawn(self._dead_letter(message, unpacked.refused))
+        if unpacked.unusable:
+            self._spawn(self._dead_letter(message, unpacked.unusable))
 
     def dispatch(self) -> None:
         """Start workers for what is queued."""
@@ -181,7 +181,7 @@ class Partition:
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
         self.metrics.outcomes["filtered"].inc(unpacked.filtered)
-        self._context.metrics.count_rules(unpacked.ruled)
+        self._context.metrics.count_rules(unpacked.rule_counts)
         self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1

@@ -1,7 +1,7 @@
-"""The fields of an event that a policy looks at, decoded in the pass that validates the event.
+"""The fields of an event that a policy uses, decoded in the pass that validates the event.
 
-kube-apiserver matches rules against the request, which differs from the event where the server
-completed that afterwards. `attributes` returns what the rules saw.
+kube-apiserver matches rules against the request. Afterwards it adds fields to the event that the
+request does not have. `attributes` returns what the rules see.
 """
 
 from typing import Any, Final, NamedTuple
@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 ON_TARGETS: Final = frozenset({"namespaces", "resources", "nonResourceURLs"})
-"""The fields of rules that look at what a request is about."""
+"""The fields of rules that depend on what a request is about."""
 ON_USERS: Final = frozenset({"users", "userGroups"})
-_FILLED_IN: Final = ("create", "update")  # verbs of requests that carry the whole object
+_WITH_OBJECT: Final = ("create", "update")  # verbs of requests that contain the whole object
 # Annotations and values of completed events, see audit/truncated.py.
 _TRUNCATED: Final = b'"audit.aks/truncated"'
 _MISSING: Final = b'"audit.aks/missing"'
@@ -22,7 +22,7 @@ _NO_OBJECT: Final = Raw()
 
 
 class User(Struct, gc=False):
-    """Who authenticated; a request that failed to has no name."""
+    """The authenticated user; without a name if authentication failed."""
 
     username: str | None = None
     groups: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class RequiredFields(Struct, gc=False):
 
 
 class EventFields(RequiredFields, gc=False, kw_only=True):
-    """The fields that rules look at, and those that may be removed."""
+    """The fields that rules use, and those that may be removed."""
 
     user: User
     level: str = ""
@@ -61,7 +61,7 @@ class EventFields(RequiredFields, gc=False, kw_only=True):
 
 
 class UsedFields(NamedTuple):
-    """Which of the fields that vary most between requests the rules of a policy use."""
+    """Whether the rules of a policy use these fields, which vary most between requests."""
 
     groups: bool = True
     names: bool = True
@@ -69,9 +69,9 @@ class UsedFields(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What kube-apiserver's rules see of a request; `resource` is None if it is about none.
+    """A request as kube-apiserver's rules see it; `resource` is None if it is not about one.
 
-    `path` has no escapes. The user is the one who authenticated, not the impersonated one.
+    `path` is unquoted. `user` is the authenticated user, not the impersonated one.
     """
 
     user: str | None
@@ -90,7 +90,7 @@ decode_required = msgspec.json.Decoder(RequiredFields).decode
 
 
 def lost(fields: EventFields, event: bytes) -> frozenset[str]:
-    """Return the fields of rules that ask for what a completed event has lost."""
+    """Return the fields of rules that need what a completed event has lost."""
     missing: frozenset[str] = frozenset()
     if (fields.target is None or not fields.uri) and _TRUNCATED in event:
         missing |= ON_TARGETS
@@ -105,7 +105,7 @@ def lost(fields: EventFields, event: bytes) -> frozenset[str]:
 
 
 def attributes(fields: EventFields, used: UsedFields) -> tuple[Any, ...]:
-    """Return the fields of its Request; those that no rule uses are left empty."""
+    """Return the fields of the event's Request; those that no rule uses are empty."""
     user, target = fields.user, fields.target
     groups, names, namespaces = used
     known = user.groups if groups else ()
@@ -113,8 +113,8 @@ def attributes(fields: EventFields, used: UsedFields) -> tuple[Any, ...]:
         return user.username, known, fields.verb, None, "", "", "", "", _path(fields.uri)
     namespace = target.namespace if namespaces else ""
     name = target.name if names else ""
-    if (name or namespace) and fields.verb in _FILLED_IN and fields.uri:
-        namespace, name = _before_the_object(_path(fields.uri), namespace, name)
+    if (name or namespace) and fields.verb in _WITH_OBJECT and fields.uri:
+        namespace, name = _if_in_path(_path(fields.uri), namespace, name)
     resource, subresource, group = target.resource, target.subresource, target.group
     return user.username, known, fields.verb, resource, subresource, group, namespace, name, ""
 
@@ -124,14 +124,17 @@ def _path(uri: str) -> str:
     return unquote(path, errors="surrogateescape") if "%" in path else path
 
 
-def _before_the_object(path: str, namespace: str, name: str) -> tuple[str, str]:
-    """Return namespace and name if the path has them.
+def _if_in_path(path: str, namespace: str, name: str) -> tuple[str, str]:
+    """Return namespace and name, each only if it is in the path.
 
-    The API server fills them in from the object once that is read: too late for its rules.
+    Otherwise the API server reads them from the object, after it has evaluated the rules.
     """
     parts = path.strip("/").split("/")
-    parts = parts[2 if parts[0] == "api" else 3 :]
-    namespaced = parts[0:1] == ["namespaces"] and len(parts) > 1
-    if namespaced and len(parts) > 2 and parts[2] not in ("status", "finalize"):  # noqa: PLR2004 - /namespaces/NAME/RESOURCE
-        parts = parts[2:]
-    return namespace if namespaced else "", name if len(parts) > 1 else ""
+    match parts[2 if parts[0] == "api" else 3 :]:
+        case ["namespaces", _] | ["namespaces", _, "status" | "finalize", *_]:
+            return namespace, name
+        case ["namespaces", _, _, *rest]:
+            return namespace, name if rest else ""
+        case [_, _, *_]:
+            return "", name
+    return "", ""

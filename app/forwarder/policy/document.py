@@ -17,12 +17,12 @@ PRESETS: Final = ("quiet", "security")
 _HEAD: Final = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy"}
 _LABEL: Final = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _GROUP: Final = re.compile(rf"({_LABEL}(\.{_LABEL})*)?")
-_ERROR: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?")  # the error of msgspec, and where
+_ERROR: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?")  # msgspec's error, and the field's path
 _FIELD: Final = re.compile(r"Object (contains unknown|missing required) field `(.*)`")
 
 
 class GroupResources(Struct, frozen=True, forbid_unknown_fields=True):
-    """Resources of one API group; "" is the core group, no resources are all of them."""
+    """Resources of one API group; "" is the core group, no resources means all."""
 
     group: str = ""
     resources: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class GroupResources(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
-    """The conditions that a request must meet, all of them, and what is kept of its events."""
+    """The conditions of a rule, which must all be met, and what is kept of matching events."""
 
     level: Level
     users: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _Options(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(_Options, frozen=True, kw_only=True):
-    """The rules in order; `source` is the preset's name or the path that it was read from."""
+    """The rules in order; `source` is the preset's name, or the path of the file."""
 
     rules: tuple[Rule, ...]
     source: str = ""
@@ -75,7 +75,7 @@ class Policy(_Options, frozen=True, kw_only=True):
 
 
 def load(source: str) -> Policy:
-    """Read the preset of this name, or the file at this path; PolicyError names all problems."""
+    """Read the preset of this name, or the file at this path; PolicyError has all problems."""
     try:
         found = text(source)
     except (OSError, UnicodeDecodeError) as error:
@@ -92,9 +92,9 @@ def text(source: str) -> str:
 
 
 def parse(yaml: str) -> Policy:
-    """Read a Policy in YAML or JSON; PolicyError has a problem of each rule, with its field.
+    """Read a Policy in YAML or JSON; PolicyError has the first problem of each rule.
 
-    apiVersion and kind may be left out, as in the chart's value.
+    apiVersion and kind are optional, because the chart's value has only the rules.
     """
     from forwarder.policy import manifest  # noqa: PLC0415 - most forwarders have no policy
 
@@ -120,19 +120,21 @@ def parse(yaml: str) -> Policy:
 
 
 def _without_nulls(found: Any) -> Any:
-    """Return a manifest without its null fields, which count as missing."""
+    """Return a manifest without its null fields, which Kubernetes treats as missing."""
     if isinstance(found, dict):
         return {name: _without_nulls(item) for name, item in found.items() if item is not None}
     return [_without_nulls(item) for item in found] if isinstance(found, list) else found
 
 
 def _convert(kind: Any, found: Any, where: str, problems: list[str]) -> Any:
-    """Convert to this type, or add the error to the problems."""
+    """Convert to this type, or add a problem that begins with `where` and the field."""
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
         what, place = _ERROR.fullmatch(str(error)).groups("")  # type: ignore[union-attr]
         if unknown := _FIELD.fullmatch(what):
             what = f"{unknown[2]}: " + ("missing" if "missing" in unknown[1] else "unknown field")
-        separator = "." if re.match(r"\S+: ", what) else ": "  # a field of it, as in __post_init__
-        problems.append(f"{where}{place}{separator * bool(place)}{what}")
+        if place:
+            in_field = re.match(r"\S+: ", what)  # errors of __post_init__ begin with a field
+            place += "." if in_field else ": "
+        problems.append(f"{where}{place}{what}")

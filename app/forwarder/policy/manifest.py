@@ -1,4 +1,4 @@
-"""YAML as Kubernetes accepts it: a field that is given twice is an error."""
+"""YAML as Kubernetes accepts it: a duplicate field is an error."""
 
 from collections import Counter
 from typing import Any
@@ -16,7 +16,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read(text: str) -> Any:
-    """Return the document in a text; ValueError if it is not exactly one, in a line."""
+    """Return the single YAML document in a text; ValueError, on one line, if it is invalid."""
     try:
         return yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:

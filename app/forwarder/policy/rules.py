@@ -1,11 +1,11 @@
-"""Applies a policy to events, as kube-apiserver would have when it wrote them.
+"""Applies a policy to events, as kube-apiserver would have done when it wrote them.
 
-The first rule whose conditions a request meets decides. Without such a rule the event is dropped.
-Each condition is a function, made once from a field of the rule. Clusters repeat few requests, so
-the last decisions are remembered, by the fields that the policy uses.
+The first rule that matches the request decides. If no rule matches, the event is dropped. Each
+field of a rule is compiled to a condition once. Most requests in a cluster repeat, so the latest
+decisions are cached by the fields that the policy uses.
 
-A completed event (see `audit/truncated.py`) may lack what a condition asks for. Where that could
-decide, the event is kept as it is: `unsure`.
+A completed event (see `audit/truncated.py`) may lack what a condition needs. If that could change
+the decision, the event is kept unchanged, and counted as `unsure`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -23,21 +23,21 @@ UNSURE: Final = "unsure"
 _RANK: Final = {level: rank for rank, level in enumerate(LEVELS)}
 _HIGHEST: Final = len(LEVELS) - 1
 _REQUEST: Final = _RANK["Request"]
-_REMEMBERED: Final = 2048  # requests, for little memory just those of few bytes and groups
+_CACHED: Final = 2048  # requests; these limits of each bound the memory of the cache:
 _MANY_BYTES: Final = 4096
 _MANY_GROUPS: Final = 100
 _NOTHING: Final = frozenset[str]()
 
 _Condition = Callable[[Request], bool]
 Outcome = tuple[bytes | None, tuple[str, str]]
-"""What is left of an event, None if nothing, and the rule's number (or `none`, `unsure`) and level.
+"""The edited event (None: drop it), the rule's number (or `none`, `unsure`), and the new level.
 
-The level is the one that the event is left at, `unknown` if audit.k8s.io/v1 has none of this name.
+The level is `unknown` if it is not one of audit.k8s.io/v1.
 """
 
 
 class Decision(NamedTuple):
-    """What a rule decides: its number, the highest level of what is kept, and omitted stages."""
+    """The rule's number, its level as a rank, omitted stages, and whether to omit managedFields."""
 
     rule: str
     rank: int
@@ -46,7 +46,7 @@ class Decision(NamedTuple):
 
 
 class Engine:
-    """A policy, whose rules are compiled once."""
+    """A compiled policy."""
 
     def __init__(self, policy: Policy) -> None:
         self._rules = list[tuple[Decision, dict[str, _Condition]]]()
@@ -61,7 +61,7 @@ class Engine:
             names=any(one.resource_names for rule in policy.rules for one in rule.resources),
             namespaces=any(rule.namespaces for rule in policy.rules),
         )
-        self._remembered = lru_cache(_REMEMBERED)(self._decide)
+        self._cached = lru_cache(_CACHED)(self._decide)
 
     def apply(self, event: bytes, fields: EventFields) -> Outcome:
         """Apply the first rule that matches; removed objects are also removed from `fields`."""
@@ -72,7 +72,7 @@ class Engine:
             missing = lost(fields, event)
         small = len(event) - len(request) - len(response) < _MANY_BYTES
         if small and not missing and len(user.groups) < _MANY_GROUPS:
-            decision = self._remembered(*used)
+            decision = self._cached(*used)
         else:
             decision = self._decide(*used, lost=missing)
         label = fields.level if fields.level in _RANK else UNKNOWN
@@ -95,10 +95,10 @@ class Engine:
     def steps(
         self, request: Request, lost: frozenset[str] = _NOTHING
     ) -> Iterator[tuple[Decision, str | None]]:
-        """Yield each rule up to the first that matches, with the field that keeps it from matching.
+        """Yield each rule up to the first that matches, with the field that does not match.
 
-        That is None for the match, and `unsure` where the event has `lost` what decides; nothing
-        follows either.
+        The field is None for the rule that matches, and `unsure` if a field depends on what the
+        event has `lost`. Nothing is yielded after either.
         """
         for decision, conditions in self._rules:
             failed = None
@@ -113,7 +113,7 @@ class Engine:
                 return
 
     def _decide(self, *attributes: Any, lost: frozenset[str] = _NOTHING) -> Decision | None:
-        """Return what the rule that matches does; None if it is unsure which one that is."""
+        """Return the decision of the rule that matches; None if it is unsure which one does."""
         for decision, failed in self.steps(Request(*attributes), lost):
             if failed in (None, UNSURE):
                 return decision if failed is None else None
@@ -121,7 +121,7 @@ class Engine:
 
 
 def _redacted(event: bytes, fields: EventFields, level: str, rank: int, *, strips: bool) -> bytes:
-    """Return the event at its new level, without the objects and managed fields beyond it."""
+    """Return the event at its new level, without the objects and managedFields to omit."""
     edits: dict[str, bytes] = {}
     if level != fields.level:
         edits["level"] = b'"%b"' % level.encode()
@@ -137,7 +137,7 @@ def _redacted(event: bytes, fields: EventFields, level: str, rank: int, *, strip
 
 
 def _conditions(rule: Rule) -> dict[str, _Condition]:
-    """Return the conditions by field; a request must meet all of them for the rule to match."""
+    """Return the conditions by field of the rule; all must be met for the rule to match."""
     users, groups, verbs, namespaces = map(
         frozenset, (rule.users, rule.user_groups, rule.verbs, rule.namespaces)
     )

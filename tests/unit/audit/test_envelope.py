@@ -22,12 +22,12 @@ MEGABYTE = 1_000_000
 def taken_apart(message: bytes) -> Unpacked:
     """Unpack and check what holds for any message at all."""
     unpacked = unpack(message, CATEGORIES)
-    assert unpacked.records == len(unpacked.events) + len(unpacked.refused) + unpacked.skipped
+    assert unpacked.records == len(unpacked.events) + len(unpacked.unusable) + unpacked.skipped
     if not unpacked.records:
         assert json.loads(message) in ([], {"records": []})
     for event in unpacked.events:
         assert {"auditID", "stage", "verb", "user"} <= json.loads(event.body).keys()
-    assert all(refused.reason for refused in unpacked.refused)
+    assert all(unusable.reason for unusable in unpacked.unusable)
     return unpacked
 
 
@@ -40,7 +40,7 @@ def test_an_odd_message_meets_its_end(odd: Odd) -> None:
     unpacked = taken_apart(odd.body)
     assert (
         len(unpacked.events),
-        len(unpacked.refused),
+        len(unpacked.unusable),
         unpacked.skipped,
         sum(event.completed for event in unpacked.events),
     ) == (odd.delivered, odd.dead_lettered, odd.skipped, odd.salvaged)
@@ -82,14 +82,14 @@ def test_only_the_categories_asked_for_are_taken() -> None:
 
 def test_a_byte_order_mark_costs_nothing() -> None:
     assert bodies(taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS))) == EVENTS
-    assert not taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS)).refused
+    assert not taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS)).unusable
 
 
 def test_records_are_found_in_an_envelope_of_another_name_and_in_json_lines() -> None:
     other = taken_apart(wrap(RECORDS).replace(b'"records"', b'"recordz"', 1))
-    assert (bodies(other), len(other.refused)) == (EVENTS, 1)
+    assert (bodies(other), len(other.unusable)) == (EVENTS, 1)
     lines = taken_apart(b"\n".join(RECORDS))
-    assert (bodies(lines), len(lines.refused)) == (EVENTS, 0)
+    assert (bodies(lines), len(lines.unusable)) == (EVENTS, 0)
 
 
 BAD = {
@@ -124,9 +124,9 @@ def test_a_bad_record_costs_none_of_its_neighbours(bad: bytes, position: int) ->
     for message in wrap(records), b"[%b]" % b",".join(records):
         unpacked = taken_apart(message)
         assert bodies(unpacked) == EVENTS[1:4]
-        assert len(unpacked.refused) >= 1
+        assert len(unpacked.unusable) >= 1
         lost = bad.strip(b" ,[]}")
-        assert lost in b" ".join(refused.body for refused in unpacked.refused)
+        assert lost in b" ".join(unusable.body for unusable in unpacked.unusable)
 
 
 @pytest.mark.parametrize("time", ["", "soon", "0001-01-01T00:00:00+14:00"])
@@ -146,7 +146,7 @@ def test_a_message_cut_anywhere_gives_its_whole_records_and_keeps_the_rest() -> 
         assert bodies(unpacked) == EVENTS[:whole]
         rest = message[ends[whole - 1] : cut].strip(b", ") if whole else message[:cut]
         glue = rest in (b"", b"]") and whole
-        assert [refused.body for refused in unpacked.refused] == ([] if glue else [rest])
+        assert [unusable.body for unusable in unpacked.unusable] == ([] if glue else [rest])
 
 
 def _ends(count: int) -> list[int]:
@@ -172,7 +172,7 @@ _fragments = st.lists(st.sampled_from([b" ", *_TOKENS.split()]), max_size=20).ma
 def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
     unpacked = taken_apart(message)
     assert not unpacked.events
-    kept = b"".join(refused.body for refused in unpacked.refused)
+    kept = b"".join(unusable.body for unusable in unpacked.unusable)
     if not unpacked.skipped:
         glue = b' {}[]:,"records'
         assert len(kept.translate(None, glue)) >= len(message.translate(None, glue)) - 1
@@ -236,7 +236,7 @@ def test_records_are_found_under_any_key_any_number_of_times(
     )
     unpacked = taken_apart(message)
     assert bodies(unpacked) == [EVENTS[number] for number in numbers]
-    assert unpacked.refused == []
+    assert unpacked.unusable == []
 
 
 def _json_log(log: bytes) -> bytes:
@@ -273,8 +273,8 @@ def test_a_message_that_opens_objects_without_end_is_given_up_but_not_lost() -> 
     message = wrap([RECORDS[0], b'{"a":' * 10_000, RECORDS[1]])
     unpacked = taken_apart(message)
     assert bodies(unpacked) == EVENTS[:1]
-    assert [message.endswith(refused.body) for refused in unpacked.refused] == [True]
-    assert unpacked.refused[0].body.startswith(b'{"a":{"a":')
+    assert [message.endswith(unusable.body) for unusable in unpacked.unusable] == [True]
+    assert unpacked.unusable[0].body.startswith(b'{"a":{"a":')
 
 
 @pytest.mark.timeout(600)  # 6 s of CPU; its own clock is that of the CPU
@@ -336,8 +336,8 @@ def test_a_message_of_many_unusable_records_takes_little_memory() -> None:
         message = wrap([*[one] * (900_000 // len(one)), RECORDS[0]])
         unpacked = taken_apart(message)
         assert bodies(unpacked) == EVENTS[:1]
-        assert len(unpacked.refused) <= 101
-        assert sum(refused.body.count(b"category") for refused in unpacked.refused) in (
+        assert len(unpacked.unusable) <= 101
+        assert sum(unusable.body.count(b"category") for unusable in unpacked.unusable) in (
             0,
             900_000 // len(one),
         )

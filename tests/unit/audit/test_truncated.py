@@ -321,6 +321,13 @@ def test_what_is_lost_of_an_event_is_listed() -> None:
     assert "audit.aks/missing" not in complete(f'{BEGUN}"m":', TIME)
 
 
+@pytest.mark.parametrize("separator", ["; ", "\ufffd "])
+def test_a_field_without_its_colon_is_not_whole(separator: str) -> None:
+    saved = json.loads(complete(f'{{"auditID":"a","stage":"s","verb"{separator}"get"}}', TIME))
+    assert saved["verb"] == "unknown"
+    assert dict([TRUNCATED]).items() <= saved["annotations"].items()
+
+
 def test_raw_control_characters_in_an_event_are_escaped() -> None:
     whole = f'{BEGUN}"stageTimestamp":"{TIME}","m":"a\0b\n\t\\"c"}}'
     (found,) = unpack(wrap([record(whole)]), frozenset({"kube-audit"})).events

@@ -54,7 +54,7 @@ def test_events_are_filtered_and_counted_by_rule_and_level(tmp_path: Path) -> No
     read = sum(verb in ("get", "list") for verb in verbs)
     assert [one["verb"] in ("get", "list") for one in bodies(unpacked)] == [True] * read
     assert unpacked.filtered == len(verbs) - read
-    assert unpacked.ruled == {
+    assert unpacked.rule_counts == {
         ("1", "None"): verbs.count("watch"),
         ("2", "Metadata"): read,
         ("none", "None"): len(verbs) - read - verbs.count("watch"),
@@ -145,7 +145,7 @@ def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_p
     unpacked = filtered(envelope([cut.encode()]), AuditPolicyFile=path)
     assert [one.body for one in unpacked.events] == [one.body for one in plain.events]
     assert unpacked.events[0].completed
-    assert unpacked.ruled == {("unsure", json.loads(event)["level"]): 1}
+    assert unpacked.rule_counts == {("unsure", json.loads(event)["level"]): 1}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_an_event_that_is_unlike_any_is_left_as_it_is(odd: Object, tmp_path: Pat
         envelope([event.encode()]), AuditPolicyFile=policy(tmp_path, {"level": "None"})
     )
     assert [one.body for one in unpacked.events] == [event.encode()]
-    assert unpacked.ruled == {("unsure", "unknown"): 1}
+    assert unpacked.rule_counts == {("unsure", "unknown"): 1}
 
 
 def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
     for log in (b"no JSON", b'{"auditID": "1"}', b'{"auditID": 1, "stage": "a"'):
         plain = unpack(envelope([log]), CATEGORIES)
         unpacked = filtered(envelope([log]), AuditPolicyFile=path)
-        assert (unpacked.refused, unpacked.ruled) == (plain.refused, {})
+        assert (unpacked.unusable, unpacked.rule_counts) == (plain.unusable, {})
 
 
 async def test_what_is_filtered_is_counted_and_its_checkpoint_passed(
