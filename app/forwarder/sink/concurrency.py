@@ -155,6 +155,8 @@ class AdaptiveConcurrency:
         now = time.monotonic()
         if not self._retry_after or slot.started >= self._resume_at:
             self._resume_at, self._retry_after = 0.0, False
+        if self._failed_rounds > 1:
+            self._sufficient_at = now  # it was down, which is not slow
         self._failed_rounds = 0
         self._adapt(slot, now - slot.started, now)
         self._report(now)
