@@ -123,7 +123,7 @@ without any of its kinds. A list: the root, the kind, the value that asks for it
 {{- end }}
 {{- if not $found }}
 {{- $wanted := printf "%s/%s" (first $versions) (index . 1) }}
-{{- fail (printf "%s needs %s, which the cluster does not serve%s: install what provides it, or turn %s off. helm template asks no cluster: add --api-versions %s" (index . 2) $wanted (len $versions | eq 1 | ternary "" (print ", nor that of " (last $versions))) (index . 2) $wanted) }}
+{{- fail (printf "%s needs %s%s, which the cluster does not serve: install what provides it, or turn %s off. helm template asks no cluster: add --api-versions %s" (index . 2) $wanted (len $versions | eq 1 | ternary "" (printf " or %s/%s" (last $versions) (index . 1))) (index . 2) $wanted) }}
 {{- end }}
 {{- $found }}
 {{- end }}

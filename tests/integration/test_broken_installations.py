@@ -162,7 +162,9 @@ async def unknown_ca(place: Place) -> Broken:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     sink = await place.stack.enter_async_context(Webhook(tls=tls))
-    return _sink({"WebSinkURL": sink.url}, "sink TLS", "is of an unknown CA", "WebSinkCAFile")
+    return _sink(
+        {"WebSinkURL": sink.url}, "sink TLS", "is signed by an unknown CA", "WebSinkCAFile"
+    )
 
 
 async def unknown_client(place: Place) -> Broken:

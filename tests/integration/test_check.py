@@ -211,7 +211,7 @@ def tls(ca: trustme.CA, host: str, valid: timedelta = timedelta(days=90)) -> ssl
     [
         ("", "TLSv1.3, certificate valid for "),
         ("name", "the certificate of {} is for another name"),
-        ("ca", "the certificate of {} is of an unknown CA"),
+        ("ca", "the certificate of {} is signed by an unknown CA"),
         ("date", "the certificate of {} has expired"),
     ],
 )
@@ -437,7 +437,7 @@ async def test_dead_letters_are_counted_by_reason(
     assert status == 0
     found = report["dead letters"]
     assert found["state"] == "warn"
-    assert found["found"].startswith("2: 1 ")
+    assert found["found"].startswith("2 (1 ")
     assert "python -m forwarder replay" in found["do"]
 
 
@@ -506,7 +506,7 @@ TOO_OLD = "AuthenticationErrorDetail:Request date header too old: 'Thu, 26 Nov 2
         (_stored(403, "KeyBasedAuthenticationNotPermitted", "No."), "key", "no keys", "BlobAcc"),
         (_stored(401, "InvalidAuthenticationInfo", "Issuer."), "entra", "issuer", "account show"),
         (_stored(403, "SomethingNew", "No."), "key", "refused", "network rules of the account"),
-        (_stored(503, "ServerBusy", "Busy."), "key", "busy", "tried again"),
+        (_stored(503, "ServerBusy", "Busy."), "key", "busy", "it is retried"),
     ],
     ids=str,
 )

@@ -169,7 +169,7 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "AADSTS123456): ",
         "https://login.microsoftonline.com/error",
     ),
-    "unavailable": ({}, (503, {"error": "x"}), "cannot issue a token now (503)", "tried again"),
+    "unavailable": ({}, (503, {"error": "x"}), "cannot issue a token now (503)", "it is retried"),
     "no tenant": ({"AZURE_TENANT_ID": ""}, None, "AZURE_TENANT_ID is not set", "restart the pod"),
     "no client": ({"AZURE_CLIENT_ID": ""}, None, "AZURE_CLIENT_ID is not set", "clientId"),
     "no file": (
@@ -208,7 +208,7 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "",
         "",
     ),
-    "node's endpoint": (MANAGED, (500, {"error": "x"}), "now (500)", "tried again"),
+    "node's endpoint": (MANAGED, (500, {"error": "x"}), "now (500)", "it is retried"),
     "no endpoint": (
         MANAGED | {"AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://127.0.0.1:9"},
         None,

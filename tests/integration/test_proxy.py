@@ -183,7 +183,7 @@ async def test_inspected_tls_is_named_and_the_remedy_repairs_it(
             entry = await forwarder.wait_for("hub does not answer")
         (line,) = await report(without)
         for text in (entry["reason"], line):
-            assert f"the certificate of {place.host}:{port} is of an unknown CA" in text
+            assert f"the certificate of {place.host}:{port} is signed by an unknown CA" in text
             assert "set TrustedCAFile" in text
         async with Forwarder(settings):
             await place.webhook.until(lambda: place.webhook.total == 5)

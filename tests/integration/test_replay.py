@@ -137,7 +137,7 @@ async def test_since_and_reason_select_and_the_others_stay_as_they_were(
         settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot", "--dry-run"
     )
     assert (status, webhook.total, file.read_bytes()) == (0, 0, b"".join(lines))
-    assert "2 dead letters selected" in said
+    assert "2 dead letters selected\n" in said
     assert "1 teapot 2\n" in said
     assert "1 a teapot\n" in said
     status, said = await replay(settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot")
@@ -193,7 +193,7 @@ async def test_it_gives_up_when_the_sink_is_down_and_keeps_all(
     webhook.rule = lambda _: answer
     status, said = await replay(settings(webhook, tmp_path))
     assert (status, kept(tmp_path)) == (1, before)
-    assert "given up, the sink takes nothing: " in said
+    assert "\ngiven up, the sink accepts nothing: " in said
     assert len(webhook.posts) < 100
 
 

@@ -367,7 +367,7 @@ async def test_https_to_a_stranger_is_refused_and_said(
     ):
         await delivery.take(fresh(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
-        said = {"ca": "is of an unknown CA", "host": "is for another name"}[stranger]
+        said = {"ca": "is signed by an unknown CA", "host": "is for another name"}[stranger]
         assert said in delivery.entries("sink down")[0]["reason"]
         assert await delivery.total("sink_up") == 0
         assert not webhook.posts

@@ -68,7 +68,7 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.write("".join(f"{redaction.printable(line.rstrip())}\n" for line in shown))
     except (ForwarderError, OSError, msgspec.DecodeError) as error:
         no_event = isinstance(error, msgspec.DecodeError)
-        reason = "no audit event is there" if no_event else redaction.printable(str(error))
+        reason = "there is no audit event" if no_event else redaction.printable(str(error))
         sys.stderr.write(f"{reason}\n")
         return 1
     return 0

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hub", action="store_true", help="post events of the hub instead; needs --since"
     )
     parser.add_argument(
-        "--consumer-group", metavar="NAME", help="with --hub: to read in, beside a forwarder"
+        "--consumer-group", metavar="NAME", help="with --hub: read in this consumer group"
     )
     parser.set_defaults(action="post", error=parser.error)
 
@@ -86,7 +86,7 @@ async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> boo
             succeeded = await work.run(stack)
             watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
-        failure = f"{log.describe(errors)}\n"
+        failure = f"{log.describe(errors).removeprefix('ForwarderError: ')}\n"
     sys.stderr.write(failure)
     (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in work.report()))
     return succeeded and not failure
@@ -98,7 +98,7 @@ async def _watch(work: Replay, stop: asyncio.Event) -> None:
     while not stop.is_set():
         outage, now = work.sink.outage, time.monotonic()
         if outage.since and now - outage.since > _PATIENCE:
-            raise ForwarderError(f"given up, the sink takes nothing: {outage.reason}")
+            raise ForwarderError(f"given up, the sink accepts nothing: {outage.reason}")
         if now - printed > _PROGRESS:
             printed = now
             sys.stderr.write(f"{work.report()[0]}\n")

@@ -52,13 +52,11 @@ class Repost(Replay):
         self._refused = defaultdict[int, list[Record]](list)  # by those numbers
 
     def report(self) -> list[str]:
-        """Return the counts, then a line for each reason why records stay."""
-        removed = "discarded" if self._action == "discard" else "accepted and removed"
+        """Return the counts, then a line for each reason of the records that stay."""
+        removed = {"post": "accepted and removed", "discard": "discarded"}.get(self._action)
+        done = f", {self._removed:,} {removed}, {self._staying.total():,} stay" if removed else ""
         unreadable = f", {self._unreadable:,} lines unreadable" if self._unreadable else ""
-        counts = (
-            f"{self._selected:,} dead letters selected, {self._removed:,} {removed}, "
-            f"{self._staying.total():,} stay{unreadable}"
-        )
+        counts = f"{self._selected:,} dead letters selected{done}{unreadable}"
         reasons = self._staying.most_common()
         return [counts, *(f"{count:10,} {printable(reason)}" for reason, count in reasons)]
 

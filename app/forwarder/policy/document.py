@@ -80,8 +80,8 @@ def load(source: str) -> Policy:
         found = text(source)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        named = " or ".join(PRESETS)
-        raise PolicyError([f"'{source}' is not {named}, nor can it be read: {reason}"]) from None
+        named = ", ".join(PRESETS)
+        raise PolicyError([f"'{source}' is not {named} or a readable file: {reason}"]) from None
     return msgspec.structs.replace(parse(found), source=source)
 
 

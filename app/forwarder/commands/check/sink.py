@@ -42,4 +42,4 @@ class SinkCheck(Part):
         if sink.html_logged:
             remedy = "is this an audit webhook? see WebSinkURL (webhook.url)"
             return Finding("warn", "answers with a web page, which counts as acceptance", remedy)
-        return f"{shown_url(self.settings.web_sink_url)} takes an empty list"
+        return f"{shown_url(self.settings.web_sink_url)} accepts an empty list"

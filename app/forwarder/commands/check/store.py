@@ -116,7 +116,7 @@ class StoreCheck(Part):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common(5))
         return Finding(
             "warn",
-            f"{more}{counts.total():,}: {reasons}",
-            "when the cause is repaired post them again: python -m forwarder replay; --show prints "
+            f"{more}{counts.total():,} ({reasons})",
+            "repair the cause, then post them again: python -m forwarder replay; --show prints "
             "them, --discard --reason TEXT removes those that can never be accepted",
         )
