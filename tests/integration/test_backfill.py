@@ -72,6 +72,7 @@ async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
         status, output = await replay(variables, "--since", "10m")
         assert (status, sensor.total) == (1, 0)
         assert "is read in consumer group '$Default'" in output
+        assert "partition 0: " not in output
         assert "--consumer-group" in output
         assert not forwarder.entries("partition given up")
 

@@ -48,8 +48,9 @@ class Backfill(Replay):
         self._partitions: dict[str, Partition] = {}
 
     def report(self) -> list[str]:
-        """Return the counts of all partitions, then of each."""
-        each = [f"partition {number}: {self._line(number)}" for number in sorted(self._counts)]
+        """Return the counts of all partitions, then of each that was read."""
+        read = sorted(number for number, count in self._counts.items() if count)
+        each = [f"partition {number}: {self._line(number)}" for number in read]
         return [self._line(*self._counts), *each]
 
     def _line(self, *numbers: str) -> str:
@@ -120,8 +121,8 @@ class Backfill(Replay):
                     raise
         raise ForwarderError(
             f"partition {number} is read in consumer group '{group}', where the hub admits nobody "
-            "else: give another with --consumer-group, made by az eventhubs eventhub "
-            "consumer-group create"
+            "else: name another one with --consumer-group, which you create once: az eventhubs "
+            "eventhub consumer-group create"
         )
 
     async def _take(self, partition: Partition, received: Received, last: int) -> bool:
