@@ -94,7 +94,11 @@ def markdown(results: Results) -> str:
             f"peak MB/s ÷ {PARTITIONS} partitions",
             lambda s: f"{s.namespaces}",
         ),
-        ("*of each:* events a second", f"clusters × {EVENTS:g}", lambda s: f"{s.events:,.0f}"),
+        (
+            "*of each namespace:* events a second",
+            f"clusters × {EVENTS:g}",
+            lambda s: f"{s.events:,.0f}",
+        ),
         ("at the peak", f"× {PEAK:g}", lambda s: f"{s.events * PEAK:,.0f}"),
         ("MB/s into the hub at the peak", f"× {KB:g} KB", lambda s: f"{s.inward:.1f}"),
         (
@@ -109,7 +113,7 @@ def markdown(results: Results) -> str:
             f"peak × {CATCH_UP:g} × {cpu:.1f} us",
             lambda s: f"{s.cores:.2f}",
         ),
-        ("**replicas**", f"cores ÷ {CORE:g}, 2 to lose one", lambda s: f"**{s.replicas}**"),
+        ("**replicas**", f"cores ÷ {CORE:g}, 2 for redundancy", lambda s: f"**{s.replicas}**"),
         (
             "**memory limit** of a pod",
             f"2 × {memory:.0f} MiB",
@@ -121,7 +125,7 @@ def markdown(results: Results) -> str:
             lambda s: f"{s.events * KB * 86400 / 1e6:,.0f}",
         ),
         (
-            "*a month, of all:* unit hours",
+            "*a month, in all:* unit hours",
             "units × 730",
             lambda s: f"{s.namespaces * s.units * 730:,}",
         ),
