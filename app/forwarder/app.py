@@ -30,12 +30,12 @@ from forwarder.server.http import serve
 from forwarder.sink.webhook import Sink
 from forwarder.storage import has_account, open_container
 
-_LAST_CHECKPOINT: Final = 3.0  # seconds; with ShutdownGrace and the closing below 10 s more than it
+_LAST_CHECKPOINT: Final = 3.0  # seconds; after ShutdownGrace a pod has 10 for this and for closing
 _CANCEL_AGAIN: Final = 2.0  # seconds
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Forward until `stop` is set, then drain for ShutdownGrace at most and return."""
+    """Forward until `stop` is set, then drain for at most ShutdownGrace and return."""
     async with AsyncExitStack() as stack:
         parts = await _startup(settings, stack)
         consumer, _, checkpoints, _ = parts
@@ -50,9 +50,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _startup(
     settings: Settings, stack: AsyncExitStack
 ) -> tuple[Consumer, Watchdog, Checkpoints, Health]:
-    """Build the pipeline from its end to its beginning; `stack` closes what is opened."""
+    """Build the pipeline, from the sink back to the hub; `stack` closes what is opened."""
     state = stack.enter_context(state_directory(settings.state_directory))
-    credential = await login(settings, stack)
+    credential = login(settings, stack)
     metrics = Metrics(__version__)
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
@@ -89,7 +89,7 @@ async def _startup(
 
 
 async def _shutdown(grace: float, consumer: Consumer, checkpoints: Checkpoints) -> None:
-    """Drain, write checkpoints, give up ownership: in this order, each for a bounded time."""
+    """Drain, write checkpoints, give up ownership: in this order, each with a time limit."""
     log.info("stopping", graceSeconds=grace)
     consumer.stop()
     try:
@@ -107,8 +107,8 @@ async def _shutdown(grace: float, consumer: Consumer, checkpoints: Checkpoints) 
 async def end(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks until they are done.
 
-    The SDK's management request (5.15.1) swallows a cancellation when its connection breaks in
-    the same moment.
+    The SDK's management request (5.15.1) swallows a cancellation if its connection breaks at the
+    same moment.
     """
     while not all(task.done() for task in tasks):  # guard: cancel-until-done
         for task in tasks:

@@ -1,7 +1,7 @@
-"""Outages: one model for the hub, the sink, the checkpoint store and the dead-letter store.
+"""Outages of a dependency: the hub, the sink, the checkpoint store, the dead-letter store.
 
 Each of them fails for a while and then recovers. Health, the status page, the probes and the log
-all read the same object, so they never disagree about what is down, since when, and why.
+read the same object, so they agree about what is down, since when, and why.
 """
 
 import time
@@ -11,7 +11,7 @@ from forwarder import log
 
 
 class Outage:
-    """The state of one dependency. Logged when it begins, once a minute, and when it ends."""
+    """The state of one dependency. Logs an outage at its start, once a minute, and at its end."""
 
     def __init__(self, began: str, ended: str) -> None:
         """`began` and `ended` are the messages of the log entries."""
@@ -19,14 +19,14 @@ class Outage:
         self._ended = ended
         self._limited = log.RateLimited()
         self.reason = ""
-        """Why it fails, in one line; empty while it is healthy."""
+        """Why the dependency fails, in one line; empty while it is healthy."""
         self.since: float | None = None
-        """When it began, by the monotonic clock; None while it is healthy."""
+        """When the outage began, by the monotonic clock; None while it is healthy."""
         self.recovered_at = time.monotonic()
-        """When it last became healthy, by the monotonic clock."""
+        """When the dependency last became healthy, by the monotonic clock."""
 
     def begin(self, reason: str) -> None:
-        """Record a failure without a log entry, such as before the first attempt."""
+        """Record a failure without logging it: before the first attempt, it is only presumed."""
         self.reason = reason
         self.since = self.since or time.monotonic()
 
@@ -36,7 +36,7 @@ class Outage:
         self._limited.error(self._began, **fields, reason=reason)
 
     def note(self, message: str, **fields: Any) -> None:
-        """Log an error of a part of it, once a minute, unless all of it fails."""
+        """Log a partial failure, once a minute, unless there is an outage that explains it."""
         if not self.reason:
             self._limited.error(message, **fields)
 

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def has_account(settings: Settings) -> bool:
-    """Return whether state is kept in a storage account, and not in the state directory."""
+    """Return whether state is kept in a storage account instead of the state directory."""
     return bool(settings.blob_connection or settings.blob_account_url)
 
 
 def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     """Return a client of the container, to be used as an asynchronous context manager.
 
-    A connection string in a file is read again for each request, because its key or signature is
-    renewed there. azure-storage-blob 12.31 calls the hook right before it signs a request.
+    A connection string in a file is read again for each request, because its key or signature may
+    have been renewed. azure-storage-blob 12.31 calls the hook right before it signs a request.
     """
     import_storage()
     from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415 - takes 5 MiB of memory
@@ -31,7 +31,7 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
     options = azure_options(settings, url)
     if not connection:
         return ContainerClient(str(url), name, credential=credential, **options)
-    signature = AzureSasCredential(connection.signature or "-")
+    signature = AzureSasCredential(connection.signature or "-")  # it refuses an empty one
     key = {"account_name": connection.account, "account_key": connection.key}
 
     def renew(_: object) -> None:

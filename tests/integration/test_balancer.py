@@ -18,7 +18,7 @@ from forwarder.storage import open_container
 from support.azurite import azurite
 from support.environment import Environment, environment
 from support.process import Forwarder
-from support.stores import PLACE, blobs
+from support.stores import SCOPE, blobs
 from support.webhook import Answer
 
 EXPIRY = 10.0  # a round of many replicas takes seconds on a busy machine
@@ -31,7 +31,7 @@ class Replica:
     """A replica that gives up what it is told to, at once."""
 
     def __init__(self, store: GenerationStore, patience: float = PATIENCE) -> None:
-        self.balancer = Balancer(store, PLACE, patience, EXPIRY)
+        self.balancer = Balancer(store, SCOPE, patience, EXPIRY)
         self.owned: Collection[str] = []
         self.lag: Callable[[str], int] = lambda _: random.randrange(1000)  # as under load
         self.released: list[str] = []
@@ -129,7 +129,7 @@ async def test_those_with_the_least_lag_are_released() -> None:
         assert sorted(one.released) == ["1", "3"]
         await two.round(partitions)
         # Who listed the owners before the claim counts this replica by its announcement.
-        assert len(await store.list_replicas(PLACE, EXPIRY)) == 1
+        assert len(await store.list_replicas(SCOPE, EXPIRY)) == 1
         await two.round(partitions)
         assert shares([one, two], partitions) == [2, 2]
 

@@ -17,7 +17,7 @@ CONTAINER = "kubeauditlogcontainer"
 Stored = dict[str, int]
 """A partition's checkpoint by its id: the sequence number up to which all is settled."""
 
-PLACE = {
+SCOPE = {
     "fully_qualified_namespace": "Demo.servicebus.windows.net",
     "eventhub_name": "insights-logs-kube-audit",
     "consumer_group": "$Default",
@@ -88,11 +88,11 @@ def container(azurite: Azurite) -> ContainerClient:
     return ContainerClient.from_connection_string(azurite.connection_string, CONTAINER)
 
 
-def checkpoint(number: int, partition: str = "0", **place: str) -> dict[str, Any]:
+def checkpoint(number: int, partition: str = "0", **scope: str) -> dict[str, Any]:
     return {
-        **PLACE,
+        **SCOPE,
         "partition_id": partition,
         "offset": f"{number}00",
         "sequence_number": number,
-        **place,
+        **scope,
     }

@@ -1,7 +1,8 @@
-"""The checkpoint store in a storage account, shared by all replicas; see `listing` for its blobs.
+"""The checkpoint store in a storage account, shared by all replicas; `listing` describes its blobs.
 
-Every write is conditional on the blob's ETag, and a checkpoint never replaces one that is ahead.
-Ages of ownerships are measured by the store's clock.
+Every write is conditional on the blob's ETag, so no replica overwrites what it has not seen. After
+a conflict a checkpoint is written only if the one in the store is not ahead of it. The age of an
+ownership is measured by the store's clock, because the clocks of replicas may differ.
 """
 
 import time
@@ -17,13 +18,13 @@ from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 from forwarder.checkpoints import listing
-from forwarder.checkpoints.listing import PARTS, path
+from forwarder.checkpoints.listing import SCOPE, path
 from forwarder.errors import SupersededError
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient, ContainerClient
 
-_SEARCH: Final = 600.0  # seconds between two searches for blobs of the SDK for Go
+_SEARCH_INTERVAL: Final = 600.0  # seconds between two searches for blobs of the SDK for Go
 _CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
 
 
@@ -34,26 +35,23 @@ class BlobCheckpointStore(CheckpointStore):
 
     def __init__(self, container: "ContainerClient") -> None:
         self.container = container
-        self._ahead = 0.0  # seconds by which this machine's clock is ahead of the store's
-        self._others: list[str] = []
+        self._ahead = 0.0  # seconds by which the local clock is ahead of the store's
+        self._others: list[str] = []  # prefixes of the SDK for Go
         self._search_at = 0.0
 
     async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
-        """Return the ownerships; `last_modified_time` is by this machine's clock.
-
-        It is called before anything else is, and so creates the container.
-        """
-        place = names or dict(zip(PARTS, where, strict=True))
+        """Return the ownerships, in local time. It is called first, so it creates the container."""
+        scope = names or dict(zip(SCOPE, where, strict=True))
         try:
-            return await self._owners(place)
+            return await self._owners(scope)
         except ResourceNotFoundError:
             with suppress(ResourceExistsError):  # another replica was faster
                 await self.container.create_container()
-            return await self._owners(place)
+            return await self._owners(scope)
 
-    async def _owners(self, place: Mapping[str, str]) -> list[dict[str, Any]]:
+    async def _owners(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
         dates: list[str] = []
-        prefix = path(place, "", "ownership")
+        prefix = path(scope, "", "ownership")
         blobs = self.container.list_blobs(
             name_starts_with=prefix,
             include=["metadata"],
@@ -64,7 +62,7 @@ class BlobCheckpointStore(CheckpointStore):
         ahead = self._ahead = time.time() - parsedate_to_datetime(dates[-1]).timestamp()
         return [
             {
-                **place,
+                **scope,
                 "partition_id": blob.name.removeprefix(prefix),
                 "owner_id": (blob.metadata or {}).get("ownerid", ""),
                 "etag": blob.etag,
@@ -76,9 +74,10 @@ class BlobCheckpointStore(CheckpointStore):
     async def claim_ownership(
         self, ownership_list: Iterable[dict[str, Any]], **_: Any
     ) -> Iterable[dict[str, Any]]:
-        """Claim partitions, or release those without an owner; return the granted entries.
+        """Write ownerships, with owner "" to release a partition; return the granted entries.
 
-        An entry is granted if nobody has changed it, and kept while the store does not answer.
+        An entry is not granted if another replica has changed it. While the store does not answer,
+        it counts as granted, so that delivery continues.
         """
         return [entry for entry in await gather(*map(self._claim, ownership_list)) if entry]
 
@@ -93,36 +92,36 @@ class BlobCheckpointStore(CheckpointStore):
         return {**wanted, "etag": etag, "last_modified_time": time.time()}
 
     async def list_checkpoints(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
-        """Return the checkpoints of any SDK, ours before those with other capitals."""
-        place = names or dict(zip(PARTS, where, strict=True))
+        """Return the checkpoints of any SDK, ours first."""
+        scope = names or dict(zip(SCOPE, where, strict=True))
         if time.monotonic() >= self._search_at:
-            self._search_at = time.monotonic() + _SEARCH
-            self._others = await listing.other_prefixes(self.container, place)
+            self._search_at = time.monotonic() + _SEARCH_INTERVAL
+            self._others = await listing.other_prefixes(self.container, scope)
             if owner := await listing.active_owner(self.container, self._others):
-                reason = listing.ELSEWHERE
+                reason = listing.GO_READER
                 log.error("consumer group is read by another program", blob=owner, reason=reason)
-        return await listing.read_checkpoints(self.container, place, self._others)
+        return await listing.read_checkpoints(self.container, scope, self._others)
 
-    async def announce(self, place: Mapping[str, str], replica: str) -> None:
+    async def announce(self, scope: Mapping[str, str], replica: str) -> None:
         """Announce a replica that owns no partition."""
-        await self.container.upload_blob(path(place, replica, "replica"), b"", overwrite=True)
+        await self.container.upload_blob(path(scope, replica, "replica"), b"", overwrite=True)
 
-    async def withdraw(self, place: Mapping[str, str], replica: str) -> None:
+    async def withdraw(self, scope: Mapping[str, str], replica: str) -> None:
         """Remove an announcement."""
         with suppress(ResourceNotFoundError):
-            await self.container.delete_blob(path(place, replica, "replica"))
+            await self.container.delete_blob(path(scope, replica, "replica"))
 
-    async def list_replicas(self, place: Mapping[str, str], expiry: float) -> set[str]:
+    async def list_replicas(self, scope: Mapping[str, str], expiry: float) -> set[str]:
         """Return the replicas announced within `expiry` seconds by the store's clock.
 
-        An older announcement is of a replica that was killed, and is deleted.
+        Older announcements are deleted: they belong to replicas that were killed.
         """
         replicas: set[str] = set()
-        prefix = path(place, "", "replica")
+        prefix = path(scope, "", "replica")
         async for blob in self.container.list_blobs(name_starts_with=prefix):
             replica = blob.name.removeprefix(prefix)
             if time.time() - self._ahead - blob.last_modified.timestamp() > expiry:
-                await self.withdraw(place, replica)
+                await self.withdraw(scope, replica)
             else:
                 replicas.add(replica)
         return replicas
@@ -130,10 +129,10 @@ class BlobCheckpointStore(CheckpointStore):
     async def update_checkpoint(
         self, checkpoint: dict[str, Any], *, start: bool = False, **_: Any
     ) -> None:
-        """Write a checkpoint, unless its blob was changed to one that is ahead.
+        """Write a checkpoint and update its ETag in place.
 
-        SupersededError if it was, by another process. With `start` any change since the listing
-        raises it. The entry's ETag is updated in place.
+        SupersededError if another process has written one that is ahead; with `start`, if it has
+        written any since the listing.
         """
         blob = self.container.get_blob_client(path(checkpoint, checkpoint["partition_id"]))
         try:
@@ -153,7 +152,7 @@ class BlobCheckpointStore(CheckpointStore):
 
 
 async def _write(blob: "BlobClient", checkpoint: dict[str, Any]) -> None:
-    """Write it if the blob still has the checkpoint's ETag, and update that."""
+    """Write the checkpoint if the blob still has its ETag, and update the ETag."""
     metadata = {
         name.replace("_", ""): str(checkpoint[name])
         for name in ("offset", "sequence_number", "hub_created", "enqueued")
@@ -165,7 +164,7 @@ async def _write(blob: "BlobClient", checkpoint: dict[str, Any]) -> None:
 async def _put(blob: "BlobClient", metadata: dict[str, str], etag: str | None) -> str:
     """Write an empty blob with this metadata; return its new ETag.
 
-    One of `_CHANGED` if it has another ETag, or without one if it exists.
+    Raises one of `_CHANGED` if the blob has another ETag, or if it exists and none is given.
     """
     written = await (
         # guard: conditional-write

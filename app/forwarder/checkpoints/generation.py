@@ -1,13 +1,13 @@
-"""Hides checkpoints of an earlier hub with the same name from the client.
+"""Hides stale checkpoints: those of an earlier hub with the same name.
 
-A hub that was deleted and recreated counts its messages from 0 again. With a checkpoint of the old
-hub a client would start in the middle of the new one, or wait for a number that does not come.
-Checkpoints that are written here have `hub_created`, the creation time of their hub. Those of other
-SDKs are stale if they were written before the hub was created. The consumer marks the rest, which
-are ahead of the hub.
+A hub that was deleted and recreated numbers its messages from 0 again. With a checkpoint of the old
+hub a client would start in the middle of the new one, or wait for a number that never comes.
+Checkpoints written here have `hub_created`, the creation time of their hub, and are stale if it is
+another one. Checkpoints of SDKs are stale if they were written before the hub was created. The
+consumer marks others in `stale`, when they are ahead of the hub.
 
 A stale checkpoint is not deleted. Reading starts at StartPosition, and the next checkpoint replaces
-the stale one, unless another process has replaced it meanwhile.
+the stale one, unless another process has replaced it in the meantime.
 """
 
 import re
@@ -20,7 +20,7 @@ from azure.eventhub.aio import CheckpointStore
 from forwarder import log
 
 _RESOLUTION: Final = 1.0  # seconds: a blob's time has no fractions
-_PLACE: Final = {"sequence_number", "offset"}
+_POSITION: Final = {"sequence_number", "offset"}
 # "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
 _OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
 _TIMES: Final = ("hub_created", "enqueued", "written")
@@ -28,7 +28,7 @@ _LATEST: Final = 1e11  # in Unix seconds
 
 
 class GenerationStore:
-    """A checkpoint store in front of another, for the present hub."""
+    """Another checkpoint store as it applies to the present hub."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
@@ -38,29 +38,30 @@ class GenerationStore:
         self.stale: dict[str, int | None] = {}
         """Sequence numbers of checkpoints of another hub, by partition."""
         self.listed: dict[str, dict[str, Any]] = {}
-        """The checkpoints at the last listing, by partition, stale ones without their place."""
+        """The checkpoints at the last listing, by partition; stale ones without their position."""
 
     def log_recreated(self, created: float) -> None:
-        """Log that the checkpoints are of an earlier hub, once for each."""
+        """Log that the hub was recreated, once for each creation time."""
         if self._logged != created:
             self._logged = created
             when = datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")
             log.error("hub was recreated, reading starts at StartPosition", created=when)
 
     async def list_checkpoints(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
-        """Return the checkpoints of this hub; of two for one partition the one that is ahead.
+        """Return the checkpoints of this hub; if a partition has two, the one that is ahead.
 
-        An entry has `hub_created`, or `written`, the time when it was written, in Unix seconds.
+        An entry has `hub_created` or `written`, the time when it was written, in Unix seconds.
         """
         entries = list(await self._store.list_checkpoints(*where, **options))
         own = {one["partition_id"]: one for one in sorted(entries, key=_rank) if self._is_own(one)}
         self.listed = dict(own)
         for entry in entries:
-            placeless = {name: value for name, value in entry.items() if name not in _PLACE}
-            self.listed.setdefault(entry["partition_id"], placeless)
+            rest = {name: value for name, value in entry.items() if name not in _POSITION}
+            self.listed.setdefault(entry["partition_id"], rest)
         return list(own.values())
 
     def _is_own(self, entry: Mapping[str, Any]) -> bool:
+        """Return whether a checkpoint has a position, and in this hub."""
         if entry["sequence_number"] is None and entry["offset"] is None:
             return False
         written, created = entry.get("written", self.created), entry.get("hub_created")
@@ -78,12 +79,12 @@ class GenerationStore:
         self.stale.pop(checkpoint["partition_id"], None)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the store has for the balancer."""
+        """Return what the balancer needs of the other store; ownerships are never stale."""
         return getattr(self._store, name)
 
 
 def validate(entry: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError if no SDK writes such a checkpoint."""
+    """Raise ValueError or TypeError for a checkpoint that no SDK would write."""
     number, offset = entry["sequence_number"], entry["offset"]
     if number is not None and not (type(number) is int and -1 <= number < 2**63):
         raise ValueError(f"sequence number {number}")
@@ -94,6 +95,6 @@ def validate(entry: Mapping[str, Any]) -> None:
 
 
 def _rank(entry: Mapping[str, Any]) -> int:
-    """Return the sequence number; -2, before any, if an entry has only an offset."""
+    """Return the sequence number, or a lower one than any if an entry has only an offset."""
     number: int | None = entry["sequence_number"]
     return -2 if number is None else number

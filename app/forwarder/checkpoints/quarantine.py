@@ -1,11 +1,11 @@
 """Quarantine: a message that kills the process is identified, and not processed again.
 
-A bug in a C library may end the process at one message, before its own code can react, and again
-after each restart. Starts are therefore counted in a file that outlives the process. After three in
-a row without progress, messages are processed one by one: each is noted as the suspect, and cleared
-when the process survived it. A message that was the suspect at three deaths is quarantined: it
-becomes a dead letter without being unpacked. Whatever kills the process from outside, such as the
-kubelet, is unlikely to meet the same message three times.
+A bug in a C library may end the process at one message, before Python code can react, and again
+after each restart. So starts are counted in a file that outlives the process. After three starts in
+a row without progress, messages are processed one by one: each is recorded as the suspect, and
+cleared when the process has survived it. A message that was the suspect at three deaths is
+quarantined: it becomes a dead letter without being unpacked. If the process is killed from outside,
+such as by the kubelet, it is unlikely that the same message is the suspect three times.
 
 While the file cannot be written, delivery continues without it.
 """
@@ -26,7 +26,7 @@ from forwarder.delivery.watermark import Message
 _DEATHS: Final = 3  # in a row
 _NAME: Final = r"[^/]+/\d+/[^/]+"  # of a message, see `_name`
 _PAGE: Final = 4096  # bytes
-_SLOW: Final = 1.0  # seconds to wait for the disk before a suspect is processed
+_DISK_TIMEOUT: Final = 1.0  # seconds to wait for the disk before a suspect is processed
 
 
 class _Notes(msgspec.Struct):
@@ -45,7 +45,7 @@ class Quarantine:
         self._path = path
         self._writer = ThreadPoolExecutor(1)
         self._notes = _Notes()
-        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # a damaged file is ignored
+        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # a damaged file has no notes
             self._notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
         self._repeated = log.RateLimited()
         deaths = self._notes.deaths
@@ -63,25 +63,26 @@ class Quarantine:
             )
 
     def claimed(self, partition: str, checkpoint: int | None) -> None:
-        """Note a start; `left` notes a graceful stop, `passed` progress."""
+        """Note a start at this checkpoint."""
         before, starts = self._notes.starts.get(partition, (None, 0))
         # guard: count-starts
         self._notes.starts[partition] = checkpoint, starts + 1 if before == checkpoint else 1
         self._note()
 
     def left(self, partition: str) -> None:
-        """Note that the process has survived what is in the partition."""
+        """Note that the process has survived the messages of the partition."""
         if self._notes.starts.pop(partition, None):
             self._note()
 
     def passed(self, partition: str, sequence_number: int) -> None:
         """Note progress: a checkpoint was written at this sequence number."""
-        before = self._notes.starts.pop(partition, None), len(self._notes.deaths)
+        changed = self._notes.starts.pop(partition, None) is not None
         for name in list(self._notes.deaths):
             where, number, _ = name.split("/")
             if where == partition and int(number) <= sequence_number:
                 del self._notes.deaths[name]
-        if before != (None, len(self._notes.deaths)):
+                changed = True
+        if changed:
             self._note()
 
     def is_quarantined(self, partition: str, message: Message) -> bool:
@@ -97,17 +98,17 @@ class Quarantine:
             return
         name = self._notes.suspect = _name(partition, message)
         with suppress(TimeoutError):
-            self._note().result(_SLOW)
+            self._note().result(_DISK_TIMEOUT)
         try:
             yield
         finally:
             self._notes.deaths.pop(name, None)  # guard: survivor-is-cleared
-            if self._notes.suspect == name:  # else the next one is being processed
+            if self._notes.suspect == name:  # not if the next message is being processed already
                 self._notes.suspect = ""
             self._note()
 
-    def over(self) -> None:
-        """Note that the process has survived everything that may have killed it."""
+    def end(self) -> None:
+        """Process messages concurrently again: the process has survived the dangerous ones."""
         self.one_by_one = False
         quarantined = {name: n for name, n in self._notes.deaths.items() if n >= _DEATHS}
         self._notes = _Notes(deaths=quarantined)
@@ -115,11 +116,11 @@ class Quarantine:
         log.info("messages are processed concurrently again")
 
     def _note(self) -> Future[None]:
-        """Write the notes in order, in a thread of its own because a disk may hang."""
+        """Write the notes in a thread, because a disk may hang; one thread keeps their order."""
         return self._writer.submit(self._write, msgspec.json.encode(self._notes))
 
     def _write(self, notes: bytes) -> None:
-        """Write in place: a page is written whole or not at all, also on a full disk."""
+        """Overwrite the one page of the file, which works on a full disk as well."""
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
@@ -134,5 +135,5 @@ class Quarantine:
 
 
 def _name(partition: str, message: Message) -> str:
-    """Return a unique name, also among those of a recreated hub."""
+    """Return a name that is unique even if the hub is recreated."""
     return f"{partition}/{message.sequence_number}/{message.enqueued}"

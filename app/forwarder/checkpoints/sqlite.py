@@ -1,9 +1,9 @@
 """The embedded checkpoint store: SQLite in the state directory, for an installation of one replica.
 
-A row has a key made of namespace, hub, consumer group and partition, and a checkpoint as JSON with
-a checksum of both. SQLite detects damaged pages, but not damaged content: a flipped bit can make
-another number, or another partition's checkpoint. A row with a wrong checksum is ignored. Intact
-rows of a damaged file are copied to a new one. Version 0.1.0 wrote no checksums.
+A row has a key, made of namespace, hub, consumer group and partition, and a checkpoint as JSON with
+a checksum of both. SQLite detects damaged pages, but not damaged content: a flipped bit may change
+a number, or assign a checkpoint to another partition. A row with a wrong checksum is ignored. The
+intact rows of a damaged file are copied to a new one. Version 0.1.0 wrote no checksums.
 
 Ownerships are kept in memory: the state directory is locked, so no other process has any.
 """
@@ -24,12 +24,12 @@ from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 from forwarder.checkpoints.generation import validate
-from forwarder.checkpoints.listing import PARTS
+from forwarder.checkpoints.listing import SCOPE
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
-UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)
+UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)  # raised by `decode`
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
 
 
@@ -40,11 +40,11 @@ class EmbeddedCheckpointStore(CheckpointStore):
 
     def __init__(self, path: Path) -> None:
         self._ownership: dict[str, dict[str, Any]] = {}
-        self._lock = Lock()  # statements come from several threads, the connection is one
+        self._lock = Lock()  # several threads use the one connection
         try:
             self._database = _open(path)
         except (sqlite3.DatabaseError, UnicodeError) as error:
-            # A full disk or a lock is no damage, a table that a statement does not fit is.
+            # Of operational errors, such as a full disk, only a table that does not fit is damage.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 what = f"'{path}' cannot be opened: {causes.of_file(error, path)}"
@@ -63,9 +63,9 @@ class EmbeddedCheckpointStore(CheckpointStore):
                 self._execute(_WRITE, *_encode(entry))
 
     def close(self) -> None:
-        """Close the file once no thread executes a statement."""
+        """Close the file once no thread executes a statement, or SQLite would crash."""
         # guard: close-after-statement
-        with self._lock:  # SQLite would crash
+        with self._lock:
             self._database.close()
 
     async def list_ownership(
@@ -117,7 +117,7 @@ def _key(*parts: str) -> str:
 
 
 def _key_of(entry: dict[str, Any]) -> str:
-    return _key(*(entry[name] for name in (*PARTS, "partition_id")))
+    return _key(*(entry[name] for name in (*SCOPE, "partition_id")))
 
 
 def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
@@ -126,7 +126,7 @@ def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
 
 
 def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
-    """Return a row's checkpoint, and whether it has a checksum; UNUSABLE if it is damaged."""
+    """Return a row's checkpoint, and whether it has a checksum; an UNUSABLE error if damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
         raise TypeError("it is not an object")
@@ -134,7 +134,7 @@ def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
     if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
         raise ValueError("its checksum is wrong")
     if None in (entry["sequence_number"], entry["offset"]):
-        raise ValueError("it has no place in the hub")
+        raise ValueError("it has no position")
     validate(entry)
     return entry, checksum is not None
 
@@ -144,7 +144,7 @@ def _checksum(key: str, checkpoint: dict[str, Any]) -> int:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the file and read all of it once, to detect damage at the start."""
+    """Open the file, and read all of it once to detect damage."""
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
         database.text_factory = _text
@@ -164,7 +164,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def intact(path: Path) -> list[dict[str, Any]]:
-    """Return the checkpoints with a correct checksum of a file, damaged or being written."""
+    """Return the checkpoints that have a correct checksum, of a damaged file or one in use."""
     found = []
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with (

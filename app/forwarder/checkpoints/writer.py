@@ -1,23 +1,24 @@
 """Writes checkpoints of the owned partitions, at intervals and never on the delivery path.
 
 A checkpoint is the watermark of a partition: everything up to it is acknowledged. It never moves
-another process's checkpoint back. A process that was frozen, or cut off from the store, has lost
-its partitions without knowing; the store refuses its checkpoint (SupersededError).
+back the checkpoint of another process. A process that was frozen, or cut off from the store, may
+have lost its partitions without noticing; the store refuses its checkpoint (SupersededError).
 
 A partition without a checkpoint gets one when it is claimed, before its first message is received:
-the place before the first message to read. Otherwise `latest`, or an age, would be resolved again
-at each restart, and skip what came since. If the checkpoint cannot be written the claim fails and
-is repeated, unless reading starts at `earliest`, which skips nothing.
+the position before the first message to read. Otherwise `latest`, or an age, would be resolved
+again at each restart, and skip what came in between. If this checkpoint cannot be written, the
+claim fails and is repeated, unless reading starts at `earliest`, which skips nothing.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
+from forwarder.checkpoints.listing import scope_of
 from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.config.settings import Settings
 from forwarder.delivery.partition import Partition
@@ -27,13 +28,13 @@ from forwarder.outage import Outage
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
 
-StartingPlace = Callable[[str], Awaitable[dict[str, Any]]]
-"""Returns `sequence_number` and `offset` of the message before the first to read."""
+StartingPosition = Callable[[str], Awaitable[dict[str, Any]]]
+"""Returns `sequence_number` and `offset` of the message before the first one to read."""
 
 
 @dataclass(slots=True, eq=False)
-class Owned:
-    """A partition that this process reads, and its checkpoint as the store has it."""
+class Claim:
+    """A partition that this process reads, and its checkpoint as it is in the store."""
 
     partition: Partition
     checkpoint: dict[str, Any]
@@ -55,29 +56,28 @@ class Checkpoints:
         self._settings = settings
         self._superseded = log.RateLimited()
         self.outage = Outage("checkpoints cannot be written", "checkpoints are written again")
-        self.owned: dict[str, Owned] = {}
+        self.claims: dict[str, Claim] = {}
 
-    async def claim(
-        self, place: Mapping[str, str], partition: Partition, starting_place: StartingPlace
-    ) -> Owned:
-        """Start writing checkpoints of this partition, from the one that was listed last.
+    async def claim(self, partition: Partition, starting_position: StartingPosition) -> Claim:
+        """Start to write checkpoints of this partition, after the one that was listed last.
 
         SupersededError if another process has written one since the listing.
         """
         number = partition.number
-        owned = Owned(partition, self._store.listed.get(number, {**place, "partition_id": number}))
-        if "sequence_number" not in owned.checkpoint:
-            await self._start(owned, await starting_place(number))
-        self.owned[number] = owned
-        self.quarantine.claimed(number, owned.stored)
-        return owned
+        without_position = {**scope_of(self._settings), "partition_id": number}
+        claim = Claim(partition, self._store.listed.get(number, without_position))
+        if "sequence_number" not in claim.checkpoint:
+            await self._start(claim, await starting_position(number))
+        self.claims[number] = claim
+        self.quarantine.claimed(number, claim.stored)
+        return claim
 
-    async def release(self, partition_id: str) -> Owned | None:
+    async def release(self, number: str) -> Claim | None:
         """Write a last checkpoint and forget the partition."""
-        if owned := self.owned.pop(partition_id, None):
-            self.quarantine.left(partition_id)
-            await self._round([owned])
-        return owned
+        if claim := self.claims.pop(number, None):
+            self.quarantine.left(number)
+            await self._write_all([claim])
+        return claim
 
     async def run(self) -> None:
         """Write checkpoints until cancelled."""
@@ -87,11 +87,11 @@ class Checkpoints:
 
     async def flush(self) -> None:
         """Write the checkpoints that have moved; a failure is logged, counted and tried again."""
-        await self._round(self.owned.values())
+        await self._write_all(self.claims.values())
 
-    async def _start(self, owned: Owned, place: dict[str, Any]) -> None:
-        """Write where reading starts, unless somebody has written a checkpoint."""
-        checkpoint = {**owned.checkpoint, **place}
+    async def _start(self, claim: Claim, position: dict[str, Any]) -> None:
+        """Write where reading starts, unless another process has written a checkpoint."""
+        checkpoint = {**claim.checkpoint, **position}
         try:
             async with asyncio.timeout(_STORE_TIMEOUT):
                 await self._store.update_checkpoint(checkpoint, start=True)
@@ -102,39 +102,37 @@ class Checkpoints:
             if self._settings.start_position != "earliest":  # guard: start-is-written
                 raise
         else:
-            owned.checkpoint = checkpoint
+            claim.checkpoint = checkpoint
             self.outage.end()
 
-    async def _round(self, owned: Iterable[Owned]) -> None:
-        results = await asyncio.gather(*map(self._write, owned), return_exceptions=True)
+    async def _write_all(self, claims: Iterable[Claim]) -> None:
+        results = await asyncio.gather(*map(self._write, claims), return_exceptions=True)
         if errors := [result for result in results if isinstance(result, BaseException)]:
             # guard: failed-checkpoint-is-retried
             self.outage.fail(str(causes.of_store(errors[0], self._settings)))
         elif any(results):
             self.outage.end()
 
-    async def _write(self, owned: Owned) -> bool:
+    async def _write(self, claim: Claim) -> bool:
         """Write a partition's checkpoint if it has moved; return whether the store answered."""
-        async with owned.lock:  # of two writes at once, one would look like another process's
-            mark = owned.partition.watermark.position
-            if not mark or mark.sequence_number == owned.stored:
+        async with claim.lock:  # of two writes at once, one would look like another process's
+            last = claim.partition.watermark.position
+            if not last or last.sequence_number == claim.stored:
                 return False
-            number = mark.sequence_number
-            place = {"offset": mark.offset, "sequence_number": number, "enqueued": mark.enqueued}
-            checkpoint = {**owned.checkpoint, **place}
+            number = last.sequence_number
+            position = {"offset": last.offset, "sequence_number": number, "enqueued": last.enqueued}
+            checkpoint = {**claim.checkpoint, **position}
             result = "error"
             try:
                 async with asyncio.timeout(_STORE_TIMEOUT):
                     await self._store.update_checkpoint(checkpoint)
-                owned.checkpoint = checkpoint
-                self.quarantine.passed(owned.partition.number, number)
+                claim.checkpoint = checkpoint
+                self.quarantine.passed(claim.partition.number, number)
                 result = "ok"
             except SupersededError:
                 result = "superseded"
-                self._superseded.error(
-                    "checkpoint not written, another process is ahead",
-                    partition=owned.partition.number,
-                )
+                text = "checkpoint not written, another process is ahead"
+                self._superseded.error(text, partition=claim.partition.number)
             finally:
-                owned.partition.metrics.checkpoints[result].inc()
+                claim.partition.metrics.checkpoints[result].inc()
             return True

@@ -24,7 +24,7 @@ from forwarder.delivery.partition import Partition
 from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError
-from forwarder.hub.client import SHARED, connect, open_link
+from forwarder.hub.client import IN_USE, connect, open_link
 from forwarder.hub.login import login
 from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
@@ -62,7 +62,7 @@ class Backfill(Replay):
 
     async def run(self, stack: AsyncExitStack) -> bool:
         """Read all partitions and post; ForwarderError if one cannot be read."""
-        credential = await login(self._settings, stack)
+        credential = login(self._settings, stack)
         client = connect(self._settings, credential, retry_total=0)
         stack.push_async_callback(client.close)
         try:
@@ -117,7 +117,7 @@ class Backfill(Replay):
             try:
                 return await open_link(client, number, position, inclusive=inclusive, group=group)
             except AMQPLinkError as error:
-                if error.condition not in SHARED:
+                if error.condition not in IN_USE:
                     raise
         raise ForwarderError(
             f"partition {number} is read in consumer group '{group}', where the hub admits nobody "

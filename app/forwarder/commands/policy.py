@@ -105,7 +105,7 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
 
     async def bodies() -> list[bytes]:
         async with AsyncExitStack() as stack:
-            client = connect(settings, await login(settings, stack), retry_total=0)
+            client = connect(settings, login(settings, stack), retry_total=0)
             await stack.enter_async_context(client)
             numbers = await client.get_partition_ids()
             partitions = await asyncio.gather(*map(client.get_partition_properties, numbers))

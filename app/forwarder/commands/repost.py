@@ -81,7 +81,7 @@ class Repost(Replay):
         if directory.is_dir():
             stores.append(DeadLetterFiles(directory, settings.dead_letter_max_bytes))
         if has_account(settings):
-            container = open_container(settings, await login(settings, stack))
+            container = open_container(settings, login(settings, stack))
             stores.append(DeadLetterBlobs(await stack.enter_async_context(container)))
         return stores
 

@@ -1,4 +1,4 @@
-"""The receive buffer: bounds the bytes that are received and not yet delivered, process-wide."""
+"""The receive buffer: limits the bytes received and not yet delivered, for the whole process."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ class ReceiveBuffer:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._room = asyncio.Event()
         self._waiting = 0
 
@@ -18,11 +18,11 @@ class ReceiveBuffer:
         return not self._waiting and self._fits(size)
 
     async def acquire(self, size: int) -> None:
-        """Count the bytes of a message; waits until they fit, in the order of the calls."""
-        # The lock is free for a moment between two owners, so it cannot tell who waits.
+        """Wait until the bytes of a message fit, in the order of the calls, and count them."""
+        # The lock is free for a moment between two owners, so it cannot tell whether anybody waits.
         self._waiting += 1
         try:
-            async with self._turn:  # or small messages would pass large ones
+            async with self._lock:  # so that small messages do not overtake large ones
                 while not self._fits(size):
                     self._room.clear()
                     await self._room.wait()
@@ -35,7 +35,7 @@ class ReceiveBuffer:
         self.used += size
 
     def release(self, size: int) -> None:
-        """Uncount bytes."""
+        """Subtract bytes that left memory."""
         self.used -= size
         self._room.set()
 

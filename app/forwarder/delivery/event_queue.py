@@ -1,4 +1,4 @@
-"""The queue of one partition's events, from which lists are cut."""
+"""The queue of one partition's events; lists for the sink are taken from it."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ class EventQueue:
         self._events.extend(zip(events, repeat(message)))
 
     def next_list(self, max_events: int) -> list[Queued]:
-        """Take what fits into one POST, and not more than `max_events`.
+        """Take the events of the next POST, `max_events` at most.
 
-        An event that a sink may mishandle is alone, so that it costs no other: a deeply nested one
-        or a large one. Falco answers 200 before it parses, and drops the whole body when its
-        parser gives up at 300 levels.
+        A deeply nested or large event is posted alone, so that a sink that cannot handle it loses
+        no other: Falco answers 200 before it parses the body, and drops all of it when its parser
+        gives up at 300 levels.
         """
         size, count = LIST_OVERHEAD, 0
         for event, _ in islice(self._events, min(max_events, self._max_events)):

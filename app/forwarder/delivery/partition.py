@@ -38,9 +38,9 @@ class DeadLetterSink(Protocol):
     """Stores what cannot be delivered; implemented by DeadLetterWriter."""
 
     async def dead_letter(self, records: Sequence[Record]) -> Awaitable[int]:
-        """Accept records. The result, once they are durable, is how many count as dropped.
+        """Accept records. Once they are durable, the result is how many count as dropped.
 
-        It raises EvictedError if they found no room in memory while they could not be written.
+        It raises EvictedError if there was no room in memory while they could not be written.
         """
 
 
@@ -56,7 +56,7 @@ class DeliveryContext:
 
 
 class Partition:
-    """Delivers the messages of one partition, which are submitted in the order of the hub."""
+    """Delivers the messages of one partition, submitted in the order of the hub."""
 
     def __init__(self, number: str, context: DeliveryContext) -> None:
         self.number = number
@@ -66,7 +66,7 @@ class Partition:
         """Events that the sink accepted."""
         self.last_received: Message | None = None
         self.start_after: int | None = None
-        """The sequence number before the first message to read: the checkpoint's, if any."""
+        """The sequence number after which reading starts: the checkpoint's, if there is one."""
         self.blocked_message: Message | None = None
         """The next message, while the receive buffer has no room for it."""
         self.progress = time.monotonic()
@@ -82,7 +82,7 @@ class Partition:
 
     @property
     def last(self) -> int | None:
-        """The sequence number before the next message, if it is known."""
+        """The sequence number after which reading continues, if it is known."""
         return self.last_received.sequence_number if self.last_received else self.start_after
 
     def submit(self, message: Message, unpacked: Unpacked) -> None:
@@ -93,11 +93,11 @@ class Partition:
         self._count(message, unpacked)
         self.last_received = message
         self.progress = time.monotonic()
-        records = message.buffered = len(unpacked.events) + len(unpacked.unusable)
+        message.buffered = len(unpacked.events) + len(unpacked.unusable)
         message.charged = max(message.size, unpacked.size)
         self._buffer.charge(message.charged - message.size)
-        self.watermark.track(message, records)
-        self._buffer.release(message.release(0))
+        self.watermark.track(message, message.buffered)
+        message.release(0, self._buffer)  # all of it, if there are no records
         self._queue.extend(unpacked.events, message)
         if unpacked.unusable:
             self._spawn(self._dead_letter(message, unpacked.unusable))
@@ -129,14 +129,15 @@ class Partition:
     async def _deliver(self, events: Sequence[Queued], post: Post) -> None:
         """Post the events; a list that the sink does not accept is halved until it does.
 
-        An event that is rejected alone becomes a dead letter. One at which the sink fails is
-        posted again in the background. In an ordered partition the next ones wait a minute for it.
+        A single event that is rejected becomes a dead letter. One at which the sink fails is posted
+        again in the background; in an ordered partition the next ones wait for it up to a minute.
         """
         try:
             await post([event.body for event, _ in events])
         except (Rejected, OversizedError, FaultError) as error:
             if len(events) > 1:  # guard: split-rejected-list
-                half, once = len(events) // 2, partial(self._sink.post, faults=1)
+                half = len(events) // 2
+                once = partial(self._sink.post, faults=1)
                 await self._deliver(events[:half], once)
                 await self._deliver(events[half:], once)  # guard: second-half
             elif isinstance(error, FaultError):
@@ -145,22 +146,22 @@ class Partition:
                     await asyncio.wait([task], timeout=_IN_ORDER)
             else:
                 event, message = events[0]
-                refused = Unusable(event.body, f"refused by the sink: {error}")
-                await self._dead_letter(message, [refused])
+                rejected = Unusable(event.body, f"refused by the sink: {error}")
+                await self._dead_letter(message, [rejected])
         else:
             self.delivered += len(events)
             self.metrics.outcomes["delivered"].inc(len(events))
             self._context.metrics.delays.observe([event.stage_timestamp for event, _ in events])
             self.progress = time.monotonic()
             for message, count in Counter([message for _, message in events]).items():
-                self._buffer.release(message.release(count))
+                message.release(count, self._buffer)
                 self.watermark.acknowledge(message, count)
 
-    async def _dead_letter(self, message: Message, refused: Sequence[Unusable]) -> None:
+    async def _dead_letter(self, message: Message, unusable: Sequence[Unusable]) -> None:
         """Pass records to the dead-letter sink. Only the message's checkpoint waits for it."""
-        records = [Record.of(self.number, message.sequence_number, item) for item in refused]
+        records = [Record.of(self.number, message.sequence_number, item) for item in unusable]
         durable = await self._context.dead_letters.dead_letter(records)
-        self._buffer.release(message.release(len(records)))
+        message.release(len(records), self._buffer)
         self._spawn(self._await_durable(message, len(records), durable))
 
     async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
@@ -175,7 +176,7 @@ class Partition:
         self.watermark.acknowledge(message, records)
 
     def _count(self, message: Message, unpacked: Unpacked) -> None:
-        """Count a message, and those that expired in the hub before it was read."""
+        """Count a message, and the messages before it that expired in the hub."""
         self.metrics.messages.inc()
         self.metrics.received_bytes.inc(message.size)
         self.metrics.records.inc(unpacked.records)

@@ -1,9 +1,9 @@
 """The watermark of a partition: how far its messages are complete without a gap.
 
-Event Hubs keeps one position per partition and consumer group, and a restart reads everything
-behind it again. Lists are posted concurrently and dead letters are written in batches, so messages
-complete in any order. The position may only move over messages that are complete; otherwise a
-restart would skip the ones in the gap.
+A checkpoint is one position per partition and consumer group, and a restart reads everything after
+it again. Lists are posted concurrently and dead letters are written in batches, so messages are
+completed in any order. The position may only move over messages that are complete; otherwise a
+restart would skip those in the gap.
 
 `track` adds a message in the order of the hub, `acknowledge` completes some of its records, and
 `position` is the last message up to which, itself included, each record is delivered, kept as a
@@ -17,12 +17,12 @@ from typing import Final
 from forwarder.delivery.buffer import ReceiveBuffer
 
 _COMPACT_AT: Final = 100  # messages; below that, compacting saves nothing
-_ENTRY_BYTES: Final = 256  # of a message without its body, counted while it is remembered
+_ENTRY_BYTES: Final = 256  # memory of a Message, whose body may have been delivered already
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """A message's place in the hub, and what is left of it to do."""
+    """The position of a message in the hub, and what is left to be done with it."""
 
     sequence_number: int
     offset: str
@@ -32,16 +32,17 @@ class Message:
     buffered: int = 0  # records in memory
     charged: int = 0  # bytes of the receive buffer; small records take more than the message
 
-    def release(self, records: int) -> int:
-        """Note that this many records left memory; return the bytes to release with the last."""
+    def release(self, records: int, buffer: ReceiveBuffer) -> None:
+        """Note that this many records left memory; with the last one the message's bytes do."""
         self.buffered -= records
-        return 0 if self.buffered else self.charged
+        if not self.buffered:
+            buffer.release(self.charged)
 
 
 class Watermark:
-    """The messages of one partition that are in flight, and the position behind them.
+    """The messages of one partition that are in flight, and the position before them.
 
-    The entries count in the receive buffer: millions of them may wait for a full disk.
+    They count in the receive buffer, because millions of them may wait for a full disk.
     """
 
     def __init__(self, buffer: ReceiveBuffer) -> None:
@@ -74,9 +75,9 @@ class Watermark:
         self._advance()
 
     def mark_unsettleable(self, message: Message) -> None:
-        """Stop before this message for good: a record of it was evicted and has to be read again.
+        """Never move over this message: a record of it was evicted, and has to be read again.
 
-        Messages behind it can never become the position, so they are forgotten.
+        Messages after it can never become the position, so they are forgotten.
         """
         self._closed = True
         while self._messages and self._messages[-1].sequence_number > message.sequence_number:
@@ -89,10 +90,9 @@ class Watermark:
             self._buffer.release(_ENTRY_BYTES)
 
     def _compact(self) -> None:
-        """Drop each complete message whose successor is complete as well.
+        """Forget each complete message whose successor is complete: the position skips it anyway.
 
-        The position would move over both at once. When one message waits for a full disk,
-        thousands of complete ones pile up behind it.
+        Otherwise thousands of complete messages pile up after one that waits for a full disk.
         """
         kept = deque[Message]()
         for message in self._messages:

@@ -1,11 +1,11 @@
-"""Shares the partitions evenly between replicas, by the ownership entries in their store.
+"""Shares the partitions evenly between replicas, by means of ownership entries in the store.
 
 The SDK's balancer (azure-eventhub 5.15.1) steals one partition per interval, and only while a
 replica has fewer than floor(partitions / replicas): 8 partitions on 3 replicas stay 4, 2, 2. It
-steals from whoever is reading, so messages are delivered twice. Here every replica computes the
-same shares from the same entries, and a replica with too many drains, writes its checkpoints and
-releases the rest. A replica without a partition announces itself, because it has no entry. The
-entries are the SDK's own, so that other readers of the consumer group see them.
+steals partitions that are being read, so messages are delivered twice. Here every replica computes
+the same shares from the same entries. A replica that owns more than its share drains the excess
+partitions, writes their checkpoints and releases them. A replica that owns nothing has no entry, so
+it announces itself. Entries have the SDK's format, so other readers of the consumer group see them.
 """
 
 import random
@@ -23,28 +23,28 @@ _RANDOM: Final = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What this replica owns after a round."""
+    """The partitions of this replica after a round."""
 
     owned: Collection[str]
     excess: Collection[str]
-    """Those of the owned ones that it is to release."""
+    """Owned partitions that this replica has to release."""
     waiting: bool
-    """Whether others are to release some for it."""
+    """Whether this replica waits for others to release partitions."""
 
 
 class Balancer:
-    """The part of one replica, this one, in the sharing."""
+    """Claims and releases partitions for this replica."""
 
     def __init__(
-        self, store: GenerationStore, place: Mapping[str, str], patience: float, expiry: float
+        self, store: GenerationStore, scope: Mapping[str, str], patience: float, expiry: float
     ) -> None:
-        """`place` names namespace, hub and consumer group; the others are in seconds.
+        """`scope` is as in `listing.SCOPE`. An ownership expires after `expiry` seconds.
 
-        `patience` is how long others have to release; readers of another kind do not. `expiry` is
-        that of an ownership.
+        After `patience` seconds below its share the replica steals a partition: programs that use
+        the SDK's balancer release none.
         """
         self._store = store
-        self._place = place
+        self._scope = scope
         self._patience = patience
         self._expiry = expiry
         self._id = str(uuid.uuid4())
@@ -55,11 +55,11 @@ class Balancer:
     async def balance(
         self, partitions: Collection[str], lag: Callable[[str], int], *, readable: bool
     ) -> Shares:
-        """Renew what this replica owns, and claim what is free up to its share.
+        """Renew the ownerships of this replica, and claim free partitions up to its share.
 
-        Its share is nothing while the hub is not `readable` from here. Raises the store's errors.
+        The share is 0 while the hub is not `readable` from here. Raises the store's errors.
         """
-        listed = await self._store.list_ownership(*self._place.values())
+        listed = await self._store.list_ownership(*self._scope.values())
         entries = {str(entry["partition_id"]): entry for entry in listed}
         oldest = time.time() - self._expiry
         owners = {
@@ -69,20 +69,23 @@ class Balancer:
         }
         owned = [number for number in partitions if owners.get(number) == self._id]
         free = [number for number in partitions if number not in owners]
-        share, passed = 0, 0
+        share, for_others = 0, 0
         if readable:
-            share, passed = await self._share(len(partitions), Counter(owners.values()))
-        wanted = free[passed:][: max(0, share - len(owned))]
+            share, for_others = await self._share(len(partitions), Counter(owners.values()))
+        missing = max(0, share - len(owned))
+        wanted = free[for_others : for_others + missing]
         if self._waiting_since and time.monotonic() - self._waiting_since > self._patience:
             others = {number: owner for number, owner in owners.items() if owner != self._id}
             wanted += _to_steal(others)
         claims = [
-            {**self._place, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
+            {**self._scope, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
             for number in (*owned, *wanted)
         ]
         granted = await self._store.claim_ownership(claims) if claims else []
         self._entries = {str(entry["partition_id"]): entry for entry in granted}
-        if owned:  # a round after the first claim: who listed the owners before it counts this one
+        # Not in the round of the first claim: a replica that listed the ownerships before that
+        # claim still counts this one by its announcement.
+        if owned:
             await self.withdraw()
         waiting = len(self._entries) < share
         self._waiting_since = (self._waiting_since or time.monotonic()) if waiting else None
@@ -96,38 +99,37 @@ class Balancer:
             await self._store.claim_ownership([{**entry, "owner_id": ""}])
 
     async def withdraw(self) -> None:
-        """Take the announcement back: this replica owns something, or stops."""
+        """Remove the announcement: this replica owns a partition, or stops."""
         if self._announced:
             self._announced = False
-            await self._store.withdraw(self._place, self._id)
+            await self._store.withdraw(self._scope, self._id)
 
     async def _share(self, partitions: int, owned: Counter[str]) -> tuple[int, int]:
-        """Return how many partitions are this replica's, and how many free ones to pass over.
+        """Return this replica's share, and how many of the free partitions are for others.
 
-        Where they do not divide evenly, one more is for those that have it, so that nothing moves
-        without need, and then by ID. How many more they have does not matter, so that no share
-        changes while others release and claim theirs. The free ones that it passes over are the
-        shares of others.
+        All replicas compute the same order. If the partitions do not divide evenly, the first ones
+        get one more: those that own more than the minimum, so that nothing moves without need, then
+        by ID. How much more they own does not count, or shares would change while some are moved.
         """
         replicas = {self._id, *owned}
         if self._store.shared:
             if not owned[self._id] and owned:
                 self._announced = True
-                await self._store.announce(self._place, self._id)
-            replicas |= await self._store.list_replicas(self._place, self._expiry)
-        least, more = divmod(partitions, len(replicas))
-        passed = 0
-        order = sorted(replicas, key=lambda name: (owned[name] <= least, name))
+                await self._store.announce(self._scope, self._id)
+            replicas |= await self._store.list_replicas(self._scope, self._expiry)
+        minimum, remainder = divmod(partitions, len(replicas))
+        for_others = 0
+        order = sorted(replicas, key=lambda name: (owned[name] <= minimum, name))
         for rank, replica in enumerate(order):
-            share = least + (rank < more)
+            share = minimum + 1 if rank < remainder else minimum
             if replica == self._id:
                 break
-            passed += max(0, share - owned[replica])
-        return share, passed
+            for_others += max(0, share - owned[replica])
+        return share, for_others
 
 
 def _to_steal(owners: Mapping[str, str]) -> list[str]:
-    """Return a partition of the replica that owns most, if any is owned."""
+    """Return a random partition of the replica that owns most; nothing if there is none."""
     if not owners:
         return []
     most = Counter(owners.values()).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""A client of the event hub: how to connect, log in, and look at a partition without owning it."""
+"""A client of the event hub: connects, logs in, and peeks at a partition without owning it."""
 
 import asyncio
 import time
@@ -19,13 +19,13 @@ from forwarder.hub.transport import Link, Transport
 
 Position = str | int | datetime
 """An offset, a sequence number, or the time when the hub received a message."""
-# The partition has an owner, or five readers: hub and consumer group are in order.
-SHARED: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
+IN_USE: Final = {ErrorCondition.LinkStolen, ErrorCondition.ResourceLimitExceeded}
+"""Conditions of a partition that has an owner, or five readers: hub and consumer group exist."""
 _SIGNATURE_SECONDS: Final = 600  # after which a SharedAccessSignature is read again
 
 
 class _SharedAccess:
-    """The login by a connection string, as its file has it when a connection is opened."""
+    """A credential that reads the connection string, if it is in a file, for each connection."""
 
     token_type: Final = b"servicebus.windows.net:sastoken"
 
@@ -33,23 +33,26 @@ class _SharedAccess:
         self._settings = settings
 
     async def get_token(self, *scopes: str, **_: Any) -> AccessToken:
-        """Return a token; of a signature that expires it is still the server that refuses it."""
-        moved, settings = moved_to(self._settings), self._settings
-        login: Any = settings.hub_connection if moved else settings.current("hub_connection")
+        """Return a token. The expiry of a signature is left to the hub, which refuses it then."""
+        login: Any = self._settings.current("hub_connection")
+        if moved_to(self._settings):  # the key in the file is of another hub
+            login = self._settings.hub_connection
         if login.signature:
             return AccessToken(login.signature, int(time.time()) + _SIGNATURE_SECONDS)
         return await EventHubSharedKeyCredential(login.policy, login.key).get_token(*scopes)
 
 
 def moved_to(settings: Settings) -> str:
-    """Return the hub of the connection string in its file if it is not the one that is read."""
+    """Return the hub that the file of the connection string names now, "" if it is the same."""
     connection, name = settings.current("hub_connection"), settings.event_hub_name
-    hub = connection and f"{connection.host}/{connection.entity_path or name}"
-    return hub if hub and hub.lower() != f"{settings.hub_host}/{name}".lower() else ""
+    if not connection:
+        return ""
+    hub = f"{connection.host}/{connection.entity_path or name}"
+    return "" if hub.lower() == f"{settings.hub_host}/{name}".lower() else hub
 
 
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
-    """Return a client of the hub, with the login and the route of the settings.
+    """Return a client of the hub, with the login, transport and proxy of the settings.
 
     azure-eventhub 5.15.1 reads no HTTPS_PROXY; a proxy makes it use WebSockets.
     """
@@ -76,7 +79,7 @@ def connect(settings: Settings, credential: Any, **options: Any) -> EventHubCons
     return client
 
 
-async def open_link(  # noqa: PLR0913 - what the hub wants
+async def open_link(  # noqa: PLR0913 - options of a link
     client: EventHubConsumerClient,
     partition: str,
     position: Position = "@latest",
@@ -86,12 +89,12 @@ async def open_link(  # noqa: PLR0913 - what the hub wants
     group: str = "",
     buffer: ReceiveBuffer | None = None,
 ) -> Link:
-    """Open a link after a position, in another consumer `group` if one is given.
+    """Open a link after a position, in the client's consumer group unless `group` is given.
 
-    An `owner` takes the partition from its present owner. Any other reader meets AMQPLinkError
-    `amqp:link:stolen` while the partition has an owner.
+    An `owner` takes the partition from its present owner. Without it, the hub refuses a partition
+    that has an owner with AMQPLinkError `amqp:link:stolen`.
     """
-    receiver: EventHubConsumer = client._create_consumer(  # noqa: SLF001 - nothing public tells
+    receiver: EventHubConsumer = client._create_consumer(  # noqa: SLF001 - no public equivalent
         group or client._consumer_group,  # noqa: SLF001 - the same
         partition,
         position,
@@ -99,7 +102,7 @@ async def open_link(  # noqa: PLR0913 - what the hub wants
         event_position_inclusive=inclusive,
         owner_level=0 if owner else None,
     )
-    receiver._keep_alive = None  # noqa: SLF001 - its end takes a second
+    receiver._keep_alive = None  # noqa: SLF001 - a task that takes a second to stop
     try:
         await receiver._open()  # noqa: SLF001 - the same
     except BaseException:
@@ -109,11 +112,11 @@ async def open_link(  # noqa: PLR0913 - what the hub wants
 
 
 async def has_owner(client: EventHubConsumerClient, partition: str) -> bool:
-    """Return whether somebody reads a partition; AMQPLinkError if it cannot be read."""
+    """Return whether somebody is reading a partition; AMQPLinkError if it cannot be read."""
     try:
         link = await open_link(client, partition)
     except AMQPLinkError as error:
-        if error.condition not in SHARED:
+        if error.condition not in IN_USE:
             raise
         return True
     await link.close()
@@ -123,9 +126,9 @@ async def has_owner(client: EventHubConsumerClient, partition: str) -> bool:
 async def peek(
     client: EventHubConsumerClient, partition: Mapping[str, Any], count: int, seconds: float
 ) -> list[bytes] | None:
-    """Return the newest messages of a partition, described by its properties; it moves nothing.
+    """Return the bodies of up to `count` newest messages of a partition, given its properties.
 
-    Those that came within `seconds`; None if somebody owns the partition.
+    Reads for at most `seconds`, and takes the partition from nobody: None if it has an owner.
     """
     last, bodies = partition["last_enqueued_sequence_number"], list[bytes]()
     number = max(partition["beginning_sequence_number"], last - count + 1)
@@ -141,7 +144,7 @@ async def peek(
     except TimeoutError:
         pass
     except AMQPLinkError as error:
-        if error.condition not in SHARED:
+        if error.condition not in IN_USE:
             raise
         return bodies or None
     finally:

@@ -1,10 +1,10 @@
-"""The login by Microsoft Entra ID, with every failure named.
+"""Login with Microsoft Entra ID; every failure is diagnosed.
 
 Only what can apply in a pod is tried: workload identity if the webhook of AKS has set its
-variables, else the managed identity of the node. `DefaultAzureCredential` would walk through IMDS
-and developer tools, which takes seconds and hides the cause. The Event Hubs client (5.15.1) asks
-for a token again about 1.5 times a second while it is refused, so a failure is repeated from memory
-until a delay that doubles to a minute has passed.
+variables, else the managed identity of the node. `DefaultAzureCredential` would try developer tools
+as well, which takes seconds and hides the cause. The Event Hubs client (5.15.1) asks for a token
+1.5 times a second while it is refused. So after a failure the same error is raised again until a
+delay has passed, which doubles from one second to a minute.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import base64
 import os
 import re
 import time
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -29,24 +28,24 @@ from forwarder.diagnosis.causes import TEXTS, Diagnosis
 from forwarder.errors import ForwarderError
 
 _FIRST_DELAY: Final = 1.0
-_MOST_DELAY: Final = 60.0
+_MAX_DELAY: Final = 60.0
 _IMDS: Final = "http://169.254.169.254"
 _PUBLIC: Final = "https://login.microsoftonline.com"
 
 
 class LoginError(ForwarderError, ClientAuthenticationError):
-    """No token; `diagnosis` tells why."""
+    """There is no token; `diagnosis` says why."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         super().__init__(str(diagnosis))
         self.diagnosis = diagnosis
 
 
-async def login(settings: Settings, stack: AsyncExitStack) -> "Identity | None":
-    """Return the login by Microsoft Entra ID; None if connection strings are given instead."""
+def login(settings: Settings, stack: AsyncExitStack) -> "Identity | None":
+    """Return the credential for Microsoft Entra ID; None if the settings are connection strings."""
     if not settings.event_hub_namespace and not settings.blob_account_url:
         return None
-    identity = Identity(settings, os.environ)
+    identity = Identity(settings)
     stack.push_async_callback(identity.close)
     return identity
 
@@ -54,14 +53,14 @@ async def login(settings: Settings, stack: AsyncExitStack) -> "Identity | None":
 class Identity:
     """A credential for the Azure clients; `get_token` raises LoginError."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings) -> None:
+        self._settings, environ = settings, os.environ
         self._file = environ.get("AZURE_FEDERATED_TOKEN_FILE", "")
         self._ids = {name: environ.get(name, "") for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID")}
         client = self._ids["AZURE_CLIENT_ID"]
-        tried = "workload identity" if self._file else "the managed identity of the node"
-        host = environ.get("AZURE_AUTHORITY_HOST") or _PUBLIC
+        tried, host = "workload identity", environ.get("AZURE_AUTHORITY_HOST") or _PUBLIC
         if not self._file:
+            tried = "the managed identity of the node"
             host = environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or _IMDS
         self._url = URL(host if "://" in host else f"https://{host}")
         self._names = {
@@ -73,7 +72,8 @@ class Identity:
             "federate": TEXTS["texts"]["federate"],
         }
         self._credential: Any = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        # By scopes: the diagnosis, the delay, and when it ends.
         self._failed: dict[tuple[str, ...], tuple[Diagnosis, float, float]] = {}
 
     async def close(self) -> None:
@@ -82,15 +82,15 @@ class Identity:
             await self._credential.close()
 
     async def get_token(self, *scopes: str, **options: Any) -> Any:
-        """Return a token for these scopes; after a failure not before its delay is over."""
-        async with self._turn:
-            failure, delay, until = self._failed.get(scopes, (None, _FIRST_DELAY / 2, 0.0))
-            if failure and time.monotonic() < until:
+        """Return a token for these scopes. A failure is repeated until its delay has passed."""
+        async with self._lock:
+            failure, delay, ends = self._failed.get(scopes, (None, _FIRST_DELAY / 2, 0.0))
+            if failure and time.monotonic() < ends:
                 raise LoginError(failure)
             try:
                 token = await self._ask(*scopes, **options)
             except Exception as error:
-                delay = min(2 * delay, _MOST_DELAY)
+                delay = min(2 * delay, _MAX_DELAY)
                 failure = self._diagnose(error)
                 self._failed[scopes] = failure, delay, time.monotonic() + delay
                 raise LoginError(failure) from error
@@ -151,17 +151,18 @@ def _unreadable(file: Path) -> str:
 
 
 def _presented(file: str, text: str) -> dict[str, str]:
-    """Return issuer, subject and audience of the token in a file, or as an error repeats them."""
+    """Return issuer, subject and audience of the token in a file, or as the error shows them."""
     names = dict.fromkeys(("issuer", "subject", "audience"), "")
     for name, value in re.findall(r"(?i)(issuer|subject|audience):? '([^']+)'", text):
         names[name.lower()] = value
     try:
         body = Path(file).read_text(encoding="ascii").split(".")[1]
         claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="))
-        to = claims.get("aud", "")
-        to = to[0] if isinstance(to, list) and to else to
-        presented = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": to}
-        names |= {name: str(value) for name, value in presented.items() if value}
+        audience = claims.get("aud")
+        if isinstance(audience, list) and audience:
+            audience = audience[0]
+        found = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": audience}
+        names |= {name: str(value) for name, value in found.items() if value}
     except (OSError, ValueError, IndexError, AttributeError, msgspec.DecodeError):
         pass
     return {**names, "audience": names["audience"] or "api://AzureADTokenExchange"}

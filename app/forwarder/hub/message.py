@@ -1,33 +1,33 @@
 """One AMQP message as bytes in, its place in the hub and its body out. Pure, no I/O.
 
-The SDK decodes every section (azure-eventhub 5.15.1): a body with a type that it does not know, a
-list nested 1,000 deep or one character that is not UTF-8 raises, and the receiver meets the same
-message again for ever. Here sections are skipped by their length (AMQP 1.0, parts 1.6 and 3.2),
-and only the hub's own annotations and a body of bytes or text are read.
+The SDK decodes every section (azure-eventhub 5.15.1). It raises at a body of an unknown type, at a
+list nested 1,000 levels deep, or at one byte that is not UTF-8, and then receives the same message
+again, without end. Here sections are skipped by their length (AMQP 1.0, parts 1.6 and 3.2), and
+only the hub's own annotations and a body of bytes or text are read.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 _FIXED: Final = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}  # bytes, by a type's high digit
-_SHORT: Final = {0xA, 0xC, 0xE}  # one byte of length
-_LONG: Final = {0xB, 0xD, 0xF}  # four
+_SHORT: Final = {0xA, 0xC, 0xE}  # the length is in the next byte
+_LONG: Final = {0xB, 0xD, 0xF}  # the length is in the next four bytes
 _TEXT: Final = {0xA0, 0xB0, 0xA1, 0xB1}  # binary, string
-_COUNT: Final = {0xC1: 1, 0xD1: 4}  # bytes of a map's count
+_COUNT: Final = {0xC1: 1, 0xD1: 4}  # bytes before the entries of a map, which hold their number
 _ANNOTATIONS, _DATA, _VALUE = 0x72, 0x75, 0x77
 
 
 class Received(NamedTuple):
-    """A message; without `sequence_number` the hub's annotations cannot be read."""
+    """A received message."""
 
-    sequence_number: int | None
+    sequence_number: int | None  # None if the hub's annotations cannot be read
     offset: str
     enqueued: float | None
     """Unix time in seconds."""
     body: bytes
-    """The whole message, as it was encoded, if there is a `problem`."""
+    """With a `problem` it is the whole message, as it was encoded."""
     problem: str
     reserved: int
-    """Bytes of the receive buffer that are reserved for it."""
+    """Bytes of the receive buffer that are reserved for this message."""
 
 
 def parse(message: memoryview, reserved: int = 0) -> Received:
@@ -83,7 +83,7 @@ def _value(message: memoryview, at: int) -> tuple[memoryview, int]:
 
 
 def _pairs(content: memoryview, at: int) -> dict[bytes, memoryview]:
-    """Return the entries of a map, the first of which begins at this index."""
+    """Return the entries of a map; the first one begins at this index."""
     entries: dict[bytes, memoryview] = {}
     while at < len(content):
         key, at = _value(content, at)
@@ -91,5 +91,5 @@ def _pairs(content: memoryview, at: int) -> dict[bytes, memoryview]:
     return entries
 
 
-def _integer(content: memoryview | Any) -> int:
+def _integer(content: memoryview) -> int:
     return int.from_bytes(content, "big", signed=True)

@@ -1,9 +1,9 @@
-"""Polls the hub's own properties: how far each partition has come, and whether the hub answers.
+"""Polls the hub's properties: the last message of each partition, and whether the hub answers.
 
-It has a client of its own, without retries, whose errors are what is logged and shown. While the
-hub does not answer it also attaches a receiver to partition 0: the properties can be read where
-the consumer group is missing, or the right to listen. The hub does not report its time; the clocks
-are compared by the messages that come between two polls.
+It has a client of its own, without retries, whose errors are logged and shown. While the hub does
+not answer, a receiver is attached to partition 0 as well, because the properties can also be read
+without the consumer group or the right to listen. The hub does not report its time, so the clocks
+are compared by means of the messages that arrive between two polls.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from forwarder.hub.transport import Management
 from forwarder.outage import Outage
 
 _TIMEOUT: Final = 20.0  # seconds for one poll
-_SKEW: Final = 60.0  # seconds that are worth an entry: logins fail at five minutes or more
-_AGES: Final = 3
+_SKEW: Final = 60.0  # seconds from which on it is logged: logins fail at five minutes or more
+_AGES: Final = 3  # arrivals from which the skew is estimated
 QUIET: Final = timedelta(hours=1)  # without a message: AKS writes some every minute
 
 
@@ -36,30 +36,30 @@ class _Partition(NamedTuple):
     last_enqueued: datetime
 
 
-def _starting_position(settings: Settings) -> str | datetime:
+def _start_position(settings: Settings) -> str | datetime:
     start = settings.start_position
     if isinstance(start, str):
         return start  # guard: earliest
     instant = start if isinstance(start, datetime) else datetime.now(UTC) - start
-    return instant - timedelta(milliseconds=1)  # the hub's clock ticks so; the instant is included
+    return instant - timedelta(milliseconds=1)  # a position is exclusive, in milliseconds
 
 
 class HubMonitor:
-    """What the hub reported of itself at the last poll."""
+    """The properties that the hub reported at the last poll."""
 
     def __init__(self, settings: Settings, credential: Any) -> None:
         self._client = connect(settings, credential, retry_total=0)
         self._management = Management(self._client)
         self._settings = settings
         self._quiet, self._hourly = log.RateLimited(3600), log.RateLimited(3600)
-        self._turn = asyncio.Lock()
-        self._start = _starting_position(settings)
-        self._ends: dict[str, tuple[int, str]] | None = None
-        """Number and offset of the last message of each partition at the first poll: `latest`."""
+        self._lock = asyncio.Lock()
+        self._start = _start_position(settings)
+        self._latest: dict[str, tuple[int, str]] | None = None
+        """Sequence number and offset of each partition's last message at the first poll."""
         self.outage = Outage("hub does not answer", "hub answers")
         self.outage.begin("it has not answered yet")
         self.answered = asyncio.Event()
-        """Set when it has first described its partitions."""
+        """Set once the hub has described its partitions."""
         self.created = 0.0
         """When the hub was created, in Unix seconds."""
         self.first: dict[str, int] = {}
@@ -67,8 +67,8 @@ class HubMonitor:
         self.last: dict[str, int] = {}
         """The last sequence number in each partition, -1 if there was none."""
         self.skew = 0.0
-        """Seconds by which the clock here is ahead of the hub's, at least; below 0 it is behind."""
-        self._ages = deque[float](maxlen=_AGES)  # at which messages came, at least
+        """Least number of seconds that the local clock is ahead of the hub's, or < 0 if behind."""
+        self._ages = deque[float](maxlen=_AGES)  # least ages of messages at their arrival
         self.polled: float | None = None
         """When the properties were last read, by the monotonic clock."""
 
@@ -76,16 +76,16 @@ class HubMonitor:
         """Read the properties once. A failure is logged, not raised."""
         if other := moved_to(self._settings):
             self._hourly.error("connection string is of another hub, restart to read it", hub=other)
-        # Raises if the consumer group is missing or may not be read.
+        # Fails if the consumer group does not exist or may not be read.
         probe = asyncio.create_task(has_owner(self._client, "0")) if self.outage.reason else None
         try:
-            async with self._turn, asyncio.timeout(_TIMEOUT):
+            async with self._lock, asyncio.timeout(_TIMEOUT):
                 hub = await self._management.read("com.microsoft:eventhub")
                 numbers = map(bytes.decode, hub[b"partition_ids"])
                 partitions = [await self._partition(number) for number in numbers]
                 newest = max(partition.last_enqueued for partition in partitions)
-                arrived = self._note_skew(partitions, newest)
-                self._note(hub[b"created_at"] / 1000, partitions)
+                arrived = self._compare_clocks(partitions, newest)
+                self._update(hub[b"created_at"] / 1000, partitions)
                 self.answered.set()
                 if probe:
                     await probe
@@ -107,14 +107,14 @@ class HubMonitor:
         """Return the time by the hub's clock, in Unix seconds."""
         return time.time() - self.skew
 
-    async def starting_place(self, partition: str) -> dict[str, Any]:
-        """Return where reading starts without a checkpoint: the place of the message before.
+    async def starting_position(self, partition: str) -> dict[str, Any]:
+        """Return the position of the message before StartPosition.
 
-        Offset "-1" is before the first message, for every SDK.
+        Every SDK takes the offset "-1" for the position before the first message.
         """
         number, offset = self.first[partition] - 1, "-1"
         if self._start == "latest":
-            number, offset = (self._ends or {}).get(partition, (-1, "-1"))
+            number, offset = (self._latest or {}).get(partition, (-1, "-1"))
         elif isinstance(self._start, datetime):
             try:
                 async with asyncio.timeout(_TIMEOUT):
@@ -124,8 +124,8 @@ class HubMonitor:
         return {"sequence_number": number, "offset": offset}
 
     async def _before(self, partition: str, instant: datetime) -> tuple[int, str]:
-        """Return number and offset of the last message up to an instant."""
-        async with self._turn:
+        """Return sequence number and offset of the last message up to an instant."""
+        async with self._lock:
             properties = await self._partition(partition)
         if properties.last_enqueued <= instant:
             return properties.last, properties.last_offset
@@ -134,11 +134,11 @@ class HubMonitor:
         if number < properties.begin:
             return number, "-1"
         before = await self._receive(partition, number)
-        # It may have expired meanwhile.
+        # It may have expired in the meantime.
         return number, before.offset if before.sequence_number == number else "-1"
 
     async def _receive(self, partition: str, position: int | datetime) -> Received:
-        """Return the first message behind an instant, or at a sequence number."""
+        """Return the first message after an instant, or at a sequence number."""
         inclusive = isinstance(position, int)
         link = await open_link(self._client, partition, position, inclusive=inclusive, owner=True)
         try:
@@ -154,7 +154,7 @@ class HubMonitor:
             number,
             read[b"begin_sequence_number"],
             read[b"last_enqueued_sequence_number"],
-            read[b"last_enqueued_offset"].decode() or "-1",  # of none
+            read[b"last_enqueued_offset"].decode() or "-1",  # empty without a message
             datetime.fromtimestamp(read[b"last_enqueued_time_utc"] / 1000, UTC),
         )
 
@@ -163,11 +163,11 @@ class HubMonitor:
         await self._management.close()
         await self._client.close()
 
-    def _note_skew(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
-        """Compare the clocks; return whether a message arrived, or may have.
+    def _compare_clocks(self, partitions: Sequence[_Partition], newest: datetime) -> bool:
+        """Estimate the skew; return whether a message has arrived, or may have.
 
-        A message that came between two polls was enqueued between them. If the last ones all seem
-        to be older, the clock here is ahead.
+        A message that arrives between two polls was enqueued between them. If the last ones all
+        seem to be older, the local clock is ahead.
         """
         last = self.last
         arrived = not self.polled or any(p.last > last.get(p.number, -1) for p in partitions)
@@ -185,11 +185,11 @@ class HubMonitor:
             )
         return arrived
 
-    def _note(self, created: float, partitions: Sequence[_Partition]) -> None:
+    def _update(self, created: float, partitions: Sequence[_Partition]) -> None:
         self.last = {p.number: p.last for p in partitions}
         self.first = {p.number: p.begin for p in partitions}
-        if self._ends is None:
-            self._ends = {p.number: (p.last, p.last_offset) for p in partitions}
+        if self._latest is None:
+            self._latest = {p.number: (p.last, p.last_offset) for p in partitions}
         elif created != self.created:
-            self._ends = {}  # everything in a new hub came after the start
+            self._latest = {}  # all messages of a new hub came after the first poll
         self.created = created

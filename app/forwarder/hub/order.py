@@ -1,9 +1,9 @@
 """Accepts each message of the hub once and in order, and only messages of this hub.
 
-Sequence numbers of a partition have no gaps. A number that is not the next one was read before, or
-messages expired, or the hub was deleted and created again with the same name: then its numbers
-begin at 0, and checkpoints of the old hub mean nothing. The hub is therefore asked for its creation
-time before a gap counts as loss. A checkpoint ahead of the hub is of another hub as well.
+The sequence numbers of a partition have no gaps. If a number is not the next one, the message was
+read before, or messages before it expired, or the hub was deleted and recreated under its name. A
+recreated hub numbers from 0, and checkpoints of the old one do not apply. So the hub is asked for
+its creation time before a gap counts as loss. A checkpoint ahead of the hub is of another one too.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ class EndError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """Compares what is received with what the hub reports of itself."""
+    """Compares the sequence numbers of messages with the properties of the hub."""
 
     _hub: HubMonitor
     _store: GenerationStore
     _on_recreated: Callable[[], None]  # opens everything again
     _on_end: Callable[[str, str], None]  # opens a partition again
-    _ahead: set[str] = field(default_factory=set)  # partitions, at the last check
+    _ahead: set[str] = field(default_factory=set)  # numbers of partitions, at the last check
     _recreated: bool = False
 
     def begin(self) -> None:
-        """Take the hub as it is now for the one that is read."""
+        """Read the present hub: from now on, another creation time means another hub."""
         self._store.created = self._hub.created
         self._recreated = False
 
     def check(self, partitions: Mapping[str, Partition]) -> None:
-        """Compare the hub as it was just polled with what is read."""
+        """Compare the hub, just polled, with what is being read."""
         self._check_generation()
         if self._recreated:
             return
@@ -54,16 +54,16 @@ class Order:
             and partition.start_after is not None
             and partition.start_after > self._hub.last.get(number, partition.start_after)
         }
-        # Twice, for the checkpoint may be younger than the poll.
+        # Only at the second check: a checkpoint may be newer than the poll.
         for number in ahead & self._ahead:
             self._mark_stale(partitions[number])  # guard: checkpoint-ahead-of-hub
             self._on_end(number, STALE)
         self._ahead = ahead
 
     async def accept(self, partition: Partition, received: Received) -> Message | None:
-        """Return the message's place, or None if it is not to be taken.
+        """Return the message, or None if it has to be skipped.
 
-        Raises EndError if the partition is to be opened again, at StartPosition.
+        Raises EndError if the partition has to be opened again, at StartPosition.
         """
         number, newest, last = received.sequence_number, partition.last_received, partition.last
         if number is None:  # it can only be the next one
@@ -73,8 +73,10 @@ class Order:
         message = Message(number, received.offset, enqueued, len(received.body))
         if last is None or number == last + 1:  # guard: gap-asks-the-hub
             return message
-        # Read again after a reconnect, or because its checkpoint has no offset.
-        if number <= last and enqueued <= newest.enqueued if newest else number == last:
+        repeated = number == last  # its checkpoint has no offset
+        if newest:  # the link was opened again
+            repeated = number <= last and enqueued <= newest.enqueued
+        if repeated:
             return None  # guard: already-received
         await self._hub.poll()
         while self._hub.outage.reason:
@@ -96,11 +98,8 @@ class Order:
             self._on_recreated()
 
     def _mark_stale(self, partition: Partition) -> None:
-        """Note that the partition's checkpoint is of another hub: StartPosition holds."""
+        """Note that the partition's checkpoint is of another hub: StartPosition applies."""
         if self._store.stale.get(partition.number) != partition.start_after:
             self._store.stale[partition.number] = partition.start_after
-            log.error(
-                "checkpoint is of another hub, reading starts at StartPosition",
-                partition=partition.number,
-                checkpoint=partition.start_after,
-            )
+            text = "checkpoint is of another hub, reading starts at StartPosition"
+            log.error(text, partition=partition.number, checkpoint=partition.start_after)

@@ -1,16 +1,16 @@
-"""The only place that works around the SDK, and uses its private parts to read and to ask.
+"""Work-arounds of the SDK, all in this module; it uses private parts of the SDK.
 
 Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longer needs it:
 
 - Opening a connection handles one frame at a time and sleeps 50 ms after each of about eight.
-- A link to `$cbs` that the service detaches, as the firewall of a namespace does, is waited for
-  until the time-out. Here its error is raised.
+- When the service detaches the link to `$cbs`, as the firewall of a namespace makes it do, the SDK
+  waits until the time-out. Here the error of the link is raised.
 - A receiver looks for messages every 50 ms, a median latency of 8 to 21 ms, and wakes up five
   times a second while there are none. Here the socket wakes it.
-- A link keeps the delivery tag of every message (78 bytes), in case somebody settles it. Nobody
-  settles the messages of an event hub.
+- A link keeps the delivery tag of every message (78 bytes) for a later settlement. Messages of an
+  event hub are never settled.
 - A body that the SDK cannot decode ends the session: see `forwarder.hub.message`.
-- Each question about the hub opens a connection and logs in. Here one connection stays open.
+- Each request for properties opens a connection and logs in. Here one connection stays open.
 
 `Transport` is given to one client object; nothing is changed process-wide.
 """
@@ -29,17 +29,17 @@ from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.hub.message import Received, parse
 
 _SDK: Final[Any] = PyamqpTransportAsync
-_FRAMES: Final = 10  # of an opening; it takes about eight
-_CREDIT: Final = 2**20  # bytes that the hub may send ahead, in messages of the size seen so far
-_LARGEST: Final = 2**20  # bytes of a message
-_FEWEST, _MOST = 10, 1000  # messages
-_RENEW: Final = 1.0  # seconds between two looks at the token
+_FRAMES: Final = 10  # to open a connection; it takes about eight
+_CREDIT_BYTES: Final = 2**20  # that the hub may send ahead, estimated by the average message
+_MIN_CREDIT, _MAX_CREDIT = 10, 1000  # messages
+_MAX_MESSAGE: Final = 2**20  # bytes
+_TOKEN_CHECK: Final = 1.0  # seconds between two checks whether the token has to be renewed
 _CLOSING: Final = 2.0  # seconds
-_ERROR: Final = 400  # the first status of a response that is none
+_ERROR: Final = 400  # the lowest status code of an error
 
 
 class Transport(PyamqpTransportAsync):
-    """The SDK's transport, but for the pauses while a connection is opened."""
+    """The SDK's transport without the pauses while a connection is opened."""
 
     @staticmethod
     def create_mgmt_client(*arguments: Any, **options: Any) -> Any:
@@ -58,7 +58,7 @@ def _opening_at_once(client: Any) -> Any:
 
 
 async def _open_at_once(client: Any, client_ready: Any) -> bool:
-    """Tell whether the client is open: asked once, it handles one frame and waits 0.2 s for it."""
+    """Return whether the client is open; one call of `client_ready` handles one frame."""
     for _ in range(_FRAMES):
         if await client_ready():
             return True
@@ -70,13 +70,13 @@ async def _open_at_once(client: Any, client_ready: Any) -> bool:
 
 
 class Link:
-    """Reads what an attached receiver of the SDK is sent, when it is asked to.
+    """Reads from an attached receiver of the SDK, only during a call of `read`.
 
-    Nothing reads ahead: what nobody asks for stays in the socket, which bounds the memory.
+    At other times messages stay in the socket, which bounds the memory.
     """
 
     def __init__(self, receiver: Any, buffer: ReceiveBuffer | None = None) -> None:
-        """Wait for room in the buffer before the rest of a message of several frames is read."""
+        """With a buffer, room is reserved for a message of several frames before it is read."""
         self._buffer = buffer
         self._reserved = 0
         self._receiver = receiver
@@ -89,27 +89,28 @@ class Link:
         self._link._incoming_transfer = self._on_transfer
         self._link.current_link_credit = 0
         self._messages: deque[Received] = deque()
-        self._size = 0  # bytes of them
+        self._size = 0  # bytes in `_messages`
         self.blocked = False
         """Whether there is no room for the message that is being read."""
 
     async def read(self, seconds: float, enough: int = 1) -> None:
-        """Read until there are `enough` bytes or the time is up. Raises what ended the link."""
+        """Read until there are `enough` bytes or the time is up. Raises the error of the link."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._size < enough:
-                    if (now := time.monotonic()) > self._checked + _RENEW:
+                    if (now := time.monotonic()) > self._checked + _TOKEN_CHECK:
                         self._checked = now
                         await self._amqp.auth_complete_async()  # renews the token
                     self._link.get_state()  # raises its error
-                    credit = min(max(_FEWEST, int(_CREDIT / self._average)), _MOST)
+                    credit = int(_CREDIT_BYTES / self._average)
+                    credit = min(max(_MIN_CREDIT, credit), _MAX_CREDIT)
                     if self._link.current_link_credit <= credit // 2:
                         await self._link.flow(link_credit=credit)
                     if self._buffer and self._partial and not self._reserved:
-                        if self._messages:  # or they would wait for what this one reserves
+                        if self._messages:  # they come first: their delivery may make the room
                             return
-                        # A part of a small buffer: the rest may be in use for long.
-                        size = max(1, min(_LARGEST, self._buffer.limit // 4))
+                        # Not all of a small buffer, or this would wait until it is empty.
+                        size = max(1, min(_MAX_MESSAGE, self._buffer.limit // 4))
                         self.blocked = not self._buffer.has_room(size)
                         await self._buffer.acquire(size)
                         self._reserved, self.blocked = size, False
@@ -131,7 +132,7 @@ class Link:
                 await self._receiver.close()
 
     async def _on_transfer(self, frame: Any) -> None:
-        """Take the place of the SDK's own: parse the message, keep no delivery tag."""
+        """Handle a transfer instead of the SDK: parse the message, keep no delivery tag."""
         payload, more = frame[11], frame[5]
         if self._partial or more:
             self._partial += payload
@@ -155,14 +156,14 @@ class Management:
         self._amqp: Any = None
 
     async def read(self, kind: str, **where: str) -> dict[bytes, Any]:
-        """Return the properties of a kind of entity; once more if the connection was cut."""
+        """Return the properties of an entity. A connection that fails is replaced once."""
         while True:
-            kept = self._amqp is not None
+            reused = self._amqp is not None
             try:
                 return await self._read(kind, where)
             except BaseException as error:
                 await self.close()
-                if not kept or not isinstance(error, Exception):
+                if not reused or not isinstance(error, Exception):
                     raise
 
     async def close(self) -> None:
@@ -185,10 +186,10 @@ class Management:
                 while not await self._amqp.client_ready_async():
                     pass
             token = (await self._auth.get_token()).token
-            question = {"name": client.eventhub_name, **where, "security_token": token}
+            request = {"name": client.eventhub_name, **where, "security_token": token}
             status, description, response = await sdk.mgmt_client_request_async(
                 self._amqp,
-                sdk.build_message(application_properties=question),
+                sdk.build_message(application_properties=request),
                 operation=b"READ",
                 operation_type=kind.encode(),
                 status_code_field=b"status-code",

@@ -1,10 +1,9 @@
-"""Reopens what stalls, and tells how far behind each partition is.
+"""Reopens partitions that stall, and measures how far behind each partition is.
 
-A link may go silent with its connection open, or be refused again and again. So progress is
-measured by the hub's own sequence numbers, not by errors. A partition that gets nothing while the
-hub has more is stalled: its link is opened again, later everything with a new client, and after
-StallTimeout liveness fails. Messages that were received and wait for the sink, or for room, do not
-make a partition stalled.
+A link may fall silent while its connection is open, or be refused again and again. So progress is
+measured by the hub's own sequence numbers, not by errors. A partition that receives nothing while
+the hub has more is stalled: its link is opened again, later everything with a new client, and after
+StallTimeout liveness fails. A partition whose messages wait for sink or room is not stalled.
 """
 
 import asyncio
@@ -21,19 +20,19 @@ from forwarder.hub.consumer import Consumer
 from forwarder.hub.monitor import HubMonitor
 
 _INTERVAL: Final = 10.0  # seconds between two polls of the hub, at most
-_SOON: Final = 1.0  # seconds to the next poll of a hub that does not answer
-_UNHEARD: Final = 3.0  # seconds without properties, while polled every second
+_INTERVAL_DOWN: Final = 1.0  # seconds between two polls of a hub that does not answer
+_DOWN_AFTER: Final = 3.0  # seconds without an answer that count: some of those polls
 _RATE: Final = 1 / 60  # messages per second and partition: AKS writes at least some every minute
 _STEPS: Final = 3  # of StallTimeout: reopen the partition, reopen the client, fail
 
 
 @dataclass(slots=True)
 class _Stall:
-    """Since when a partition gets nothing, after which message, and when it was last reopened."""
+    """A partition that receives nothing. Times are monotonic."""
 
     since: float
-    after: Message | None
-    owned: float  # when it was last seen to be ours
+    after: Message | None  # the last one received
+    owned: float  # when this process last owned the partition
     reopened: float
 
 
@@ -57,7 +56,7 @@ class Watchdog:
         self._stalls: dict[str, _Stall] = {}
 
     async def run(self) -> None:
-        """Poll the hub, and compare it with what was received, for ever."""
+        """Poll the hub, and compare it with what was received, until cancelled."""
         interval = min(_INTERVAL, self._timeout / _STEPS / 2)
         while True:
             await self._hub.poll()
@@ -72,35 +71,36 @@ class Watchdog:
                 since = time.monotonic() - self._timeout
                 # guard: silence-outlives-reopening
                 self._stalls = {n: s for n, s in self._stalls.items() if s.owned > since}
-            await asyncio.sleep(min(interval, _SOON) if self._hub.outage.reason else interval)
+            down = self._hub.outage.reason
+            await asyncio.sleep(min(interval, _INTERVAL_DOWN) if down else interval)
 
     def is_behind(self, number: str) -> bool:
-        """Tell whether the partition has messages that were not received or not acknowledged."""
+        """Return whether the partition has messages that were not received or not acknowledged."""
         partition = self._consumer.partitions[number]
         newest = partition.last_received
         received = newest.sequence_number if newest else self._stored(number)
         return partition.watermark.oldest is not None or self._last(number) > received
 
     def since(self, number: str) -> float:
-        """Return since when it makes no progress (monotonic); being reopened is no progress."""
+        """Return when it last made progress, by the monotonic clock; reopening it is none."""
         stall = self._stalls.get(number)
         return stall.since if stall else self._consumer.partitions[number].progress
 
     def lag(self, number: str) -> int:
-        """Return how many messages in the hub are behind the checkpoint, at least.
+        """Return how many messages in the hub are after the checkpoint, at least.
 
         While the hub does not answer, more are assumed, at a constant rate.
         """
         known = max(0, self._last(number) - self._stored(number))
-        return known + ceil(self._unheard() * _RATE)
+        return known + ceil(self._hub_down() * _RATE)
 
     def oldest(self, number: str) -> float:
         """Return the age in seconds of the oldest message that is not delivered.
 
-        Of messages that are still in the hub only a bound is known: they are younger than the
-        last one received, and than the last poll while the hub cannot be asked.
+        It is an upper bound for messages that are still in the hub: they are newer than the last
+        one received and, while the hub cannot be asked, than the last poll.
         """
-        return max(self._oldest(number), self._unheard())
+        return max(self._oldest(number), self._hub_down())
 
     def _oldest(self, number: str) -> float:
         partition = self._consumer.partitions[number]
@@ -111,15 +111,15 @@ class Watchdog:
             return max(0.0, self._hub.now() - message.enqueued)
         return time.monotonic() - self.since(number)
 
-    def _unheard(self) -> float:
+    def _hub_down(self) -> float:
         """Return for how many seconds the properties could not be read; 0 while they can."""
         if not self._hub.outage.reason or self._hub.polled is None:
             return 0.0
         seconds = time.monotonic() - self._hub.polled
-        return seconds if seconds > _UNHEARD else 0.0
+        return seconds if seconds > _DOWN_AFTER else 0.0
 
     def _watch(self, number: str, partition: Partition) -> None:
-        """Reopen a partition that gets nothing while the hub has more, then the whole client."""
+        """Reopen a partition that receives nothing while the hub has more, then everything."""
         stall = self._stalls.get(number)
         behind, now = self.is_behind(number), time.monotonic()
         reader = self._consumer.owned.readers[number]
@@ -149,15 +149,15 @@ class Watchdog:
             reader.reopen()
 
     def _last(self, number: str) -> int:
-        """Return the last sequence number in the partition, as far as is known."""
+        """Return the highest sequence number in the partition that is known."""
         newest = self._consumer.partitions[number].last_received
         return max(self._hub.last.get(number, -1), newest.sequence_number if newest else -1)
 
     def _stored(self, number: str) -> int:
         """Return the sequence number of the checkpoint, or the one before the first to be read."""
-        owned = self._checkpoints.owned.get(number)
-        if owned and owned.stored is not None:
-            return owned.stored
+        claim = self._checkpoints.claims.get(number)
+        if claim and claim.stored is not None:
+            return claim.stored
         if (after := self._consumer.partitions[number].start_after) is not None:
             return after
         return self._hub.first.get(number, 0) - 1

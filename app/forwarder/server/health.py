@@ -75,8 +75,8 @@ class Health:
         """Yield the state of each partition that this process owns."""
         for number, partition in sorted(self.consumer.partitions.items()):
             lag, oldest = self._watchdog.lag(number), self._watchdog.oldest(number)
-            owned = self._checkpoints.owned.get(number)
-            checkpoint = owned.stored if owned else None
+            claim = self._checkpoints.claims.get(number)
+            checkpoint = claim.stored if claim else None
             yield State(number, lag, oldest, checkpoint, partition.delivered)
 
     def observe(self, metrics: Metrics) -> None:

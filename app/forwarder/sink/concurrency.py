@@ -1,22 +1,22 @@
-"""Adaptive concurrency: how many POSTs are in flight, for the sink as a whole.
+"""Adaptive concurrency: how many POSTs may be in flight, for the sink as a whole.
 
 The capacity of a sink is unknown and changes. With a fixed concurrency a slow sink times out, still
-processes what it received, and receives it again. The limit therefore follows the responses, as
-TCP's congestion window does (models: Vector's adaptive request concurrency and Netflix's
+processes what it received, and receives it again. So the limit follows the responses, as TCP's
+congestion window does (models: Vector's adaptive request concurrency and Netflix's
 concurrency-limits):
 
-- It starts at 1 and grows only while POSTs wait for it, so it never exceeds partitions x
-  WebSinkConcurrency: by 1 per success, which doubles it per round trip, and once a failure has
-  shown where it is too high, by 1 per round trip.
-- No POST joins others that could then come near WebSinkTimeout, by the time per event in flight
-  that responses show. That takes the sink for one that serves events one after another; whether
-  it serves POSTs side by side is tried from time to time.
-- It is halved by a time-out, 429 and every other failure that may be repeated, and reduced when
-  a response comes near WebSinkTimeout. A time-out at 1 also halves the lists.
+- It starts at 1 and grows only while POSTs wait for a slot, so it never exceeds partitions x
+  WebSinkConcurrency. It grows by 1 per success, which doubles it per round trip. Once a failure has
+  shown where it is too high, it grows by 1 per round trip.
+- A POST has to wait while the time per event, measured on responses, says that it could come near
+  WebSinkTimeout. This assumes a sink that processes events one after another. Whether it processes
+  POSTs in parallel is tried from time to time.
+- It is halved by a time-out, 429 and every other retryable failure, and reduced when a response
+  comes near WebSinkTimeout. A time-out at 1 also halves the lists.
 
 When POSTs fail and none succeeds between them, the limit is 1: one POST probes the sink, at most
-5 s after its last failure or when Retry-After allows, and all others wait for it. The first
-success ends that wait, so nothing of an outage outlives it.
+5 s after the last failure or when Retry-After allows, and all others wait for it. The first success
+ends the back-off for all.
 """
 
 import asyncio
@@ -36,15 +36,15 @@ from forwarder.outage import Outage
 
 _BACKOFF: Final = 0.2  # seconds, doubled by each failed round
 MAX_BACKOFF: Final = 5.0
-_FULL: Final = 0.5  # of WebSinkTimeout: no POST is added that may take longer
-_TRIABLE: Final = 0.65  # of WebSinkTimeout: above that, a second POST is not even tried
-_NEAR_TIMEOUT: Final = 0.8  # of WebSinkTimeout: the limit is reduced
+_SAFE: Final = 0.5  # of WebSinkTimeout: a POST that may take longer has to wait
+_MAX_TRIAL: Final = 0.65  # of WebSinkTimeout: if one POST takes longer, two are not tried
+_NEAR_TIMEOUT: Final = 0.8  # of WebSinkTimeout: if one POST takes longer, the limit is reduced
 _REDUCTION: Final = 0.75
 _SMOOTHING: Final = 0.3
-_SAME: Final = 1.5  # times the latency of a POST that is alone: the sink serves others beside it
-_ATTEMPT_AFTER: Final = 10.0  # seconds, doubled by each attempt that finds a serial sink
-_MAX_ATTEMPT_AFTER: Final = 320.0
-_LOG_AFTER: Final = 5.0  # seconds below a quarter
+_PARALLEL: Final = 1.5  # times the latency of a single POST: below that, POSTs run in parallel
+_TRIAL_INTERVAL: Final = 10.0  # seconds, doubled by each trial that finds a serial sink
+_MAX_TRIAL_INTERVAL: Final = 320.0
+_LOG_AFTER: Final = 5.0  # seconds below a quarter of the demand
 
 
 @dataclass(slots=True)
@@ -53,8 +53,7 @@ class Slot:
 
     started: float
     events: int
-    load: int
-    """Events in flight when it started, its own included."""
+    load: int  # events in flight when it started, its own included
     released: bool = False
 
 
@@ -64,57 +63,58 @@ class _Speed:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._cost = 0.0  # seconds per event in flight
-        self._alone = 0.0  # seconds of a POST that had the sink to itself
-        self._attempt_at, self._attempt_after = 0.0, _ATTEMPT_AFTER
-        self.parallel = False  # it serves POSTs side by side, or that is being tried
+        self._alone = 0.0  # seconds of the last POST that started alone
+        self._next_trial, self._trial_interval = 0.0, _TRIAL_INTERVAL
+        self.parallel = False  # the sink processes POSTs in parallel, or that is being tried
 
     def observe(self, slot: Slot, seconds: float) -> None:
-        """Note a response that took this long."""
+        """Learn from a response that took this long."""
         cost = seconds / slot.load
         self._cost += (cost - self._cost) * (_SMOOTHING if self._cost else 1)
         if slot.load == slot.events:
             self._alone = seconds
         else:
-            self.parallel = seconds < _SAME * self._alone
+            self.parallel = seconds < _PARALLEL * self._alone
             if self.parallel:
-                self._attempt_after = _ATTEMPT_AFTER
+                self._trial_interval = _TRIAL_INTERVAL
 
     def in_time(self, load: int) -> bool:
-        """Return whether a POST with which this many events are in flight is answered in time."""
-        return self.parallel or self._cost * load <= _FULL * self._timeout
+        """Return whether a POST is answered in time if it brings the events in flight to `load`."""
+        return self.parallel or self._cost * load <= _SAFE * self._timeout
 
-    def tries_two(self, seconds: float, now: float) -> bool:
-        """Return whether to try two POSTs side by side, after one that took this long alone.
+    def start_trial(self, seconds: float, now: float) -> bool:
+        """Return whether to try two POSTs in parallel, after a single one that took this long.
 
-        That the sink serves one after another is only a guess. Rarely, if it was right before.
+        The interval between trials grows while they find that the sink is serial.
         """
-        if seconds > _TRIABLE * self._timeout or now < self._attempt_at:
+        if seconds > _MAX_TRIAL * self._timeout or now < self._next_trial:
             return False
-        self._attempt_at = now + self._attempt_after
-        self._attempt_after = min(2 * self._attempt_after, _MAX_ATTEMPT_AFTER)
+        self._next_trial = now + self._trial_interval
+        self._trial_interval = min(2 * self._trial_interval, _MAX_TRIAL_INTERVAL)
         self.parallel = True
         return True
 
 
 class AdaptiveConcurrency:
-    """Hands out slots for POSTs. Each is given back by `succeeded`, `failed` or `release`."""
+    """Grants slots for POSTs. Each is returned by `succeeded`, `failed` or `release`."""
 
     def __init__(self, timeout: float, gauge: Gauge) -> None:
         self._timeout = timeout
         self._limit = 1.0
-        self._threshold = math.inf
+        self._threshold = math.inf  # limit from which on it grows slowly
         self._waiting: deque[tuple[asyncio.Future[Slot], int]] = deque()
-        self._in_flight = self._load = self._demand = 0
+        self._in_flight = self._load = 0  # POSTs, and events in them
+        self._demand = 0  # the most POSTs that were in flight or waiting
         self._failed_rounds = 0
-        self._changed_at = 0.0  # the limit was last reduced; POSTs of before do not reduce it again
-        self._resume_at = 0.0
-        self._retry_after = False
+        self._reduced_at = 0.0  # POSTs that started before do not reduce the limit again
+        self._resume_at = 0.0  # the end of the back-off
+        self._retry_after = False  # whether the sink asked for the back-off
         self._timer: asyncio.TimerHandle | None = None
         self._speed = _Speed(timeout)
         self._reduced = Outage("post concurrency reduced", "post concurrency restored")
         self._sufficient_at = time.monotonic()
         self.max_events = sys.maxsize
-        """Events that a list may have at present."""
+        """Maximum events per list at present."""
         gauge.set_function(lambda: self.limit)
 
     @property
@@ -128,21 +128,21 @@ class AdaptiveConcurrency:
             return self._start(events)
         waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         entry = (waiter, events)
-        (self._waiting.appendleft if retry else self._waiting.append)(entry)
+        self._waiting.insert(0 if retry else len(self._waiting), entry)
         self._demand = max(self._demand, self._in_flight + len(self._waiting))
         self._dispatch()
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                with suppress(ValueError):  # `_dispatch` has seen it first
+                with suppress(ValueError):  # `_dispatch` has removed it already
                     self._waiting.remove(entry)
             else:
                 self.release(waiter.result())
             raise
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back, unless it was, without a verdict on the sink."""
+        """Return a slot without a verdict on the sink, unless it has been returned."""
         if slot.released:
             return
         slot.released = True
@@ -151,8 +151,9 @@ class AdaptiveConcurrency:
         self._dispatch()
 
     def succeeded(self, slot: Slot) -> None:
-        """Give a slot back: the sink answered, and other POSTs are welcome."""
+        """Return a slot: the sink answered, and can take other POSTs."""
         now = time.monotonic()
+        # Retry-After is honoured although a POST that started before it has succeeded.
         if not self._retry_after or slot.started >= self._resume_at:
             self._resume_at, self._retry_after = 0.0, False
         if self._failed_rounds > 1:
@@ -163,17 +164,17 @@ class AdaptiveConcurrency:
         self.release(slot)
 
     def failed(self, slot: Slot, *, timed_out: bool = False, retry_after: float = 0.0) -> None:
-        """Give a slot back: the sink did not take the events this time."""
+        """Return a slot: the sink did not accept the events this time."""
         now = time.monotonic()
-        if slot.started >= self._changed_at:  # POSTs that were in flight together fail as one
+        if slot.started >= self._reduced_at:  # POSTs that were in flight together fail as one
             self._failed_rounds += 1
-            self._changed_at = now
+            self._reduced_at = now
             self._retry_after = self._speed.parallel = False
             if timed_out and self.limit == 1:
                 self.max_events = max(1, slot.events // 2)
-            lasting = self._failed_rounds > 1
-            self._limit = 1.0 if lasting else max(1.0, self._limit / 2)
-            self._threshold = math.inf if lasting else self._limit
+            outage = self._failed_rounds > 1
+            self._limit = 1.0 if outage else max(1.0, self._limit / 2)
+            self._threshold = math.inf if outage else self._limit
         backoff = min(_BACKOFF * 2 ** min(self._failed_rounds - 1, 10), MAX_BACKOFF)
         backoff *= random.uniform(0.5, 1)  # noqa: S311 - not a secret
         self._retry_after = self._retry_after or retry_after > backoff
@@ -184,8 +185,8 @@ class AdaptiveConcurrency:
         """Adjust the limit to a response that took this long."""
         self._speed.observe(slot, seconds)
         if seconds > _NEAR_TIMEOUT * self._timeout:
-            if slot.started >= self._changed_at:
-                self._changed_at = now
+            if slot.started >= self._reduced_at:
+                self._reduced_at = now
                 self._limit = max(1.0, self._limit * _REDUCTION)
         elif self.max_events < slot.events * 2:
             if self._speed.in_time(slot.load + slot.events):
@@ -193,12 +194,12 @@ class AdaptiveConcurrency:
         elif self._waiting:
             added = sum(events for _, events in islice(self._waiting, 2))
             if self._speed.in_time(self._load - slot.events + added) or (
-                self.limit == 1 and self._speed.tries_two(seconds, now)
+                self.limit == 1 and self._speed.start_trial(seconds, now)
             ):
                 self._limit += 1 if self._limit < self._threshold else 1 / self._limit
 
     def _report(self, now: float) -> None:
-        """Log when the limit has been below a quarter of the demand, and when it is no longer."""
+        """Log when the limit stays below a quarter of the demand, and when it has recovered."""
         if self._limit * 4 >= self._demand:
             self._sufficient_at = now
             self._reduced.end(limit=self.limit, demand=self._demand)
@@ -208,9 +209,10 @@ class AdaptiveConcurrency:
             self._reduced.fail(reason, limit=self.limit, demand=self._demand)
 
     def _is_open(self, events: int, now: float) -> bool:
-        if now < self._resume_at or not self._in_flight:
-            return now >= self._resume_at
-        return self._in_flight < self.limit and self._speed.in_time(self._load + events)
+        if now < self._resume_at:
+            return False
+        has_slot = self._in_flight < self.limit and self._speed.in_time(self._load + events)
+        return not self._in_flight or has_slot
 
     def _start(self, events: int) -> Slot:
         self._in_flight += 1
@@ -218,8 +220,8 @@ class AdaptiveConcurrency:
         return Slot(time.monotonic(), events, self._load)
 
     def _dispatch(self) -> None:
-        """Hand out the slots that are free, now or when the back-off ends."""
-        now = time.monotonic()  # once, or the back-off could end between two looks at the clock
+        """Grant the slots that are free, now or when the back-off ends."""
+        now = time.monotonic()  # read once, or the back-off could end between two readings
         while self._waiting and self._is_open(self._waiting[0][1], now):
             waiter, events = self._waiting.popleft()
             if not waiter.cancelled():

@@ -1,4 +1,4 @@
-"""What a response of the sink means. Pure: status and body in; an error out, or nothing."""
+"""Classifies a response of the sink. Pure: status and body in; an error out, or nothing."""
 
 import time
 from email.utils import parsedate_to_datetime
@@ -23,17 +23,17 @@ _REMEDIES: Final = {  # diagnosis, remedy
         ("redirects are never followed", "give the final address as WebSinkURL (webhook.url)"),
     ),
 }
-_UNKNOWN: Final = "unexpected from an audit webhook", "see WebSinkURL (webhook.url)"
+_UNKNOWN: Final = ("unexpected from an audit webhook", "see WebSinkURL (webhook.url)")
 _MAX_RETRY_AFTER: Final = 300.0  # seconds
 _SHOWN_CHARACTERS: Final = 200
 
 
 def classify(status: int, body: bytes, retry_after: str | None) -> None:
-    """Return if the events are accepted, which any 2xx means, as it does for kube-apiserver.
+    """Return if the events are accepted: any 2xx, as for kube-apiserver.
 
-    Otherwise raise Rejected (these events will never be accepted), RetryableError (later, and not
-    before `after` seconds have passed), FaultError (later, and perhaps without one of them), or
-    MisconfiguredError (later, once a setting is changed).
+    Otherwise raise Rejected (these events will never be accepted), RetryableError (they may be, not
+    before `after` seconds), FaultError (they may be, perhaps without one of them), or
+    MisconfiguredError (they may be, once a setting is changed).
     """
     if status in range(200, 300):  # guard: accepted-statuses
         return
@@ -50,7 +50,7 @@ def classify(status: int, body: bytes, retry_after: str | None) -> None:
 
 
 def is_html(content_type: str, body: bytes) -> bool:
-    """Tell a web page, such as a proxy's or a login's, from the response of a webhook."""
+    """Return whether the response is a web page, such as a login, and not that of a webhook."""
     return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"  # guard: html-is-logged
 
 

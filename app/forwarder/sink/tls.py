@@ -1,9 +1,9 @@
 """The sink's credentials in files: bearer token, CAs, client certificate and key.
 
-cert-manager and the kubelet renew them while the process runs, by swapping a symbolic link. Before
-each POST the files' times are compared, and a replaced file is read again. A new TLS context makes
-new connections: aiohttp (3.14) pools connections by context, so those with the old one finish
-their request and are closed once they have been idle for 15 s.
+cert-manager and the kubelet renew them while the process runs, by replacing a symbolic link. Before
+each POST the modification times are compared, and a replaced file is read again. A new TLS context
+leads to new connections: aiohttp (3.14) pools connections by context, so those with the old one
+finish their request and are closed after 15 idle seconds.
 """
 
 import math
@@ -23,17 +23,17 @@ from forwarder.redaction import protect
 
 _Value = TypeVar("_Value")
 _RETRY_AFTER: Final = 1.0  # seconds
-_SOON: Final = 7 * 86_400  # seconds: a client certificate that expires before is logged
-_LOG_AFTER: Final = 3_600.0
+_SOON: Final = 7 * 86_400  # seconds before its expiry from which on a client certificate is logged
+_LOG_AFTER: Final = 3_600.0  # seconds between two such entries
 
 
 class Renewed(Generic[_Value]):
-    """A value that is read from files, and again when one of them is replaced."""
+    """A value that is read from files, and read again when one of them is replaced."""
 
     def __init__(
         self, what: str, read: Callable[[], _Value], value: _Value, *paths: Path | None
     ) -> None:
-        """Serve `value` until the files can be read. `what` names them in the log."""
+        """`value` is used until the files can be read. `what` names them in the log."""
         self._what, self._read, self._value = what, read, value
         self._paths = [path for path in paths if path]
         self._versions: list[tuple[int, int]] = []
@@ -41,21 +41,21 @@ class Renewed(Generic[_Value]):
         self._limited = log.RateLimited()
 
     def get(self) -> _Value:
-        """Return the value; the last one while the files cannot be read."""
+        """Return the current value, or the last one while the files cannot be read."""
         try:
             stats = [path.stat() for path in self._paths]
             versions = [(stat.st_mtime_ns, stat.st_ino) for stat in stats]
             replaced = versions != self._versions and time.monotonic() >= self._retry_at
             if replaced:  # guard: token-reread
                 self._value, self._versions = self._read(), versions
-        except (OSError, ValueError) as error:  # ssl.SSLError: the key does not fit yet
+        except (OSError, ValueError) as error:  # ssl.SSLError: the key is not replaced yet
             self._retry_at = time.monotonic() + _RETRY_AFTER
             self._limited.error(f"{self._what} cannot be read", reason=log.describe(error))
         return self._value
 
 
 def authorization(token_file: Path | None) -> Renewed[dict[str, str]]:
-    """Return the Authorization header with the bearer token in this file; without one, none."""
+    """Return the Authorization header with the token in this file; no header without a file."""
 
     def read() -> dict[str, str]:
         token = token_file.read_text(encoding="ascii").strip() if token_file else ""
@@ -87,7 +87,7 @@ class SinkTls:
         return context
 
     def expired(self, within: float = 0.0) -> str:
-        """Return when the client certificate expired, or expires within these seconds, or ""."""
+        """Return a sentence if the client certificate expires `within` seconds, or has; else ""."""
         expiry, now = self._expiries.get(self._certificate or Path(), math.inf), time.time()
         if expiry > now + within:
             return ""
@@ -104,7 +104,7 @@ class SinkTls:
         if self._trusted_ca:
             context.load_verify_locations(self._trusted_ca)  # in addition to them
         if self._certificate:
-            context.load_cert_chain(self._certificate, self._key, password="")  # ask for none
+            context.load_cert_chain(self._certificate, self._key, password="")  # never prompt
             self._expiries[self._certificate] = min(_expiries(self._certificate))
         for bundle in filter(None, (self._ca, self._trusted_ca)):
             self._expiries[bundle] = max(_expiries(bundle))  # it may hold the next CA as well
@@ -113,7 +113,7 @@ class SinkTls:
 
 def _expiries(path: Path) -> list[float]:
     """Return when each certificate of a PEM file expires, in Unix seconds."""
-    from cryptography import x509  # noqa: PLC0415 - costs 8 MB, and few have such files
+    from cryptography import x509  # noqa: PLC0415 - takes 8 MB, and is rarely needed
 
     certificates = x509.load_pem_x509_certificates(path.read_bytes())
     return [certificate.not_valid_after_utc.timestamp() for certificate in certificates]

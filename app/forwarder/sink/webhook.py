@@ -2,15 +2,14 @@
 
 `Sink.post` returns when the sink has accepted the events. It repeats a POST for as long as the sink
 is away, busy or misconfigured, and raises only where repeating does not help: Rejected for events
-that this sink never accepts, OversizedError and FaultError for a list that may pass in two halves.
-An event that meets such faults alone goes to `Sink.retry_event`, which tells it from an outage by
-the others that are accepted. `concurrency` decides for the sink as a whole when POSTs may start.
+that this sink never accepts, OversizedError and FaultError for a list whose halves may be accepted.
+A single event with such faults goes to `Sink.retry_event`: if others are accepted meanwhile, the
+event is the cause, and not an outage. `concurrency` decides when POSTs may start.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import cache
 from typing import Final, Self
 
 import aiohttp
@@ -36,11 +35,11 @@ from forwarder.sink.tls import SinkTls, authorization
 _OPEN: Final = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":['
 _CLOSE: Final = b"]}"
 LIST_OVERHEAD: Final = len(_OPEN) + len(_CLOSE)
-_MAX_RESPONSE: Final = 65_536  # bytes; more are not read, and close the connection
-_FAILURES_TO_BE_DOWN: Final = 3  # in a row: a single one is ordinary
-_TRIES_IN_FRONT: Final = 3  # of a list, before others get their turn
+_MAX_RESPONSE: Final = 65_536  # bytes; of a longer response the rest is not read
+_FAILURES_TO_BE_DOWN: Final = 3  # in a row: a single one is normal
+_TRIES_IN_FRONT: Final = 3  # of a list, before other lists are posted
 _FAULTS_TO_RAISE: Final = 3  # of the same list
-_FAULTS_TO_REJECT: Final = 12  # of an event, each after the sink accepted others: a minute
+_FAULTS_TO_REJECT: Final = 12  # of an event while others are accepted; takes a minute
 
 
 class Sink:
@@ -49,7 +48,6 @@ class Sink:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._posts = cache(metrics.posts.labels)
         self._log_url = str(shown_url(settings.web_sink_url))
         self._rejects = self._failures = 0  # in a row
         self._accepted_events = 0
@@ -80,7 +78,7 @@ class Sink:
         """Post these events until the sink accepts them.
 
         Raises Rejected for 400, 413, 415 and 422, OversizedError for a list that is too large to be
-        in time, and the last of `faults` FaultErrors.
+        answered in time, and FaultError after that many `faults`.
         """
         body = events[0] if self._settings.web_sink_max_events == 1 else _list_of(events)
         tries = 0
@@ -93,12 +91,14 @@ class Sink:
                 await self._request(body, slot.events)
             except RetryableError as error:
                 self._failed(slot, error)
-                faults -= isinstance(error, FaultError)
-                if not faults:
-                    raise
+                if isinstance(error, FaultError):
+                    faults -= 1
+                    if not faults:
+                        raise
             except Rejected:
                 if self._rejects < self._settings.web_sink_max_rejects:
-                    self._rejects += len(events) == 1
+                    if len(events) == 1:
+                        self._rejects += 1
                     self._accepted(slot)
                     raise
                 remedy = "is this a Kubernetes audit webhook? see WebSinkURL, WebSinkMaxRejects"
@@ -117,15 +117,16 @@ class Sink:
 
         Raises Rejected also if it fails for a minute while the sink accepts others.
         """
-        failed = 0
+        faults = 0
         while True:
-            accepted = self._accepted_events
+            accepted_before = self._accepted_events
             await asyncio.sleep(min(MAX_BACKOFF, self._settings.web_sink_timeout / 2))
             try:
                 return await self.post(events, faults=1)
             except FaultError as error:
-                failed += self._accepted_events > accepted  # guard: no-verdict-in-an-outage
-                if failed == _FAULTS_TO_REJECT:
+                if self._accepted_events > accepted_before:  # guard: no-verdict-in-an-outage
+                    faults += 1
+                if faults == _FAULTS_TO_REJECT:
                     raise Rejected(str(error)) from None
 
     async def probe(self) -> None:
@@ -133,13 +134,13 @@ class Sink:
         await self._request(_list_of([]), 0)
 
     async def _request(self, body: bytes, events: int) -> None:
-        """Send one POST and classify the response; RetryableError or Rejected."""
+        """Send one POST and classify the response; RetryableError or Rejected if it fails."""
         log.write(log.POST, "post", url=self._log_url, events=events, bytes=len(body))
         started = time.perf_counter()
         try:
             response, content = await self._send(body)
         except TimeoutError:
-            self._posts("error").inc()
+            self._metrics.posts.labels("error").inc()
             limit = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
             raise RetryableError(
                 f"no answer in {limit} s",
@@ -147,15 +148,14 @@ class Sink:
                 remedy="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            self._posts("error").inc()
+            self._metrics.posts.labels("error").inc()
             diagnosis = causes.of_sink(error, self._settings)
-            what = (self._tls and self._tls.expired()) or diagnosis.what
-            connected = not isinstance(error, aiohttp.ClientConnectorError)
-            kind = FaultError if connected else RetryableError
+            what = (self._tls.expired() if self._tls else "") or diagnosis.what
+            kind = RetryableError if isinstance(error, aiohttp.ClientConnectorError) else FaultError
             # guard: no-response-is-retried
             raise kind(what, reason="connection", remedy=diagnosis.remedy) from None
         seconds, status = time.perf_counter() - started, response.status
-        self._posts(status).inc()
+        self._metrics.posts.labels(status).inc()
         self._metrics.post_seconds.observe(seconds)
         log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
@@ -167,7 +167,7 @@ class Sink:
             log.error("sink answers with a web page", url=self._log_url, status=status, reason=why)
 
     async def _send(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Send one POST; return the response and as much of its body as is of interest."""
+        """Send one POST; return the response and the first _MAX_RESPONSE bytes of its body."""
         async with self._session.post(
             self._settings.current("web_sink_url"),
             data=body,
@@ -181,7 +181,7 @@ class Sink:
         ) as response:
             content = await response.content.read(_MAX_RESPONSE)  # guard: bounded-response
             if not response.content.at_eof():
-                response.close()  # the next request must not read what is left
+                response.close()  # a next request on the connection would read the rest
             return response, content
 
     def _failed(self, slot: Slot, error: RetryableError) -> None:

@@ -104,7 +104,7 @@ class Listed:
         return self.entries
 
 
-PLACE = dict(zip((*listing.PARTS, "partition_id"), ("n", "h", "g", "0"), strict=True))
+PLACE = dict(zip((*listing.SCOPE, "partition_id"), ("n", "h", "g", "0"), strict=True))
 FIELDS = b"sequence_number", b"offset", b"hub_created", b"enqueued", b"written"
 METADATA = ("sequencenumber", "offset", "hubcreated", "enqueued")
 NAME = re.compile(r"[0-9]+T[0-9.]+Z-[0-9a-f]{16}-[a-z-]+\.jsonl")

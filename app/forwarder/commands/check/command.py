@@ -62,7 +62,7 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
         remedy = "ask the new pod, after: kubectl rollout status deployment/aks-audit"
         report.add("forwarder", Finding("warn", found, remedy))
     async with AsyncExitStack() as stack:
-        credential = await login(settings, stack)
+        credential = login(settings, stack)
         client = connect(settings, credential, retry_total=0)
         stack.push_async_callback(_close, client)
         container = None

@@ -35,11 +35,7 @@ class StoreCheck(Part):
         super().__init__(settings, causes.of_store)
         self._container = container
         self._dead_letters: DeadLetterStore | None = None
-        self._place = {
-            "fully_qualified_namespace": settings.hub_host,
-            "eventhub_name": settings.event_hub_name,
-            "consumer_group": settings.consumer_group,
-        }
+        self._scope = listing.scope_of(settings)
         self.checkpoints: dict[str, int] | None = None
         """The checkpoints' sequence numbers by partition; None if they cannot be seen."""
         local: Steps = {"state directory": self._directory, "checkpoints": self._read}
@@ -62,14 +58,14 @@ class StoreCheck(Part):
         self.checkpoints = {}
         if not self._dead_letters:
             return "none"
-        others = await listing.other_prefixes(self._container, self._place)
-        for entry in await listing.read_checkpoints(self._container, self._place, others):
+        others = await listing.other_prefixes(self._container, self._scope)
+        for entry in await listing.read_checkpoints(self._container, self._scope, others):
             partition, number = entry["partition_id"], entry["sequence_number"]
             if number is not None:
                 self.checkpoints[partition] = max(number, self.checkpoints.get(partition, number))
         if owner := await listing.active_owner(self._container, others):
             text = f"consumer group is read by another program: '{owner}'"
-            return Finding("warn", text, listing.ELSEWHERE)
+            return Finding("warn", text, listing.GO_READER)
         return f"{len(self.checkpoints)} of this hub and consumer group"
 
     async def _directory(self) -> Finding | str:
@@ -95,7 +91,7 @@ class StoreCheck(Part):
         self.checkpoints = {
             entry["partition_id"]: entry["sequence_number"]
             for entry in await asyncio.to_thread(intact, path)
-            if all(entry[name].lower() == value.lower() for name, value in self._place.items())
+            if all(entry[name].lower() == value.lower() for name, value in self._scope.items())
         }
         return f"{len(self.checkpoints)} of this hub and consumer group"
 

@@ -1,4 +1,4 @@
-"""The intake: a received message waits for room, is unpacked, and submitted to its partition."""
+"""Handles a received message: waits for room in memory, unpacks it, submits it to its partition."""
 
 import asyncio
 from contextlib import suppress
@@ -14,12 +14,12 @@ from forwarder.hub.message import Received
 from forwarder.hub.order import Order
 from forwarder.policy.filter import filter_for
 
-_ONE_BY_ONE: Final = 20  # checkpoint intervals in which messages are taken one by one
-_ALONE: Final = 0.02  # seconds until a message, alone, is unpacked and posted
+_ONE_BY_ONE: Final = 20  # checkpoint intervals for which messages are handled one by one
+_ALONE: Final = 0.02  # seconds for such a message to be unpacked and posted, before the next one
 
 
-class Intake:
-    """Takes messages for their partitions; a message never closes its partition by an error."""
+class MessageHandler:
+    """Handles the messages of all partitions. No message can close its partition by an error."""
 
     def __init__(self, delivery: DeliveryContext, quarantine: Quarantine, order: Order) -> None:
         settings = delivery.settings
@@ -33,20 +33,20 @@ class Intake:
         self._one_by_one_seconds = _ONE_BY_ONE * settings.checkpoint_interval
 
     def begin(self) -> None:
-        """Keep one message in memory at a time until what may have killed the process is past."""
+        """Hold one message in memory at a time for a while, if one may have killed the process."""
         if self._quarantine.one_by_one:
             limit, self._buffer.limit = self._buffer.limit, 0
             loop = asyncio.get_running_loop()
             loop.call_later(self._one_by_one_seconds, self._end_one_by_one, limit)
 
-    async def take(self, partition: Partition, received: Received) -> None:
+    async def handle(self, partition: Partition, received: Received) -> None:
         """Wait for room for the next message and submit it; EndError as in Order.accept."""
         if not (message := await self._order.accept(partition, received)):
             return
         if received.reserved or self._buffer.has_room(message.size):
             self._buffer.charge(message.size)
         else:
-            partition.dispatch()  # or nobody would make room
+            partition.dispatch()  # what is queued has to be delivered to make room
             partition.blocked_message = message
             try:
                 await self._buffer.acquire(message.size)
@@ -64,8 +64,8 @@ class Intake:
 
     def _end_one_by_one(self, limit: int) -> None:
         self._buffer.limit = limit
-        self._buffer.release(0)
-        self._quarantine.over()  # guard: end-of-one-by-one
+        self._buffer.release(0)  # wakes those that wait for room
+        self._quarantine.end()  # guard: end-of-one-by-one
 
     def _submit(self, partition: Partition, message: Message, received: Received) -> None:
         unpacked = self._unpack(partition.number, message, received)
@@ -82,14 +82,14 @@ class Intake:
                 log.write(log.EVENT, "audit event", **summary(event.body))
 
     def _unpack(self, partition: str, message: Message, received: Received) -> Unpacked:
-        what, problem = "message cannot be read", received.problem
+        text, reason = "message cannot be read", received.problem
         if self._quarantine.is_quarantined(partition, message):
-            what, problem = "the process died of a message", "the process died of it"
-        try:
-            if not problem:
+            text, reason = "the process died of a message", "the process died of it"
+        if not reason:
+            try:
                 return unpack(received.body, self._categories, self._filter)
-        except Exception as error:  # noqa: BLE001 - one bad message must not stop its partition
-            problem = f"internal error: {log.describe(error)}"
+            except Exception as error:  # noqa: BLE001 - one bad message must not stop its partition
+                reason = f"internal error: {log.describe(error)}"
         number = message.sequence_number
-        log.error(what, partition=partition, sequenceNumber=number, reason=problem)
-        return Unpacked([], [Unusable(received.body, problem)])
+        log.error(text, partition=partition, sequenceNumber=number, reason=reason)
+        return Unpacked([], [Unusable(received.body, reason)])
