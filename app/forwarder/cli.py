@@ -1,4 +1,4 @@
-"""The command line: subcommands to exit statuses; each command adds its own arguments."""
+"""The command line: runs the forwarder or a command, and returns the exit status."""
 
 import asyncio
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def main(
     arguments: Sequence[str], signals: Sequence[Signals], *, stopped: Callable[[], bool]
 ) -> int:
-    """Run until one of the signals comes; `stopped` returns whether one has come already.
+    """Run until a signal arrives; `stopped` returns whether one has arrived already.
 
-    Returns the exit status: 0 after a graceful stop, 2 for bad settings, 1 for anything else.
+    Returns the exit status: 0 after a graceful stop, 2 for invalid settings, 1 for anything else.
     """
     redaction.guard_streams()
     given = _parse(arguments) if arguments else None
@@ -47,7 +47,7 @@ def main(
             return 0 if await given.run(given, settings, stop) else 1
         _log_start(settings)
         import_basics()
-        from forwarder.app import run  # noqa: PLC0415 - most of the time of a start is this import
+        from forwarder.app import run  # noqa: PLC0415 - slow, and commands do not need it
 
         await run(settings, stop)
         return 0
@@ -64,7 +64,7 @@ def main(
 
 
 def _parse(arguments: Sequence[str]) -> "Namespace":
-    """Return the command and its arguments; the forwarder has none, and does not import these."""
+    """Parse a command and its arguments. The forwarder has none, and saves these imports."""
     import argparse  # noqa: PLC0415
 
     from forwarder.commands import policy, replay  # noqa: PLC0415

@@ -1,12 +1,12 @@
-"""The errors of this package. What may be retried and what may not are different types."""
+"""The errors of this package. Whether to retry depends on the type."""
 
 
 class ForwarderError(Exception):
-    """Base of all errors raised here; its text is one line and holds no secret."""
+    """Base of all errors raised here; the text is one line without secrets."""
 
 
 class SettingsError(ForwarderError):
-    """Invalid settings. `problems`: one line each, which begins with the variable."""
+    """Invalid settings. `problems` has one line for each, which begins with the variable."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -22,15 +22,15 @@ class StateError(ForwarderError):
 
 
 class SupersededError(ForwarderError):
-    """A checkpoint that was not written, because the store has a later one of another process."""
+    """A checkpoint was not written, because another process has stored a later one."""
 
 
 class EvictedError(ForwarderError):
-    """Dead-letter records did not fit into memory while their store failed."""
+    """Dead-letter records did not fit into memory while their store was failing."""
 
 
 class UnusableError(ForwarderError):
-    """Bytes that are not an audit event and cannot be completed to one: a dead letter."""
+    """Bytes are not an audit event and cannot be completed to one. They become a dead letter."""
 
 
 class Rejected(ForwarderError):  # noqa: N818 - a verdict about events, as Unusable is
@@ -38,13 +38,13 @@ class Rejected(ForwarderError):  # noqa: N818 - a verdict about events, as Unusa
 
 
 class OversizedError(ForwarderError):
-    """The sink did not accept this list, and may accept its halves."""
+    """The sink did not accept this list, but may accept its halves."""
 
 
 class RetryableError(ForwarderError):
     """The sink did not accept the events this time: `what` happened, and the `remedy` if any.
 
-    `reason` labels the metric; `after` is the wait in seconds that the sink asked for.
+    `reason` is the label of the metric, `after` the delay in seconds that the sink asked for.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class RetryableError(ForwarderError):
 
 
 class FaultError(RetryableError):
-    """One event may be the cause: 500, 501, 505, or a connection that ends without a response."""
+    """A single event may be the cause: 500, 501, 505, or a connection closed without a response."""
 
 
 class MisconfiguredError(RetryableError):
-    """The sink will accept nothing until a setting is changed, here or there."""
+    """The sink will accept nothing until a setting is changed, of the forwarder or of the sink."""

@@ -1,10 +1,10 @@
-"""Imports of large libraries without the parts that nothing here uses: 16 MiB of memory.
+"""Imports large libraries without the parts that are not used, which saves 16 MiB of memory.
 
-While a library is imported, objects without content take the place of modules that it needs for
-something else; whoever imports these later gets the real ones. aiohttp (3.14) reads the public CAs
-into a context for callers that give none, and all here give one. prometheus-client (0.26) has an
-HTTP server. azure-storage-blob (12.31) imports `requests` for its synchronous transport, and
-`cryptography` for clients that encrypt their blobs.
+While a library is imported, empty modules stand in for dependencies of features that are not used.
+They are removed afterwards, so that a later import gets the real modules. aiohttp (3.14) loads the
+public CAs for callers without an SSL context, but all callers here pass one. prometheus-client
+(0.26) has an HTTP server. azure-storage-blob (12.31) imports `requests` for its synchronous
+transport, and `cryptography` for client-side encryption.
 """
 
 import os
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Final
 
 _CIPHERS: Final = "cryptography.hazmat.primitives.ciphers"
-_OF_STORAGE: Final = (
+_UNUSED_BY_STORAGE: Final = (
     "azure.core.pipeline.transport._requests_basic",
     "cryptography.hazmat.backends",
     "cryptography.hazmat.primitives.padding",
@@ -25,8 +25,8 @@ _OF_STORAGE: Final = (
 
 
 def import_basics() -> None:
-    """Import what the forwarder needs in any case."""
-    os.environ.setdefault("FROZENLIST_NO_EXTENSIONS", "1")  # 1 MiB of C++ for lists of hooks
+    """Import the libraries that every forwarder needs."""
+    os.environ.setdefault("FROZENLIST_NO_EXTENSIONS", "1")  # the C++ extension takes 1 MiB
     create = ssl.create_default_context
     ssl.create_default_context = lambda *_, **__: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -38,19 +38,20 @@ def import_basics() -> None:
 
 
 def import_storage() -> None:
-    """Import the client of storage accounts."""
-    with _without(*_OF_STORAGE):
+    """Import the client for storage accounts."""
+    with _without(*_UNUSED_BY_STORAGE):
         import azure.storage.blob.aio  # noqa: F401, PLC0415
 
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    absent = {name: ModuleType(name) for name in names if name not in sys.modules}
-    for module in absent.values():
+    """Replace modules that are not imported yet by empty ones, whose attributes are `object`."""
+    empty = {name: ModuleType(name) for name in names if name not in sys.modules}
+    for module in empty.values():
         vars(module)["__getattr__"] = lambda _: object
-    sys.modules.update(absent)
+    sys.modules.update(empty)
     try:
         yield
     finally:
-        for name in absent:
+        for name in empty:
             del sys.modules[name]

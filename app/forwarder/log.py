@@ -1,9 +1,9 @@
 """The log: one line per entry on standard output, as JSON or as text.
 
-A thread writes entries in batches from a bounded queue. A reader that has stopped (a full pipe)
-thus stops neither delivery nor signals: entries that find the queue full are dropped and counted.
-The thread writes to the file descriptor, for one that hangs in Python's own buffer would abort the
-interpreter at exit (CPython 3.11 to 3.13).
+A thread writes entries in batches from a bounded queue, so that a reader that has stopped (a full
+pipe) delays neither delivery nor signals. Entries that do not fit into the queue are dropped and
+counted. The thread writes to the file descriptor: if it were blocked inside Python's own buffer,
+the interpreter would abort at exit (CPython 3.11 to 3.13).
 """
 
 import atexit
@@ -22,7 +22,7 @@ from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from forwarder import redaction
 
-# VerboseLevel 1 to 4, each with all before it.
+# VerboseLevel 1 to 4; each includes the lower ones.
 ERROR: Final = 1
 INFO: Final = 2
 EVENT: Final = 3
@@ -31,30 +31,30 @@ _NAMES: Final = {ERROR: "error", INFO: "info", EVENT: "info", POST: "debug"}
 
 _REPEAT_AFTER: Final = 60.0  # seconds
 _RECENT: Final = 20  # errors that the status page shows
-_LONGEST: Final = 16_384  # characters of one entry
-_FIELD: Final = 1_000  # characters of a field in an entry that is longer
-_QUEUE: Final = 4_194_304  # characters that wait at most
+_MAX_ENTRY: Final = 16_384  # characters; in a longer entry each field is shortened
+_MAX_FIELD: Final = 1_000  # characters of such a field
+_MAX_QUEUE: Final = 4_194_304  # characters
 _BATCH: Final = 0.05  # seconds to gather a batch
 _STDERR: Final = 2
-_AT_EXIT: Final = 1.0  # seconds for the last lines
+_FLUSH: Final = 1.0  # seconds
 
 
 class _Writer:
-    """What `configure` sets, and a thread that writes lines to a file descriptor in batches."""
+    """The configuration of the log, and a thread that writes lines to a file descriptor."""
 
     def __init__(self) -> None:
-        self.threshold, self.text = 0, False  # nothing is logged before `configure`
+        self.threshold, self.as_text = 0, False  # nothing is logged before `configure`
         self.descriptor: int | None = None
         self.dropped = 0
         self._lines: list[str] = []
         self._size = 0  # characters that wait or are being written
-        self._hurry = False
+        self._flushing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def put(self, line: str) -> None:
         with self._changed:
-            if self.descriptor is None or self._size + len(line) > _QUEUE:
+            if self.descriptor is None or self._size + len(line) > _MAX_QUEUE:
                 self.dropped += 1
                 return
             self._lines.append(line)
@@ -67,21 +67,22 @@ class _Writer:
 
     def flush(self) -> None:
         with self._changed:
-            self._hurry = True
+            self._flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._size, _AT_EXIT)
-            self._hurry = False
+            self._changed.wait_for(lambda: not self._size, _FLUSH)
+            self._flushing = False
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
-                self._changed.wait_for(lambda: self._hurry, _BATCH)
+                self._changed.wait_for(lambda: self._flushing, _BATCH)
                 lines, self._lines = self._lines, []
             written = self._write("".join(_clean(lines)).encode("utf-8", "backslashreplace"))
             with self._changed:
                 self._size -= sum(map(len, lines))
-                self.dropped += 0 if written else len(lines)
+                if not written:
+                    self.dropped += len(lines)
                 self._changed.notify_all()
 
     def _write(self, text: bytes) -> bool:
@@ -89,7 +90,7 @@ class _Writer:
         while rest and self.descriptor is not None:
             try:
                 rest = rest[os.write(self.descriptor, rest) :]
-            except BlockingIOError:  # somebody who shares the pipe made it non-blocking
+            except BlockingIOError:  # another process that shares the pipe made it non-blocking
                 select.select([], [self.descriptor], [])
             except OSError:
                 return False
@@ -109,28 +110,28 @@ def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> 
         _writer.descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):  # it is closed
         _writer.descriptor = None
-        # No socket may get its number: libuv 1.52 aborts when it closes one below 3.
+        # Occupy descriptors 0 to 2: libuv 1.52 aborts when it closes a socket below 3.
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
             pass
         os.close(descriptor)
-    _writer.threshold, _writer.text = verbose_level, log_format == "text"
+    _writer.threshold, _writer.as_text = verbose_level, log_format == "text"
     _recent.clear()
     logging.getLogger().handlers = [logging.NullHandler()]
 
 
 def silence() -> None:
-    """Write no more entries: a command prints its own report."""
+    """Write no more entries, because a command prints its own report."""
     _writer.threshold = 0
 
 
 @atexit.register
 def flush() -> None:
-    """Wait until all entries are written, for a second at most."""
+    """Wait until all entries are written, at most one second."""
     _writer.flush()
 
 
 def dropped() -> int:
-    """Return how many entries were not written, because nobody reads the log fast enough."""
+    """Return the number of entries that were dropped because the log is not read fast enough."""
     return _writer.dropped
 
 
@@ -140,7 +141,7 @@ def enabled(level: int) -> bool:
 
 
 def write(level: int, message: str, **fields: Any) -> None:
-    """Write an entry; the message is constant, what varies goes into the fields."""
+    """Write an entry. The message is constant; values go into the fields."""
     if level > _writer.threshold:
         return
     if level == ERROR:
@@ -151,15 +152,15 @@ def write(level: int, message: str, **fields: Any) -> None:
         _recent.append(entry)
     try:
         line = _line(entry)
-    except (OverflowError, RecursionError, UnicodeError):  # of values in an odd event
+    except (OverflowError, RecursionError, UnicodeError):  # an event may hold any value
         line = ""
-    if not line or len(line) > _LONGEST:
+    if not line or len(line) > _MAX_ENTRY:
         line = _line({name: _short(value) for name, value in entry.items()})
     _writer.put(line)
 
 
 def error(message: str, **fields: Any) -> None:
-    """Write an error, which every VerboseLevel shows."""
+    """Write an error, which is shown at every VerboseLevel."""
     write(ERROR, message, **fields)
 
 
@@ -169,12 +170,12 @@ def info(message: str, **fields: Any) -> None:
 
 
 def recent_errors() -> list[dict[str, Any]]:
-    """Return the errors written last, newest first."""
+    """Return the latest errors, newest first."""
     return list(reversed(_recent))
 
 
 def describe(problem: BaseException) -> str:
-    """Return an exception, of a group the first, as one line of bounded length."""
+    """Describe an exception, or the first one of a group, on one line of bounded length."""
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
     text = redaction.redact(" ".join(str(problem).split()))[:300]
@@ -187,7 +188,7 @@ class RateLimited:
     def __init__(self, interval: float = _REPEAT_AFTER) -> None:
         self._interval = interval
         self._logged: dict[str, tuple[float, int]] = {}
-        """When each message was written last, and how often it was not since then."""
+        """When each message was last written, and how many repetitions were left out since."""
 
     def error(self, message: str, **fields: Any) -> None:
         """Write the error unless the same message was written within the interval."""
@@ -197,7 +198,9 @@ class RateLimited:
             self._logged[message] = at, repeated + 1
             return
         self._logged[message] = now, 0
-        error(message, **fields, **({"repeated": repeated} if repeated else {}))
+        if repeated:
+            fields["repeated"] = repeated
+        error(message, **fields)
 
     def forget(self) -> None:
         """Log the next error at once, because the outage is over."""
@@ -205,7 +208,7 @@ class RateLimited:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    if not _writer.text:
+    if not _writer.as_text:
         return _formatter.jsonify_log_record(entry) + "\n"
     stamp, level, message, *_ = entry.values()
     fields = (f"{name}={_quoted(entry[name])}" for name in list(entry)[3:])
@@ -213,23 +216,24 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _quoted(value: object) -> str:
-    """Return a field as text on one line, without terminal escapes."""
+    """Return a field as text on one line, quoted if it could be misread or is not printable."""
     text = str(value)
-    return text if text.isprintable() and text and not set(" \"'=") & set(text) else repr(text)
+    plain = text.isprintable() and set(text).isdisjoint(" \"'=")
+    return text if text and plain else repr(text)
 
 
 def _short(value: object) -> object:
-    """Return a value that can be encoded, and not a long one."""
+    """Return a value that can be encoded, of bounded length."""
     if isinstance(value, float | bool) or value is None:
         return value
-    return redaction.printable(redaction.redact(str(value))[:_FIELD])
+    return redaction.printable(redaction.redact(str(value))[:_MAX_FIELD])
 
 
 def _clean(lines: list[str]) -> list[str]:
-    """Return lines without secrets and without what a terminal interprets."""
+    """Return lines without secrets and without characters that a terminal interprets."""
     whole = "".join(lines)
     if redaction.has_secret(whole.encode("utf-8", "surrogatepass")):
         lines = [redaction.redact(line) for line in lines]
     if whole.isascii() and "\x7f" not in whole:
         return lines
-    return [redaction.harmless(line) for line in lines]
+    return [redaction.escape_hidden(line) for line in lines]

@@ -19,13 +19,13 @@ from forwarder import log
 _OUTCOMES: Final = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
 _RESULTS: Final = ("ok", "error", "superseded")
 _POST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_AT_ONCE: Final = 20  # lists
-_parse: Final = datetime.fromisoformat
 _DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+_DELAY_BATCH: Final = 20  # POSTs
+_parse: Final = datetime.fromisoformat
 
 
 class PartitionMetrics:
-    """The counters of one partition; they keep their values when it comes back."""
+    """The counters of one partition; they keep their values when it is claimed again."""
 
     def __init__(self, metrics: "Metrics", partition: str) -> None:
         self.messages = metrics.messages.labels(partition)
@@ -38,7 +38,7 @@ class PartitionMetrics:
 
 
 class _DroppedEntries(Collector):
-    """Counted by the log, which cannot import the metrics."""
+    """Reads the counter of the log, which is below the metrics and cannot import them."""
 
     def collect(self) -> Iterator[Metric]:
         text = "Log entries dropped because nobody reads the log fast enough"
@@ -46,7 +46,7 @@ class _DroppedEntries(Collector):
 
 
 class _Delays(Collector):
-    """A histogram that counts many events at once: one by one costs as much as unpacking."""
+    """A histogram that counts events in batches; one by one would cost as much as unpacking."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, list[str]]] = []
@@ -55,9 +55,9 @@ class _Delays(Collector):
         self._sum = 0.0
 
     def observe(self, stage_timestamps: list[str]) -> None:
-        """Note that events with these times (RFC 3339) have arrived now."""
+        """Record that events with these timestamps (RFC 3339) are accepted now."""
         self._waiting.append((time.time(), stage_timestamps))
-        if len(self._waiting) >= _AT_ONCE:
+        if len(self._waiting) >= _DELAY_BATCH:
             self._count_waiting()
 
     def _count_waiting(self) -> None:
@@ -69,7 +69,7 @@ class _Delays(Collector):
         for bound in _DELAY_BUCKETS:
             self._up_to[bound] += bisect_right(delays, bound)
         self._count += len(delays)
-        self._sum += sum(delays[bisect_left(delays, 0.0) :])  # a clock may be behind
+        self._sum += sum(delays[bisect_left(delays, 0.0) :])  # negative if this clock is behind
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         self._count_waiting()
@@ -83,7 +83,7 @@ class _Delays(Collector):
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own."""
+    """All metrics of one process, in their own registry."""
 
     def __init__(self, version: str) -> None:
         registry = self.registry = CollectorRegistry()
@@ -135,16 +135,20 @@ class Metrics:
             self._ruled.labels(*labels).inc(count)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return everything in the format that an Accept header prefers, and its content type."""
+        """Return all metrics in the format that an Accept header prefers, and its content type.
+
+        prometheus_client 0.26 ignores the weights, so each media range is tried on its own.
+        """
         encode, content_type = choose_encoder("")
         for media_range in sorted(accept.split(","), key=_weight, reverse=True):
-            with suppress(TypeError, ValueError):  # its version is none
+            with suppress(TypeError, ValueError):  # an invalid version
                 encode, content_type = choose_encoder(media_range)
                 if "openmetrics" in content_type or media_range.strip().startswith("text/plain"):
-                    break  # choose_encoder ignores weights (prometheus_client 0.26)
+                    break
         return encode(self.registry), content_type
 
 
 def _weight(media_range: str) -> float:
+    """Return the weight of a media range, such as 0.5 of `text/plain;q=0.5`."""
     weight = re.search(r";\s*q=(\d(?:\.\d+)?)", media_range, re.ASCII)
     return float(weight[1]) if weight else 1.0

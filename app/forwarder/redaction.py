@@ -1,11 +1,12 @@
 """Redaction: every text that leaves the process passes `redact`, and on a terminal `printable`.
 
-A secret comes back in other spellings, because sinks, proxies and libraries quote what they were
-sent: percent-encoded, with JSON or HTML escapes, or inside longer base64. `redact` therefore
-compares without escapes. It replaces the secrets of the settings, their base64, and what looks
-like a credential. Call it before a text is shortened: half a secret is not recognized.
+Sinks, proxies and libraries quote what they were sent, so a secret may come back percent-encoded,
+with JSON or HTML escapes, or inside longer base64. `redact` therefore also searches the text with
+its escapes undone. It replaces the secrets of the settings, their base64, and what looks like a
+credential. Call it before a text is shortened, because half a secret is not recognized.
 """
 
+import math
 import re
 import sys
 from base64 import b64encode
@@ -14,18 +15,25 @@ from functools import partial
 from typing import Any, Final
 
 REDACTED: Final = b"***"
-_ROUNDS: Final = 4  # of escapes in escapes, such as JSON in JSON
+_ROUNDS: Final = 4  # levels of escapes within escapes, such as JSON in JSON
 _RENEWED: Final = 16  # secrets; older ones have expired
-_LEAST_BASE64: Final = 6  # characters; fewer occur by chance
+_MIN_BASE64: Final = 6  # characters; fewer occur by chance
 
 _ESCAPE: Final = re.compile(
-    rb"%[0-9a-f]{2}|&(?:#x?[0-9a-f]{1,6}|[a-z]{2,6});|\\(?:(?:ud[89ab][0-9a-f]{2}\\)?u[0-9a-f]{4}|x[0-9a-f]{2}|.)",
-    re.IGNORECASE | re.DOTALL,
+    rb"""%[0-9a-f]{2}  # of a URL
+    | &(?:\#x?[0-9a-f]{1,6}|[a-z]{2,6});  # of HTML
+    | \\(?:(?:ud[89ab][0-9a-f]{2}\\)?u[0-9a-f]{4}|x[0-9a-f]{2}|.)  # of JSON or Python
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+# Each group is a secret. Placeholders in our own texts are not: USER:PASSWORD@, ?name=VALUE,
+# ?name={value}, and a query of one number.
 _LOOKS_SECRET: Final = re.compile(
-    rb"""\b\w+://(?:(?!(?-i:[A-Z:]+@)) ([^\s/@"'<>]+)@)?  # login and query of a URL, but for
-        [^\s?"'<>;&]* (?:\?(?!\w+=(?-i:[A-Z]+|\d+|\{\w+\})(?![^\s.,)|])) ([^\s"'<>)]+))?  # examples
+    rb"""\b\w+://
+        (?:(?!(?-i:[A-Z:]+@)) ([^\s/@"'<>]+)@)?  # the login in a URL
+        [^\s?"'<>;&]*
+        (?:\?(?!\w+=(?-i:[A-Z]+|\d+|\{\w+\})(?![^\s.,)|])) ([^\s"'<>)]+))?  # its query
     | (?:\b(?:sig|signature|sharedaccesskey|accountkey|password|\w+_token|\w+_secret)=
         | \b(?:bearer|basic)\ (?=\S*[0-9=+/.]\S)) ([^\s;&"'<>,]{6,})
     | \b(eyJ[\w-]{8,400}\.[\w-]+(?:\.[\w-]*)?)  # a JSON web token
@@ -46,17 +54,19 @@ class _Known:
     spellings: frozenset[bytes] = frozenset()
     pattern = _NEVER
 
-    def learn(self) -> None:
+    def update(self) -> None:
+        """Compute the spellings of the secrets, and the pattern for them."""
         raw = frozenset(_bytes(secret) for secret in (*self.secrets, *self.renewed) if secret)
         self.spellings = raw.union(
-            *map(_base64, raw), *([plain for plain, _ in _rounds(secret)] for secret in raw)
+            *map(_base64, raw), *([plain for plain, _ in _unescaped(secret)] for secret in raw)
         )
-        # The longest first. Digits alone must not be a number in JSON, or a part of a longer one.
+        # The longest first, because the first alternative that matches counts. A secret of digits
+        # must not match a number in JSON or a part of a longer number.
         words = (
             rb'(?<![\d.])(?<!":)%b(?![\d.])' % word if word.isdigit() else re.escape(word)
             for word in sorted(self.spellings, key=len, reverse=True)
         )
-        self.pattern = re.compile(b"|".join(words)) if self.spellings else _NEVER
+        self.pattern = re.compile(b"(%b)" % b"|".join(words)) if self.spellings else _NEVER
 
 
 _known: Final = _Known()
@@ -65,33 +75,34 @@ _known: Final = _Known()
 def configure(secrets: Iterable[str]) -> None:
     """Set the secrets of this process."""
     _known.secrets, _known.renewed = tuple(secrets), ()
-    _known.learn()
+    _known.update()
 
 
 def protect(secret: str) -> None:
     """Add a secret that is read while the process runs, such as a renewed token.
 
-    Only the last ones are kept: with a new token each hour there would soon be thousands.
+    Only the latest are kept, because a token that is renewed each hour would add thousands.
     """
     if not secret or secret in _known.secrets or secret in _known.renewed[-1:]:
         return
     others = (known for known in _known.renewed if known != secret)
     _known.renewed = (*others, secret)[-_RENEWED:]
     if _bytes(secret) not in _known.spellings:
-        _known.learn()
+        _known.update()
 
 
 def has_secret(text: bytes) -> bool:
-    """Return whether a secret may be in a text; costs little for a long one.
+    """Return whether a secret may be in a text; fast enough for each batch of log entries.
 
-    A plain word, such as a header's value `production`, is no secret here: audit events have it.
+    Secrets that are plain words, such as a header's value `production`, are ignored, because audit
+    events contain such words.
     """
     for _ in range(_ROUNDS):
         if any(secret in text for secret in _known.spellings if not _is_word(secret)):
             return True
         if not any(mark in text for mark in (b"%", b"&", b"\\")):
             break
-        text = _ESCAPE.sub(_unescaped, text)
+        text = _ESCAPE.sub(_unescape, text)
     return False
 
 
@@ -100,11 +111,11 @@ def redact(text: str) -> str:
     raw = _bytes(text)
     spans = {
         (starts[match.start(group)], starts[match.end(group)])
-        for plain, starts in _rounds(raw)
+        for plain, starts in _unescaped(raw)
         for pattern in (_known.pattern, _LOOKS_SECRET)
         for match in pattern.finditer(plain)
-        for group in range(match.re.groups and 1, match.re.groups + 1)
-        if match.start(group) >= 0
+        for group in range(1, pattern.groups + 1)
+        if match[group]
     }
     parts: list[bytes] = []
     done = 0
@@ -139,13 +150,16 @@ def printable(text: str) -> str:
     )
 
 
-def harmless(text: str) -> str:
-    """Return a text of several lines without what a terminal interprets, ASCII controls aside."""
+def escape_hidden(text: str) -> str:
+    """Return the text with escapes for C1 controls and for characters that hide or reorder text.
+
+    Unlike `printable`, it keeps line ends and all other ASCII controls.
+    """
     return _HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
 
 
 def _write(write: Callable[[str], int], text: str) -> int:
-    write(harmless(redact(text)))
+    write(escape_hidden(redact(text)))
     return len(text)
 
 
@@ -157,10 +171,10 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _rounds(text: bytes) -> Iterator[tuple[bytes, Sequence[int]]]:
-    """Yield the text as it is, and with its escapes undone once, twice and so on.
+def _unescaped(text: bytes) -> Iterator[tuple[bytes, Sequence[int]]]:
+    """Yield the text, then the text with its escapes undone once, twice and so on.
 
-    With each comes where every byte of it, and its end, is in the original text.
+    The second value maps each index of the yielded text, including its end, to the original text.
     """
     starts: Sequence[int] = range(len(text) + 1)
     for _ in range(_ROUNDS):
@@ -169,7 +183,7 @@ def _rounds(text: bytes) -> Iterator[tuple[bytes, Sequence[int]]]:
         origins: list[int] = []
         done = 0
         for match in _ESCAPE.finditer(text):
-            char = _unescaped(match)
+            char = _unescape(match)
             parts += text[done : match.start()], char
             origins += [*starts[done : match.start()], *[starts[match.start()]] * len(char)]
             done = match.end()
@@ -179,7 +193,7 @@ def _rounds(text: bytes) -> Iterator[tuple[bytes, Sequence[int]]]:
         starts = [*origins, *starts[done:]]
 
 
-def _unescaped(match: re.Match[bytes]) -> bytes:
+def _unescape(match: re.Match[bytes]) -> bytes:
     """Return what an escape stands for."""
     text = match[0]
     if text[:1] == b"%":
@@ -196,13 +210,12 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def _base64(secret: bytes) -> set[bytes]:
-    """Return how the secret looks inside base64, at each of the three places it can begin."""
+    """Return the secret as it appears inside base64, for each of its three possible alignments."""
     spellings = set()
     for before in range(3):
         whole = b64encode(bytes(before) + secret)
-        # Characters at both ends depend on the bytes next to the secret.
-        end = (before + len(secret)) * 8 // 6
-        core = whole[-(-before * 8 // 6) : end]
-        if len(core) >= _LEAST_BASE64:
+        # Without the characters at both ends that also depend on the bytes next to the secret.
+        core = whole[math.ceil(before * 8 / 6) : (before + len(secret)) * 8 // 6]
+        if len(core) >= _MIN_BASE64:
             spellings |= {core, core.translate(bytes.maketrans(b"+/", b"-_"))}
     return spellings
