@@ -154,11 +154,11 @@ async def test_a_store_that_a_forwarder_creates_meanwhile_is_no_failure(
     EmbeddedCheckpointStore(path).close()
     whole = path.read_bytes()
     path.write_bytes(whole[:4096])
-    part = StoreCheck(Settings.from_env(environment), None)
+    store = StoreCheck(Settings.from_env(environment), None)
     asyncio.get_running_loop().call_later(0.2, path.write_bytes, whole)
-    await part.walk(time.monotonic() + 10)
-    assert part.findings.get_nowait()
-    name, finding = part.findings.get_nowait() or ("", None)
+    await store.run(time.monotonic() + 10)
+    assert store.findings.get_nowait()
+    name, finding = store.findings.get_nowait() or ("", None)
     assert (name, finding and finding.state) == ("checkpoints", "ok")
 
 

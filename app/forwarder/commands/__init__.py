@@ -1,1 +1,1 @@
-"""The commands beside the running forwarder."""
+"""The commands: everything that is not the running forwarder."""

@@ -1,10 +1,10 @@
-"""Backfill: posts the events that the hub received between two times again.
+"""Backfill: posts the events again that the hub received between two instants.
 
-It reads with its own receivers, owns no partition and moves no checkpoint, so a running forwarder
-is not disturbed. A hub admits no receiver beside an owner in the same consumer group. Beside a
-forwarder a backfill therefore reads in another group: `--consumer-group`, or $Default if the
-forwarder has a group of its own. The audit policy applies. Events that the sink refuses are only
-counted, because the forwarder has kept them as dead letters.
+It reads with its own receivers, claims no partition and writes no checkpoint, so it does not
+disturb a running forwarder. While a forwarder reads a partition, the hub admits no other receiver
+in its consumer group. A backfill then reads in another group: `--consumer-group`, or $Default if
+the forwarder uses another one. The audit policy applies. Events that the sink refuses are only
+counted, because the forwarder has stored them as dead letters.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
 
 _WAIT: Final = 20.0  # seconds for the next message
-_ATTEMPTS: Final = 3  # to open a link without a message between them
+_ATTEMPTS: Final = 3  # to open a link, without a message in between
 _TICK: Final = timedelta(milliseconds=1)  # of the hub's clock
 _COUNTED: Final = ["messages", "events", "accepted", "refused", "filtered", "skipped", "unusable"]
 
@@ -48,7 +48,7 @@ class Backfill(Replay):
         self._partitions: dict[str, Partition] = {}
 
     def report(self) -> list[str]:
-        """Return the counts of all partitions, then of each that was read."""
+        """Return the counts of all partitions together, then of each that was read."""
         read = sorted(number for number, count in self._counts.items() if count)
         each = [f"partition {number}: {self._line(number)}" for number in read]
         return [self._line(*self._counts), *each]
@@ -61,7 +61,7 @@ class Backfill(Replay):
         return ", ".join(f"{total[name]:,} {name}" for name in _COUNTED)
 
     async def run(self, stack: AsyncExitStack) -> bool:
-        """Read all partitions and post; ForwarderError if one cannot be read."""
+        """Read all partitions, and post; ForwarderError if one cannot be read."""
         credential = login(self._settings, stack)
         client = connect(self._settings, credential, retry_total=0)
         stack.push_async_callback(client.close)
@@ -81,7 +81,7 @@ class Backfill(Replay):
         return not any(count["refused"] for count in self._counts.values())
 
     async def _read(self, client: Any, properties: Mapping[str, Any]) -> None:
-        """Read a partition from the first message to its present end, and deliver."""
+        """Read a partition from the first message to its present end, and deliver its events."""
         number, last = properties["id"], properties["last_enqueued_sequence_number"]
         partition = self._partitions[number]
         position: int | datetime = self._since - _TICK
@@ -97,7 +97,7 @@ class Backfill(Replay):
                             raise TimeoutError
                         while wanted and messages:
                             received = messages.popleft()
-                            wanted = await self._take(partition, received, last)
+                            wanted = await self._submit(partition, received, last)
                             position, failures = (received.sequence_number or 0) + 1, 0
                         partition.dispatch()
                 except Exception:
@@ -111,7 +111,7 @@ class Backfill(Replay):
             partition.cancel()
 
     async def _open(self, client: Any, number: str, position: int | datetime) -> Link:
-        """Open a link; in $Default if the partition has an owner in this consumer group."""
+        """Open a link; in $Default if the partition has an owner in the consumer group."""
         inclusive = isinstance(position, int)
         for group in dict.fromkeys((self._settings.consumer_group, "$Default")):
             try:
@@ -125,8 +125,8 @@ class Backfill(Replay):
             "eventhub consumer-group create"
         )
 
-    async def _take(self, partition: Partition, received: Received, last: int) -> bool:
-        """Deliver a message if it came in time; return whether another one is wanted."""
+    async def _submit(self, partition: Partition, received: Received, last: int) -> bool:
+        """Submit a message that came before `until`; return whether to read another one."""
         enqueued, number = received.enqueued or 0.0, received.sequence_number or 0
         if enqueued > self._until.timestamp() or number > last:
             return False
@@ -148,7 +148,7 @@ class Backfill(Replay):
                 partition.dispatch()
             await self._buffer.acquire(size)
             unpacked.unusable.clear()
-            partition.last_received = None  # numbers that policy or category leave out are no loss
+            partition.last_received = None  # gaps left by the policy or a category are no loss
             partition.start_after = number - 1
             partition.submit(Message(number, received.offset, enqueued, size), unpacked)
         return number < last

@@ -1,4 +1,4 @@
-"""What a policy makes of recorded events, as lines to print. Pure: the command does the I/O."""
+"""Explains what a policy does to recorded events. Pure: `commands/policy.py` does the I/O."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from forwarder.policy.attributes import EventFields, Request, UsedFields, attrib
 from forwarder.policy.document import LEVELS, Policy, Rule
 from forwarder.policy.rules import NO_RULE, UNSURE, Engine
 
-_KINDS: Final = 1000  # of events that are distinguished per rule, to limit memory
+_MAX_KINDS: Final = 1000  # of events per rule, to limit memory
 _EXAMPLES: Final = 3
 _record: Final = msgspec.json.Decoder(Record).decode
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -21,7 +21,7 @@ _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 @dataclass(slots=True)
 class Tally:
-    """The events that a rule (its number, `none` or `unsure`) decides on; sizes in bytes."""
+    """The events that a rule decides on, with sizes in bytes; `rule` may be `none` or `unsure`."""
 
     rule: str
     level: str
@@ -38,12 +38,12 @@ class Tally:
         self.size += len(event)
         self.events_left += bool(left)
         self.size_left += len(left or b"")
-        if kind in self.examples or len(self.examples) < _KINDS:
+        if kind in self.examples or len(self.examples) < _MAX_KINDS:
             self.examples[kind] += 1
 
 
 def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
-    """Yield the events in a line: an event, a list of them, a dead letter or a hub's message."""
+    """Yield the events in a line: an event, an EventList, a dead letter, or a hub message."""
     try:
         fields = _fields(line)
         if "items" in fields:
@@ -61,7 +61,7 @@ def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
 def tally(
     policy: Policy, lines: Iterable[bytes], categories: frozenset[str]
 ) -> tuple[list[Tally], int]:
-    """Apply a policy to the events in all lines; also return the number of lines without one."""
+    """Apply a policy to the events in all lines; also return the number of lines without events."""
     engine, unreadable = Engine(policy), 0
     tallies = {
         str(number): Tally(str(number), rule.level, shown(rule))
@@ -84,7 +84,7 @@ def tally(
 
 
 def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterator[str]:
-    """Yield the lines of a table of `tally`'s results."""
+    """Yield the lines of a table with the results of `tally`."""
     events, size = sum(row.events for row in tallies), sum(row.size for row in tallies)
     yield f"{'rule':>6}  {'level':15} {'events':>10} {'':>6} {'bytes':>9} {'':>6} {'left':>6}"
     for row in tallies:
@@ -110,7 +110,7 @@ def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterato
 
 
 def trace(policy: Policy, event: bytes) -> Iterator[str]:
-    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is not one."""
+    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is invalid."""
     engine, fields = Engine(policy), decode(event)
     yield f"{fields.id} {fields.stage}: {summary(fields)}"
     steps = engine.steps(Request(*attributes(fields, UsedFields())), lost(fields, event))
@@ -122,7 +122,8 @@ def trace(policy: Policy, event: bytes) -> Iterator[str]:
     if left:
         yield f"left: {len(left):,} of {len(event):,} bytes, at level {level}"
     else:
-        yield f"left: nothing of {len(event):,} bytes{' (no rule matches)' * (number == NO_RULE)}"
+        cause = " (no rule matches)" if number == NO_RULE else ""
+        yield f"left: nothing of {len(event):,} bytes{cause}"
 
 
 def summary(fields: EventFields) -> str:

@@ -1,4 +1,4 @@
-"""`policy`: show what a policy makes of recorded events, or of those in the hub."""
+"""`policy`: shows what a policy does to recorded events or to those in the hub."""
 
 import argparse
 import asyncio
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run `policy` with these arguments; return the exit status, 1 if there is no event.
+    """Run `policy` with these arguments; return the exit status, which is 1 without any event.
 
     SettingsError if the policy or the settings are invalid.
     """
@@ -81,7 +81,7 @@ def _count(text: str) -> int:
 
 
 def _policy(given: str) -> Policy:
-    """Return the policy of the option, or of the environment."""
+    """Return the policy that the option or the environment names."""
     name = "--policy" if given else _VARIABLE
     try:
         if not (source := given or variable(os.environ, _VARIABLE)[0]):
@@ -101,7 +101,7 @@ def _from_file(source: str) -> Iterator[bytes]:
 
 
 def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
-    """Return the newest messages of the hub, the same number of each partition."""
+    """Yield the newest messages of the hub, the same number from each partition."""
 
     async def bodies() -> list[bytes]:
         async with AsyncExitStack() as stack:

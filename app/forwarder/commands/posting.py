@@ -1,6 +1,6 @@
-"""What the two kinds of replay share: events are posted by the rules of a partition's delivery.
+"""The base of both kinds of replay: events are posted by the delivery code of the forwarder.
 
-Events that the sink refuses are returned to the replay. No new dead letter is written.
+Events that the sink refuses are returned to the replay instead of being written as dead letters.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Replay(ABC):
     """Posts events again and counts the outcomes. It is the DeadLetterSink of its partitions."""
 
     def __init__(self, settings: Settings) -> None:
-        # A sink that refuses everything does no harm: the events stay where they are.
+        # A sink that rejects everything needs no protection: the events stay where they are.
         self._settings = replace(settings, web_sink_max_rejects=sys.maxsize)
         self._filter = filter_for(
             settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
@@ -37,18 +37,18 @@ class Replay(ABC):
 
     @abstractmethod
     async def run(self, stack: AsyncExitStack) -> bool:
-        """Post everything; True if the sink has accepted all of it. `stack` closes clients."""
+        """Post everything; True if the sink accepted all of it. Clients are added to `stack`."""
 
     @abstractmethod
     def report(self) -> list[str]:
-        """Return the counts so far: the total on the first line, details on the others."""
+        """Return the counts so far: the total on the first line, then details."""
 
     @abstractmethod
     def _refuse(self, record: Record) -> None:
-        """Note an event that the sink refuses."""
+        """Record an event that the sink refuses."""
 
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
-        """Accept what the sink refuses; nothing is written, and so nothing is dropped."""
+        """Accept what the sink refuses. Nothing is written, so nothing is dropped."""
         for record in records:
             self._refuse(record)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""`replay`: post dead letters again, or events of the hub, also beside a running forwarder."""
+"""`replay`: posts dead letters or events of the hub again, also while a forwarder is running."""
 
 import argparse
 import asyncio
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
-    """Run `replay` with these arguments; True if everything that was selected is accepted."""
+    """Run `replay` with these arguments; True if everything that was selected was accepted."""
     if wrong := _contradiction(given):
         given.error(wrong)
     if given.hub:
@@ -78,7 +78,7 @@ def _contradiction(given: argparse.Namespace) -> str:
 
 
 async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> bool:
-    """Do the work, and print the counts."""
+    """Run a replay, and print its counts."""
     succeeded, failure = False, ""
     try:
         async with AsyncExitStack() as stack, work.sink, asyncio.TaskGroup() as group:
@@ -93,7 +93,7 @@ async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> boo
 
 
 async def _watch(work: Replay, stop: asyncio.Event) -> None:
-    """Print the counts now and then; ForwarderError when the sink is down or `stop` is set."""
+    """Print the counts every 2 s; ForwarderError when the sink stays down or `stop` is set."""
     printed = time.monotonic()
     while not stop.is_set():
         outage, now = work.sink.outage, time.monotonic()

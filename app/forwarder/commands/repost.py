@@ -1,7 +1,7 @@
-"""Dead letters are posted again, batch by batch.
+"""Posts dead letters again, batch by batch.
 
-A record that holds an event is posted as it is: it has passed the audit policy. One that holds an
-Azure Monitor record or a whole message is unpacked again, with the present settings. Records that
+A record with an event is posted as it is, because it has passed the audit policy. A record with an
+Azure Monitor record or a whole message is unpacked again with the present settings. Records that
 the sink accepts are removed from the batch. The others stay, with their new reason.
 """
 
@@ -36,9 +36,9 @@ _CONCURRENCY: Final = 8  # batches
 
 
 class Repost(Replay):
-    """Processes the records refused since an instant, with a text in their reason, of all stores.
+    """Processes the records of all stores that were refused since an instant for a reason.
 
-    `action` is what to do with them: `post`, `count` (a dry run), `show` or `discard`.
+    `reason` is a part of the reason. `action` is `post`, `count` (a dry run), `show` or `discard`.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Repost(Replay):
         self._since, self._reason, self._action = since, reason, action
         self._selected = self._removed = self._unreadable = 0
         self._staying = Counter[str]()  # by reason
-        self._numbers = itertools.count()
-        self._refused = defaultdict[int, list[Record]](list)  # by those numbers
+        self._numbers = itertools.count()  # one for each message, in place of sequence numbers
+        self._refused = defaultdict[int, list[Record]](list)  # by these numbers
 
     def report(self) -> list[str]:
         """Return the counts, then a line for each reason of the records that stay."""
@@ -61,7 +61,7 @@ class Repost(Replay):
         return [counts, *(f"{count:10,} {printable(reason)}" for reason, count in reasons)]
 
     async def run(self, stack: AsyncExitStack) -> bool:
-        """Process the batches that are there now, several at once."""
+        """Process the batches that exist now, several at once."""
         stores = await self._stores(stack)
         batches = iter([(store, name) for store in stores for name in await store.sizes()])
 
@@ -75,7 +75,7 @@ class Repost(Replay):
         return self._action != "post" or not self._staying
 
     async def _stores(self, stack: AsyncExitStack) -> list[DeadLetterStore]:
-        """Return the store in use and, with a storage account, what an earlier one left on disk."""
+        """Return the store in use, and the state directory if it has dead letters as well."""
         settings, stores = self._settings, list[DeadLetterStore]()
         directory = settings.state_directory / DIRECTORY
         if directory.is_dir():
@@ -86,7 +86,7 @@ class Repost(Replay):
         return stores
 
     async def _process(self, store: DeadLetterStore, name: str) -> None:
-        """Process a batch, and write what stays of it, also when cancelled."""
+        """Process a batch, and write what is left of it, also when cancelled."""
         before = await store.read(name)
         lines: list[bytes] = []
         selected: dict[int, Record] = {}  # by line
@@ -117,7 +117,7 @@ class Repost(Replay):
         return recent and self._reason in record.reason
 
     async def _post(self, selected: Mapping[int, Record], lines: list[bytes]) -> None:
-        """Post records; the line of each becomes what the sink refuses of it."""
+        """Post records; replace the line of each by what the sink refuses of it."""
         partition = Partition("replay", self._delivery)
         messages = [Message(next(self._numbers), "", time.time(), 0) for _ in selected]
         for message, record in zip(messages, selected.values(), strict=True):

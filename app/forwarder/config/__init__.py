@@ -1,1 +1,1 @@
-"""Settings: the environment in, checked values out."""
+"""Settings: environment variables in, validated values out."""

@@ -23,31 +23,31 @@ class _Connection:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no output may show; the part `sig` of a signature is a secret of its own."""
+        """What no output may show; the part `sig` of a signature is also a secret by itself."""
         part = parse_qs(self.signature).get("sig", ())
         return tuple(filter(None, (self.key, self.signature, *part)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubConnection(_Connection):
-    """The connection string of a namespace or a hub: a policy and its key, or a signature."""
+    """The connection string of a namespace or hub, with a policy and its key or a signature."""
 
     host: str  # with a port if there is one
     entity_path: str | None
     policy: str
-    emulator: bool  # without TLS
+    emulator: bool  # connect without TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobConnection(_Connection):
-    """The connection string of a storage account: an account key, or a signature."""
+    """The connection string of a storage account, with an account key or a signature."""
 
     account: str
     url: URL = field(repr=False)  # of the blob service
 
 
 def hub_connection(text: str) -> HubConnection:
-    """Parse an Event Hubs connection string; ValueError says what is wrong."""
+    """Parse an Event Hubs connection string; ValueError explains what is wrong."""
     parts = _parts(text)
     if _STORAGE_KEYS & parts.keys():
         raise ValueError(
@@ -80,7 +80,7 @@ def hub_connection(text: str) -> HubConnection:
 
 
 def blob_connection(text: str) -> BlobConnection:
-    """Parse the connection string of a storage account; ValueError says what is wrong."""
+    """Parse the connection string of a storage account; ValueError explains what is wrong."""
     parts = _parts(text)
     if parts.get("endpoint", "").startswith("sb:"):
         raise ValueError(
@@ -101,7 +101,7 @@ def blob_connection(text: str) -> BlobConnection:
 
 
 def _parts(text: str) -> dict[str, str]:
-    """Split `Key=value;...` into a dict with lower-case keys; a key without a value is left out."""
+    """Split `Key=value;...` into a dict with lower-case keys, without keys that have no value."""
     parts = {}
     for part in filter(None, (piece.strip() for piece in text.strip(" \t\r\n\"'").split(";"))):
         key, equals, value = (piece.strip() for piece in part.partition("="))

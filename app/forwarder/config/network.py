@@ -1,7 +1,7 @@
 """How connections leave the pod: the CAs that are trusted, and the HTTP proxy.
 
-The Event Hubs client reads no proxy variables, and aiohttp (`trust_env`), which the other Azure
-clients use, neither HTTPS_PROXY_FILE nor each form of NO_PROXY. The sink is connected to directly.
+The Event Hubs client reads no proxy variables. aiohttp, which the other Azure clients use, does
+(`trust_env`), but not HTTPS_PROXY_FILE and not every form of NO_PROXY. The sink never uses a proxy.
 """
 
 import functools
@@ -18,35 +18,35 @@ from yarl import URL
 
 from forwarder.config.settings import Settings
 
-_PUBLIC: Final = 50  # CAs; a store with fewer lacks some of the public ones
+_MIN_PUBLIC: Final = 50  # CAs; a store with fewer lacks public ones
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
     """Return a context that trusts the public CAs, and those of a file."""
     if not ca_file:
         return _context(None, 0)
-    renewed = _Renewed(ssl.PROTOCOL_TLS_CLIENT)
-    renewed.ca_file = ca_file
-    return renewed
+    reloading = _ReloadingContext(ssl.PROTOCOL_TLS_CLIENT)
+    reloading.ca_file = ca_file
+    return reloading
 
 
-class _Renewed(ssl.SSLContext):
-    """Each new connection trusts the CAs that the file has then."""
+class _ReloadingContext(ssl.SSLContext):
+    """Trusts, for each new connection, the CAs that are in the file at that time."""
 
     ca_file: Path
-    _now: ssl.SSLContext | None = None
+    _latest: ssl.SSLContext | None = None
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """Wrap a connection of asyncio."""
         with suppress(OSError, ssl.SSLError):  # the file is being replaced
-            self._now = _context(self.ca_file, self.ca_file.stat().st_mtime_ns)
-        return (self._now or _context(None, 0)).wrap_bio(*args, **options)
+            self._latest = _context(self.ca_file, self.ca_file.stat().st_mtime_ns)
+        return (self._latest or _context(None, 0)).wrap_bio(*args, **options)
 
 
 @functools.lru_cache(1)
-def _context(ca_file: Path | None, _: int) -> ssl.SSLContext:
+def _context(ca_file: Path | None, _modified: int) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if context.cert_store_stats()["x509_ca"] < _PUBLIC:  # of an image, or of SSL_CERT_FILE
+    if context.cert_store_stats()["x509_ca"] < _MIN_PUBLIC:  # an image without CAs, SSL_CERT_FILE
         context.load_verify_locations(certifi.where())
     if ca_file:
         context.load_verify_locations(ca_file)
@@ -54,11 +54,11 @@ def _context(ca_file: Path | None, _: int) -> ssl.SSLContext:
 
 
 def azure_options(settings: Settings, url: URL, *, proxied: bool = True) -> dict[str, Any]:
-    """Return the options of a client of this service of Azure, which is not Event Hubs.
+    """Return options for the client of an Azure service at this URL, except Event Hubs.
 
-    It makes a single attempt: callers retry at their own pace, and must see an outage at once.
+    The client does not retry: callers have their own delays, and must see an outage at once.
     """
-    # Not needed with connection strings and the embedded store.
+    # Not imported with connection strings and the embedded store.
     from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415
 
     https = url.scheme == "https"
@@ -74,9 +74,9 @@ def azure_options(settings: Settings, url: URL, *, proxied: bool = True) -> dict
 
 
 def proxy_for(settings: Settings, host: str, port: int) -> URL | None:
-    """Return the proxy that HTTPS_PROXY and NO_PROXY ask for on the way to a host.
+    """Return the proxy for connections to a host, according to HTTPS_PROXY and NO_PROXY.
 
-    NO_PROXY has names and domains as for Python, and as for Go `*.x`, CIDRs, and `*` among others.
+    NO_PROXY may have what Python accepts, and also `*.DOMAIN`, CIDRs, and `*` as one of several.
     """
     entries = settings.no_proxy.replace(" ", ",").replace("*.", ".").split(",")
     if "*" in entries or any(_covers(entry, host) for entry in entries):
@@ -86,6 +86,6 @@ def proxy_for(settings: Settings, host: str, port: int) -> URL | None:
 
 
 def _covers(network: str, host: str) -> bool:
-    with suppress(ValueError):  # one is a name
+    with suppress(ValueError):  # one of them is a name
         return ip_address(host) in ip_network(network, strict=False)
     return False

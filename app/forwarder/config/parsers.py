@@ -1,6 +1,6 @@
-"""Parsers of settings that a type cannot describe: text in, value out, ValueError says what fits.
+"""Types and parsers of settings: text in, value out; ValueError tells what is accepted.
 
-`config/settings.py` redacts the text from the error if it may be a secret.
+`config/settings.py` redacts the error, because the text may be a secret in the wrong variable.
 """
 
 import re
@@ -18,12 +18,14 @@ from yarl import URL
 from forwarder.redaction import redact
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # no instant before it means more
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # earlier instants have the same effect
 _OLDEST = timedelta(days=3650)  # no hub keeps messages for longer than 90 days
 # Set by the forwarder: a second value would make the request ambiguous.
 _OWN_HEADERS = {"content-type", "content-length", "host", "transfer-encoding"}
-_PROXY = re.compile(r"[\w.:-]+/")  # host and path
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
+_PROXY = re.compile(r"[\w.:-]+/")  # host and an empty path
+# Long words that may be keys or tokens: mixed kinds of characters, or hexadecimal.
+_KEY = re.compile(r"(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[\w+/=~.-]{16,}|\b[0-9a-f]{24,}\b")
 
 
 def whole(lowest: int, highest: int | None = None) -> Meta:
@@ -33,7 +35,7 @@ def whole(lowest: int, highest: int | None = None) -> Meta:
 
 
 def text(pattern: str, description: str) -> Meta:
-    """Return the constraint for a text that matches a pattern as a whole."""
+    """Return the constraint for a text that fully matches a pattern."""
     return Meta(pattern=rf"^(?:{pattern})$", description=description)
 
 
@@ -53,27 +55,25 @@ Seconds = Annotated[
     float, Meta(gt=0, le=86_400, description="a number of seconds above 0 and up to 86400")
 ]
 Truth = Annotated[bool, Meta(description="true or false")]
-# Long words that may be keys or tokens: of mixed kinds of characters, or hexadecimal.
-_KEY = re.compile(r"(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[\w+/=~.-]{16,}|\b[0-9a-f]{24,}\b")
 
 
 def accepted(kind: Any) -> str:
     """Describe what a field of this type accepts."""
-    for item in (kind, *get_args(kind)):  # of an optional type, the first
+    for item in (kind, *get_args(kind)):  # in an optional type, the first argument
         if metas := getattr(item, "__metadata__", None):
             return str(metas[0].description)
     return f"one of {', '.join(get_args(kind))}"
 
 
 def redacted(problem: str) -> str:
-    """Return it as one line, without what may be a key."""
+    """Return a problem on one line, without what may be a key."""
     return _KEY.sub("***", redact(" ".join(problem.split())))
 
 
 def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
-    """Return the text of a variable, and the file that NAME_FILE names if it is from there.
+    """Return the text of a variable, and the path in NAME_FILE if it was read from there.
 
-    HTTPS_PROXY and NO_PROXY may be in lower case, which then counts, as in curl.
+    HTTPS_PROXY and NO_PROXY may be in lower case, which takes precedence, as in curl.
     """
     text = (name.isupper() and environ.get(name.lower())) or environ.get(name, "")
     text, path = text.strip(), environ.get(f"{name}_FILE", "").strip()
@@ -82,7 +82,7 @@ def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
     if not path:
         return text, None
     try:
-        # A pipe, such as a shell's <(command), can be read only once.
+        # A pipe, such as a shell's <(command), cannot be read again later.
         return text_of(Path(path)), Path(path) if Path(path).is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         shown = f", '{path}'," if Path(path).is_absolute() else ""  # it may be the secret itself
@@ -96,7 +96,7 @@ def text_of(path: Path) -> str:
 
 
 def names(text: str) -> frozenset[str]:
-    """Parse a list of names joined by commas."""
+    """Parse a list of names separated by commas."""
     if found := frozenset(filter(None, (name.strip() for name in text.split(",")))):
         return found
     raise ValueError(f"'{text}' has no name in it; expected names joined by commas")
@@ -146,7 +146,7 @@ def headers(text: str) -> tuple[tuple[str, str], ...]:
         message = 'is not a JSON object of strings such as {"X-Cluster": "prod"}'
         raise ValueError(message) from None
     for name, value in found.items():
-        if not _TOKEN.fullmatch(name) or not value.isprintable():
+        if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
             raise ValueError(f"'{name}' is not the name of a header, or its value cannot be sent")
         if name.lower() in _OWN_HEADERS:
             raise ValueError(f"'{name}' is set by the forwarder, leave it out")
@@ -165,7 +165,7 @@ def readable(text: str) -> Path:
 
 
 def certificates(text: str) -> Path:
-    """Parse the path of a file of certificates to trust."""
+    """Parse the path of a file with CA certificates."""
     path = readable(text)
     try:
         ssl.create_default_context(cafile=path)
@@ -175,12 +175,12 @@ def certificates(text: str) -> Path:
 
 
 def shown_url(url: URL) -> URL:
-    """Return the URL without what may be secret: user, password and query."""
+    """Return the URL without its user, password and query, which may be secret."""
     return url.with_user(None).with_query(None).with_fragment(None)
 
 
 def _url(text: str, example: str, fits: Callable[[URL], object]) -> URL:
-    """Parse a URL; the error does not repeat it, for it may hold a password."""
+    """Parse a URL; the error does not repeat it, because it may contain a password."""
     with suppress(ValueError):
         url = URL(text)
         if url.scheme in ("http", "https") and url.host and url.port and fits(url):

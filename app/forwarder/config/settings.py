@@ -1,7 +1,7 @@
 """Settings of the process, read from the environment once.
 
-A field declares its variable. Its text is converted by msgspec, to the annotated type and within
-its bounds, or by a parser where a type says too little.
+Each field declares its variable. The text is converted by msgspec to the annotated type, which
+includes bounds and patterns, or by a parser if a type cannot describe what is accepted.
 """
 
 import os
@@ -41,7 +41,7 @@ def _variable(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Sizes are in bytes, durations in seconds."""
+    """All settings, validated. Sizes are in bytes, durations in seconds."""
 
     hub_connection: HubConnection | None = _variable(
         "EhubNamespaceConnectionString", None, hub_connection, secret=True
@@ -96,13 +96,13 @@ class Settings:
     log_format: Literal["json", "text"] = _variable("LogFormat", "json")
     http_port: Annotated[int, whole(0, 65_535)] = _variable("HttpPort", 5000)
     files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
-    """The files of variables given as NAME_FILE, by field."""
+    """The files of variables that are given as NAME_FILE, by field."""
     client_id: str = field(default="", compare=False)
-    """The identity of Microsoft Entra ID, for texts; Azure's own variable AZURE_CLIENT_ID."""
+    """AZURE_CLIENT_ID, a variable of the Azure SDK; here it is only shown."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read all variables; SettingsError names every one that is missing or wrong."""
+        """Read all variables; SettingsError has every one that is missing or invalid."""
         values: dict[str, Any] = {"files": {}, "client_id": environ.get("AZURE_CLIENT_ID", "")}
         problems: list[str] = []
         for variable_name, name in cls.variables().items():
@@ -139,9 +139,9 @@ class Settings:
         return {item.metadata["variable"]: item.name for item in declared}
 
     def current(self, name: str) -> Any:
-        """Return a field as the file of its NAME_FILE has it now: secrets are renewed in place.
+        """Return a field, read again if it is in a NAME_FILE, where secrets are renewed.
 
-        Without such a file, or while its content is not usable, the value read at the start.
+        If that file cannot be read or is invalid, return the value that was read at the start.
         """
         value = getattr(self, name)
         if name in self.files:
@@ -158,7 +158,7 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The texts that no output may show, at the start and now."""
+        """The texts that no output may show, as read at the start and as read again now."""
         names = [item.name for item in fields(self) if item.metadata.get("secret")]
         values = [getattr(self, name) for name in names] + [*map(self.current, names)]
         found = [secret for value in values for secret in _secrets_of(value)]
@@ -168,7 +168,7 @@ class Settings:
         return tuple(dict.fromkeys(filter(None, found)))
 
     def _contradictions(self) -> Iterator[str]:
-        """Yield a line for each rule across variables that these settings break."""
+        """Yield a line for each rule across variables that is violated."""
         if not self.hub_connection and not self.event_hub_namespace:
             yield (
                 "EhubNamespaceConnectionString: missing; set it to the connection string of the "
@@ -200,7 +200,7 @@ class Settings:
         if key and not cert:
             yield "WebSinkCertFile: missing, WebSinkKeyFile needs it"
         if cert and key:
-            try:  # with a pass phrase, or OpenSSL asks for that of an encrypted key on the terminal
+            try:  # with a passphrase, because OpenSSL would ask for one on the terminal
                 ssl.create_default_context().load_cert_chain(cert, key, password="")
             except ssl.SSLError as error:
                 yield (
@@ -224,7 +224,7 @@ def _secrets_of(value: Any) -> Iterator[str]:
 
 
 def _parse(name: str, given: str) -> Any:
-    """Return the value of a field; ValueError says what is accepted."""
+    """Return the value of a field; ValueError tells what is accepted."""
     declared = Settings.__dataclass_fields__[name].metadata
     if not declared["secret"] and redact(given) != given:
         raise ValueError("holds a key or a connection string, which belongs in another variable")

@@ -1,4 +1,4 @@
-"""The state directory: checked and locked at the start."""
+"""The state directory: created, locked, and the type of its file system."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ WITHOUT_LOCKS = {"cifs", "smb3", "smbfs", "nfs", "nfs4", "fuse.blobfuse2", "9p"}
 
 @contextmanager
 def state_directory(path: Path) -> Iterator[Path]:
-    """Lock the directory; StateError if it cannot be written, or is in use."""
+    """Create and lock the directory; StateError if it cannot be written, or is in use."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -29,7 +29,7 @@ def state_directory(path: Path) -> Iterator[Path]:
 
 
 def file_system(path: Path) -> str:
-    """Return the type of the file system of a path, as in /proc/mounts; "" if unknown."""
+    """Return the type of the file system of a path according to /proc/mounts; "" if unknown."""
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
         target = path.resolve()

@@ -1,5 +1,5 @@
-"""Dead letters: what no sink accepts, in the storage account if there is one, else on disk.
+"""Dead letters: what no sink accepts, kept in the storage account if there is one, else on disk.
 
-No other store takes over while this one fails. Checkpoints are in the same place, so meanwhile none
-passes a message with a dead letter, and the message is read again after a restart.
+While this store fails, no other one takes over. Checkpoints are stored in the same place, so until
+it recovers none passes a message with a dead letter, and a restart reads that message again.
 """

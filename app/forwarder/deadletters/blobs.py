@@ -1,7 +1,7 @@
 """Dead letters in the storage account: a batch is a blob `deadletters/NAME`.
 
 They outlive the pod, and all replicas write to the same place. A replay changes a blob only if it
-still has the ETag that was read, so of two concurrent replays one notices the other.
+still has the ETag that was read, so the slower one of two concurrent replays fails.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ _PREFIX: Final = "deadletters/"
 
 
 class DeadLetterBlobs:
-    """A store in the container of the checkpoint store, which creates it."""
+    """A store in the container of the checkpoint store, which creates the container."""
 
     max_batch = 1_048_576
 
@@ -27,12 +27,12 @@ class DeadLetterBlobs:
         self._etags: dict[str, str] = {}
 
     async def put(self, name: str, lines: list[bytes]) -> int:
-        """Write a blob; no record is dropped for it."""
+        """Write a blob; returns 0, because no older records are dropped for it."""
         await self._container.upload_blob(_PREFIX + name, b"".join(lines), overwrite=True)
         return 0
 
     async def sizes(self) -> dict[str, int]:
-        """Return the sizes of the blobs in bytes, by name, the oldest first."""
+        """Return the sizes of the blobs in bytes, by name, oldest first."""
         try:
             blobs = self._container.list_blobs(name_starts_with=_PREFIX)
             return {blob.name.removeprefix(_PREFIX): blob.size async for blob in blobs}
@@ -49,7 +49,7 @@ class DeadLetterBlobs:
             return b""
 
     async def replace(self, name: str, rest: bytes) -> None:
-        """Write what is left of a blob, or delete it; ForwarderError if it was changed since."""
+        """Write what is left of a blob, or delete it; ForwarderError if it has changed since."""
         blob = self._container.get_blob_client(_PREFIX + name)
         same: Any = {"etag": self._etags[name], "match_condition": MatchConditions.IfNotModified}
         try:

@@ -1,9 +1,9 @@
 """Dead letters on disk: a batch is a file, written to a temporary name, synced and renamed.
 
 A file is therefore complete or absent, and no process needs a lock: the forwarder adds files and
-drops old ones, a replay rewrites or removes them. The sum of all files stays within
-DeadLetterMaxBytes. To make room, the class of reasons that takes most loses its oldest file, so
-that a flood of one kind does not push out the others.
+drops old ones, a replay rewrites or removes them. All files together stay within
+DeadLetterMaxBytes. To make room, the oldest file of the reason class that uses most space is
+dropped, so that a flood of one kind does not push out the others.
 """
 
 import asyncio
@@ -19,43 +19,43 @@ from forwarder import log
 from forwarder.errors import ForwarderError
 
 DIRECTORY: Final = "deadletters"
-_NAME: Final = re.compile(  # see `record.batches`; version 0.1.0 numbered its files
+_NAME: Final = re.compile(  # TIME-DIGEST-CLASS, or a number in version 0.1.0
     r"(?:\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}-([a-z-]+)|\d{8})\.jsonl"
 )
-_LARGEST_BATCH: Final = 1_048_576
-_LARGEST_SHARE: Final = 10  # a batch has a tenth of DeadLetterMaxBytes at most
-_ABANDONED: Final = 3600.0  # seconds after which nobody writes a temporary file any more
+_MAX_BATCH: Final = 1_048_576
+_MIN_BATCHES: Final = 10  # that fit into DeadLetterMaxBytes
+_ABANDONED: Final = 3600.0  # seconds after which a temporary file belongs to a killed process
 
 
 class DeadLetterFiles:
     """A store in a directory, which is created if it is missing."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.max_batch = min(max_bytes // _LARGEST_SHARE, _LARGEST_BATCH)
+        self.max_batch = min(max_bytes // _MIN_BATCHES, _MAX_BATCH)
         self._directory = directory
         self._max_bytes = max_bytes
-        self._read: dict[str, int] = {}
+        self._versions: dict[str, int] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._adopt()
+        self._adopt_files()
 
     async def put(self, name: str, lines: list[bytes]) -> int:
-        """Write a file; return how many records were dropped, its own if it is too large."""
+        """Write a file; return how many records were dropped: older ones, or all if too large."""
         return await asyncio.to_thread(self._put, name, lines)
 
     async def sizes(self) -> dict[str, int]:
-        """Return the sizes of the files in bytes, by name, the oldest first."""
+        """Return the sizes of the files in bytes, by name, oldest first."""
         return await asyncio.to_thread(self._sizes)
 
     async def read(self, name: str) -> bytes:
         """Return a file's content; nothing if it is gone."""
         with suppress(FileNotFoundError):
-            self._read[name] = self._version(name)
+            self._versions[name] = self._version(name)
             return await asyncio.to_thread((self._directory / name).read_bytes)
         return b""
 
     async def replace(self, name: str, rest: bytes) -> None:
-        """Write what is left of a file, or remove it; ForwarderError if it was changed since."""
-        if self._version(name) != self._read[name]:
+        """Write what is left of a file, or remove it; ForwarderError if it has changed since."""
+        if self._version(name) != self._versions[name]:
             raise ForwarderError(f"{name} was changed by another replay")
         if rest:
             await asyncio.to_thread(self._write, name, rest)
@@ -80,7 +80,7 @@ class DeadLetterFiles:
         while sizes and by_class.total() + size > self._max_bytes:
             largest = by_class.most_common(1)[0][0]
             name = next(name for name in sizes if _class(name) == largest)
-            with suppress(FileNotFoundError):  # a replay was faster
+            with suppress(FileNotFoundError):  # a replay has removed it
                 path = self._directory / name
                 records = path.read_bytes().count(b"\n")
                 path.unlink()
@@ -90,7 +90,7 @@ class DeadLetterFiles:
         return dropped
 
     def _write(self, name: str, data: bytes) -> None:
-        """Write a file durably and at once, readable by its owner only."""
+        """Write a file durably and atomically, readable by its owner only."""
         path = self._directory / name
         new = path.with_suffix(".new")
         try:
@@ -105,7 +105,7 @@ class DeadLetterFiles:
             raise
         directory = os.open(self._directory, os.O_RDONLY)
         try:
-            os.fsync(directory)  # or the name may be lost although the data is not
+            os.fsync(directory)  # makes the name durable as well
         finally:
             os.close(directory)
 
@@ -122,10 +122,10 @@ class DeadLetterFiles:
             return (self._directory / name).stat().st_mtime_ns
         return 0
 
-    def _adopt(self) -> None:
-        """Adopt files of version 0.1.0, and remove what a killed process was writing.
+    def _adopt_files(self) -> None:
+        """Adopt files of version 0.1.0, and remove temporary files of killed processes.
 
-        They were appended to, named `00000001.jsonl`, and in `taken/` during a replay.
+        Version 0.1.0 appended to files such as `00000001.jsonl`, and replayed them in `taken/`.
         """
         for file in self._directory.glob("taken/*.jsonl"):
             file.replace(self._directory / file.name)
@@ -138,7 +138,7 @@ class DeadLetterFiles:
 
 
 def _class(name: str) -> str:
-    """Return the class of reasons of a file; those of version 0.1.0 count as one."""
+    """Return the reason class of a file; "" for files of version 0.1.0."""
     match = _NAME.fullmatch(name)
     return (match and match[1]) or ""
 

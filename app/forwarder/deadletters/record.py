@@ -16,11 +16,11 @@ import msgspec
 from forwarder.audit.envelope import Unusable
 
 _WORD: Final = re.compile("[a-z]+")
-_WORDS: Final = 4  # of a reason, before its first colon, that make a class of records
+_CLASS_WORDS: Final = 4
 
 
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Its place in the hub, why it cannot be delivered, and its bytes."""
+    """What was refused: its bytes, the reason, and its message in the hub."""
 
     time: datetime
     reason: str
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     @classmethod
     def of(cls, partition: str, sequence_number: int, refused: Unusable) -> Self:
-        """Return the record of something that is refused now."""
+        """Return the record of something that is refused now, by the sink or as unusable."""
         head = (datetime.now(UTC), refused.reason, partition, sequence_number)
         try:
             return cls(*head, body=refused.body.decode())
@@ -40,17 +40,17 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     @property
     def original(self) -> bytes:
-        """The bytes as they were."""
+        """The original bytes."""
         return (self.body or "").encode() if self.body_base64 is None else self.body_base64
 
     @property
     def reason_class(self) -> str:
-        """The reason without its details, as a word such as `refused-by-the-sink`."""
+        """The reason without details, such as `refused-by-the-sink`: its words up to a colon."""
         words = _WORD.findall(self.reason.partition(":")[0].lower())
-        return "-".join(words[:_WORDS]) or "other"
+        return "-".join(words[:_CLASS_WORDS]) or "other"
 
     def line(self) -> bytes:
-        """Return it as a line of JSON."""
+        """Return the record as a line of JSON."""
         return msgspec.json.encode(self) + b"\n"
 
 
@@ -60,8 +60,8 @@ _decoder = msgspec.json.Decoder(Record)
 def parse(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
     """Yield each line with its record, or with None if it cannot be read.
 
-    A last line without its end was written by version 0.1.0 when it was killed. Its message had no
-    checkpoint, and was read again.
+    A last line without a line end is ignored: version 0.1.0 was killed while it wrote the line, so
+    its message had no checkpoint and was read again.
     """
     for line in io.BytesIO(lines):
         if line.endswith(b"\n"):
@@ -72,10 +72,10 @@ def parse(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
 
 
 def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Yield batches as names and lines: of one class of reasons each, and about `most` bytes.
+    """Yield batches as names and lines; each has one reason class, and up to about `most` bytes.
 
     A name is `TIME-DIGEST-CLASS.jsonl`, with the time of the first record. It depends only on the
-    content, so replicas never collide, and a batch is there once even if it is written again.
+    content, so replicas never collide, and a batch that is written again replaces itself.
     """
     classes: dict[str, list[Record]] = {}
     for record in records:

@@ -1,10 +1,10 @@
 """Writes dead-letter records in batches, without holding up delivery.
 
-Records wait in memory until their batch is durable; until then the watermark, and so the
-checkpoint, stays before their messages. Batches are at least a second apart, so that a slow stream
-makes few files or blobs. While the store fails, the bytes of waiting records are limited, and
-records beyond the limit are evicted. Their messages are then never acknowledged in this process,
-and read again after a restart.
+Records wait in memory until their batch is durable. Until then the watermark, and so the
+checkpoint, does not pass their messages. Batches are at least a second apart, so that a slow stream
+makes few files or blobs. While the store fails, waiting records are limited in bytes, and records
+beyond the limit are evicted. Their messages are then never acknowledged by this process, and are
+read again after a restart.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from forwarder.errors import EvictedError
 from forwarder.outage import Outage
 
 DeadLetterStore = DeadLetterBlobs | DeadLetterFiles
-"""Batches of records by name. A batch is written once, and changed by a replay only."""
-_OVERHEAD: Final = 2048  # bytes of memory that a group of waiting records costs beside its own
-_SLOW: Final = 5.0  # seconds after which the store counts as one that does not answer
-_FIRST_PAUSE: Final = 0.2  # seconds before a batch is written again, doubled each time
-_MOST_PAUSE: Final = 5.0
+"""Batches of records by name. A batch is written once, and only a replay changes it."""
+_OVERHEAD: Final = 2048  # bytes of memory per group of waiting records, in addition to their own
+_SLOW: Final = 5.0  # seconds after which a store counts as not answering
+_MIN_PAUSE: Final = 0.2  # seconds before a batch is written again, doubled each time
+_MAX_PAUSE: Final = 5.0
 _JITTER: Final = random.SystemRandom()
 
 
@@ -55,15 +55,15 @@ class DeadLetterWriter:
         self._evictions = log.RateLimited()
         self.outage = Outage("dead letters cannot be written", "dead letters are written again")
         self.waiting = 0
-        """Records that are not written, including evicted ones."""
+        """The number of records that are not written, including evicted ones."""
         self.evicted = 0
-        """Evicted records: their messages are read again at the next start."""
+        """The number of evicted records. Their messages are read again at the next start."""
 
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
         """Accept records of one message; the returned future is done when they are durable.
 
-        Its result is how many of them count as `dropped`, in place of older records that were
-        dropped for them and have been counted as `dead_lettered`. EvictedError: there was no room.
+        Its result is how many of them to count as `dropped`: as many as older records were dropped
+        for them, which are already counted as `dead_lettered`. EvictedError: there was no room.
         """
         for kind, reason in {record.reason_class: record.reason for record in records}.items():
             self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
@@ -97,19 +97,19 @@ class DeadLetterWriter:
                 dropped += await self._put(name, lines)
             self.outage.end()
             for entry in group:
-                instead = min(dropped, len(entry.records))
-                dropped -= instead
+                dropped_here = min(dropped, len(entry.records))
+                dropped -= dropped_here
                 self.waiting -= len(entry.records)
                 self._bytes -= entry.size
                 if not entry.written.done():
-                    entry.written.set_result(instead)
+                    entry.written.set_result(dropped_here)
             self._room.set()
             if self._bytes < self._store.max_batch:
                 await asyncio.sleep(self._pause)
 
     async def _put(self, name: str, lines: list[bytes]) -> int:
         """Write a batch until it succeeds; return how many records were dropped for it."""
-        pause = _FIRST_PAUSE
+        pause = _MIN_PAUSE
         while True:
             writing = asyncio.ensure_future(self._store.put(name, lines))
             done, _ = await asyncio.wait([writing], timeout=_SLOW)
@@ -120,7 +120,7 @@ class DeadLetterWriter:
             except Exception as error:  # noqa: BLE001 - whatever a store raises
                 self._failed(log.describe(error))
             await asyncio.sleep(_JITTER.uniform(pause / 2, pause))
-            pause = min(2 * pause, _MOST_PAUSE)
+            pause = min(2 * pause, _MAX_PAUSE)
 
     def _failed(self, reason: str) -> None:
         self.outage.fail(reason, waiting=self.waiting)

@@ -1,8 +1,8 @@
 """Causes: what an error of a client library means here, and how to repair it. Pure.
 
-Clients wrap the errors of others, some `from None`, so the whole chain of exceptions is searched:
-first for one that has its own diagnosis (the login), then for one of the network, then by the
-patterns of `causes.toml`.
+Clients wrap the errors of other libraries, some `from None`, so the whole chain of exceptions is
+searched: first for an error that has its own diagnosis (the login), then for a network error, then
+by the patterns in `causes.toml`.
 """
 
 import re
@@ -26,13 +26,13 @@ from forwarder.errors import ForwarderError
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
 _CERTIFICATE: Final = {10: "expired", 62: "misnamed", 64: "misnamed"}  # by OpenSSL's code
 _REFUSED: Final = re.compile("ALERT.*(CERT|_CA$)")  # the peer's alert about the client certificate
-_OF_WRAPPERS: Final = {"no_tls": 1, "cut": 2}  # whose first error tells more
+_UNSPECIFIC: Final = {"no_tls": 1, "cut": 2}  # any other kind in a chain tells more
 _BEFORE_TLS: Final = {"unknown_name", "refused", "silent", "cut"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong and how to repair it, in one line each; `kind` is a word or two."""
+    """What is wrong and how to repair it, on one line each; `kind` identifies the rule."""
 
     kind: str
     what: str
@@ -45,7 +45,7 @@ class Diagnosis:
 def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the Event Hubs client."""
     (host, port), connection = hub_address(settings), settings.hub_connection
-    if found := _of_way(error, "hub", host, port, settings):
+    if found := _of_connection(error, "hub", host, port, settings):
         amqp = settings.hub_transport == "amqp" and found.kind in _BEFORE_TLS
         if amqp and proxy_for(settings, host, port):
             return replace(found, remedy=TEXTS["http"]["amqp"]["remedy"])
@@ -78,7 +78,7 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     if not url:
         return of_file(error, settings.state_directory)
     host = url.host or ""
-    if found := _of_way(error, "store", host, url.port or 443, settings):
+    if found := _of_connection(error, "store", host, url.port or 443, settings):
         return found
     names = {
         "account": host,
@@ -89,6 +89,15 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     return _look_up(error, "store", names, "store_key" if connection else "store_identity")
 
 
+def of_file(error: BaseException, path: Path) -> Diagnosis:
+    """Return the cause of an error in the state directory; SQLite needs locks for its file."""
+    what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
+    text, kind = TEXTS["file"], file_system(path)
+    if kind in WITHOUT_LOCKS or "locked" in what or "no such table" in what:
+        return Diagnosis("file system", text["what"].format(kind=kind, error=what), text["remedy"])
+    return Diagnosis("file", what, text["other"])
+
+
 def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of a POST without a response."""
     url = settings.web_sink_url
@@ -97,26 +106,27 @@ def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
 
 
 def of_silence(newest: datetime, hub: str) -> Diagnosis:
-    """Return the probable cause of a hub without newer messages; year 1 is without any."""
+    """Return the probable cause if no message is newer; in year 1 if there has never been one."""
     texts = TEXTS["silence"]
     what = texts["since" if newest.year > 1 else "never"]
     return Diagnosis("silence", what.format(hub=hub, since=f"{newest:%FT%TZ}"), texts["remedy"])
 
 
 def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnosis | None:
-    """Return the cause if the host of a part was not reached; None if it was."""
-    kinds = [(kind, cause) for cause in chain(error) if (kind := _network_kind(cause))]
-    if not kinds:
+    """Return the cause if the host of a part was not reached; None for any other error."""
+    found = [(kind, cause) for cause in chain(error) if (kind := _network_kind(cause))]
+    if not found:
         return None
-    kind, cause = min(kinds, key=lambda pair: _OF_WRAPPERS.get(pair[0], 0))
-    given = getattr(cause, "reason", None) or getattr(cause, "strerror", None)
-    reason, text = given or log.describe(cause), TEXTS["network"][kind]
-    what = text["what"].format(host=host, address=f"{host}:{port}", error=reason)
+    kind, cause = min(found, key=lambda pair: _UNSPECIFIC.get(pair[0], 0))
+    reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None)
+    text = TEXTS["network"][kind]
+    names = {"host": host, "address": f"{host}:{port}", "error": reason or log.describe(cause)}
+    what = text["what"].format_map(names)
     return Diagnosis(kind, what, text[part])
 
 
 def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
-    """Return the cause if a proxy, or a gateway for WebSockets, refuses or cannot be reached."""
+    """Return the cause if a proxy cannot be reached, or a proxy or gateway refuses."""
     for cause in chain(error):
         if isinstance(cause, aiohttp.ClientProxyConnectionError):
             return of_network(error, "proxy", cause.host, cause.port or 0)
@@ -130,7 +140,7 @@ def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis
 
 
 def hub_address(settings: Settings) -> tuple[str, int]:
-    """Return the host and port that the Event Hubs client goes to."""
+    """Return the host and port that the Event Hubs client connects to."""
     connection = settings.hub_connection
     host, _, port = settings.hub_host.partition(":")
     if settings.hub_transport == "websockets":
@@ -139,31 +149,36 @@ def hub_address(settings: Settings) -> tuple[str, int]:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it, also those that `from None` hides."""
+    """Yield an error and all errors that led to it, including those that `from None` hides."""
     seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if one and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            if isinstance(one, BaseExceptionGroup):
-                todo += one.exceptions
-            todo += [one.__cause__, one.__context__]
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            if isinstance(current, BaseExceptionGroup):
+                queue += current.exceptions
+            queue += [current.__cause__, current.__context__]
+
+
+def searchable(error: BaseException) -> str:
+    """Return the text that patterns are searched in: a line for each error of its chain."""
+    return "\n".join(map(_line, chain(error)))
 
 
 def first_match(
     rules: list[dict[str, str]], text: str, names: Mapping[str, object]
 ) -> Diagnosis | None:
-    """Return the diagnosis of the first rule whose pattern is in the text."""
+    """Return the diagnosis by the first rule whose pattern is found in the text."""
     for rule in rules:
         if re.search(rule["pattern"], text):
             return Diagnosis(rule["kind"], *(rule[f].format_map(names) for f in ("what", "remedy")))
     return None
 
 
-def signature(error: BaseException) -> str:
-    """Return the text that patterns are searched in: type, condition or code, status, text."""
+def _line(error: BaseException) -> str:
+    """Return the type of an error, its condition or code, its HTTP status, and its text."""
     condition = getattr(error, "condition", None) or getattr(error, "error_code", None) or ""
     if isinstance(condition, bytes):
         condition = condition.decode(errors="replace")
@@ -171,10 +186,10 @@ def signature(error: BaseException) -> str:
     return f"{type(error).__name__} {condition} {status} {' '.join(str(error).split())}"
 
 
-def _of_way(
+def _of_connection(
     error: BaseException, part: str, host: str, port: int, settings: Settings
 ) -> Diagnosis | None:
-    """Return the diagnosis that an error has, or the cause on the way to a part."""
+    """Return the diagnosis that an error has, or the cause why a part was not reached."""
     for cause in chain(error):
         if isinstance(found := getattr(cause, "diagnosis", None), Diagnosis):
             return found
@@ -184,20 +199,10 @@ def _of_way(
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
-    """Return the first cause whose pattern matches; `login` selects texts and can be matched."""
+    """Return the diagnosis by the patterns of a part, which can also match the kind of `login`."""
     texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
-    text = "\n".join([login, *map(signature, chain(error))])
-    found = first_match(TEXTS[part], text, {**names, **texts})
+    found = first_match(TEXTS[part], f"{login}\n{searchable(error)}", {**names, **texts})
     return found or Diagnosis("other", log.describe(error))
-
-
-def of_file(error: BaseException, path: Path) -> Diagnosis:
-    """Return the cause of an error in the state directory; SQLite needs locks for its file."""
-    what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
-    text, kind = TEXTS["file"], file_system(path)
-    if kind in WITHOUT_LOCKS or "locked" in what or "no such table" in what:
-        return Diagnosis("file system", text["what"].format(kind=kind, error=what), text["remedy"])
-    return Diagnosis("file", what, text["other"])
 
 
 def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a table

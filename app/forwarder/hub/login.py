@@ -133,7 +133,7 @@ class Identity:
         if self._file and network:
             return network
         errors = list(causes.chain(error))
-        text = "\n".join(map(causes.signature, errors))
+        text = causes.searchable(error)
         code = re.search(r"AADSTS(\d+)", text)
         names = self._names | _presented(self._file, text)
         names["code"] = code[1] if code else "no code"

@@ -17,7 +17,7 @@ from forwarder.sink.webhook import Sink
 
 @dataclass(eq=False)
 class Health:
-    """The state of the process, for the probes, the metrics and the status page."""
+    """The state of the process for probes, metrics and the status page."""
 
     _stall_timeout: float  # seconds
     _hub: HubMonitor
@@ -35,30 +35,30 @@ class Health:
             await asyncio.sleep(INTERVAL)
 
     def not_live(self) -> list[str]:
-        """Return why the process should be restarted; a component that is down is not a reason."""
+        """Return why the process should be restarted; an outage of a component is not a reason."""
         if self.sink.outage.since is not None or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
             return [f"{evicted} dead letters found no room: their messages are to be read again"]
-        now = time.monotonic()
-        return [
-            f"partition {number}: no progress for {idle:.0f} s while messages wait"
-            + (f": {refusal}" if (refusal := self.consumer.owned.readers[number].refusal) else "")
-            for number in self.consumer.partitions
-            if self._watchdog.is_behind(number)
-            and (idle := now - max(self._watchdog.since(number), self.sink.outage.recovered_at))
-            > self._stall_timeout
-        ]
+        stalled = []
+        for number in filter(self._watchdog.is_behind, self.consumer.partitions):
+            progress = max(self._watchdog.since(number), self.sink.outage.recovered_at)
+            idle = time.monotonic() - progress
+            if idle > self._stall_timeout:
+                reason = f"partition {number}: no progress for {idle:.0f} s while messages wait"
+                refusal = self.consumer.owned.readers[number].refusal
+                stalled.append(f"{reason}: {refusal}" if refusal else reason)
+        return stalled
 
     def not_ready(self) -> list[str]:
-        """Return why nothing can be delivered at the moment."""
+        """Return why nothing can be delivered now."""
         reasons = [f"hub: {self._hub_failure}"] if self._hub_failure else []
         if self.sink.outage.since is not None:
             reasons.append(f"sink: {self.sink.outage.reason}")
         return reasons
 
     def components(self) -> dict[str, str]:
-        """Return why each component fails, "" for a healthy one."""
+        """Return why each component fails; "" if it is healthy."""
         return {
             "hub": self._hub_failure,
             "sink": self.sink.outage.reason,

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 INTERVAL: Final = 30.0  # seconds between two points
 _POINTS: Final = 120
-_SHORTEST_RATE: Final = 5.0  # seconds; a rate over less than that jumps with each POST
+_MIN_RATE: Final = 5.0  # seconds; over a shorter time, the rate would jump with each POST
 
 
 class State(NamedTuple):
@@ -27,7 +27,7 @@ class History:
         self._points: dict[str, deque[tuple[float, State]]] = {}
 
     def note(self, now: float, states: Iterable[State]) -> None:
-        """Add a point per partition, and forget the points of all others."""
+        """Add a point for each partition, and drop the points of all other partitions."""
         before, self._points = self._points, {}
         for state in states:
             points = before.get(state.partition, deque(maxlen=_POINTS))
@@ -37,12 +37,12 @@ class History:
     def curve(self, now: float, state: State) -> list[dict[str, Any]]:
         """Return the points of a partition, oldest first, with the rate in events per second.
 
-        The last one is its present state, so that a curve's maximum includes it.
+        The last one is the present state, so that it is included in a curve's maximum.
         """
         points = [*self._points.get(state.partition, ()), (now, state)]
         curve, rate = [], 0.0
         for (before, old), (at, new) in pairwise([points[0], *points]):
-            if at - before >= _SHORTEST_RATE:
+            if at - before >= _MIN_RATE:
                 rate = (new.delivered - old.delivered) / (at - before)
             ago = now - at
             curve.append({"secondsAgo": ago, "lag": new.lag, "oldest": new.oldest, "rate": rate})

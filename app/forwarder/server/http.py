@@ -1,10 +1,10 @@
 """The HTTP port: metrics, probes and the status page, for any client in the cluster.
 
 It is an asyncio protocol, because web frameworks limit neither the memory nor the time of a request
-(aiohttp 3.14 keeps 1 MiB of headers per connection, and an incomplete request without end). Here a
-connection has one request, a buffer of 8 KiB and 10 s. When there are too many connections the
-oldest is closed, so that the kubelet's probes are still served. Metrics and status are rendered
-once a second at most, except for a few in a row, for all that wait meanwhile.
+(aiohttp 3.14 keeps 1 MiB of headers per connection, and never times out an incomplete request).
+Here a connection has one request, a buffer of 8 KiB and 10 s. If there are too many connections,
+the oldest is closed, so that the kubelet's probes are still served. Metrics and status are rendered
+at most once a second, after a burst of ten. Requests that wait for the same rendering share it.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from forwarder.server.health import Health
 from forwarder.server.status import report
 
 _REQUEST: Final = 8_192  # bytes of a request with its headers
-_SECONDS: Final = 10.0  # for a connection in all
+_SECONDS: Final = 10.0  # for a whole connection
 _CONNECTIONS: Final = 256
-_PACE: Final = 1.0  # seconds between two renderings
-_IN_A_ROW: Final = 10  # renderings without that wait
+_INTERVAL: Final = 1.0  # seconds between two renderings
+_BURST: Final = 10  # renderings without that delay
 _HTML: Final = "text/html"
-_LINE: Final = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r\n")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r\n")  # method, target
 _ACCEPT: Final = re.compile(rb"\r\naccept:([^\r\n]*)", re.IGNORECASE)
 
 _Response = tuple[int, str, bytes]  # status, Content-Type, body
-_Handler = Callable[[str], Awaitable[_Response]]  # of the Accept header
+_Handler = Callable[[str], Awaitable[_Response]]  # takes the Accept header
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
         state = redact_all(report(settings, health))
         if _HTML not in accept:
             return _json(200, state)
-        from forwarder.server.page import page  # noqa: PLC0415 - few clients want it
+        from forwarder.server.page import page  # noqa: PLC0415 - seldom requested
 
         return 200, f"{_HTML}; charset=utf-8", page(state).encode()
 
@@ -60,8 +60,8 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
         return handle
 
     handlers: dict[str, _Handler] = {
-        "/metrics": _Paced(exposition, "openmetrics").get,
-        "/status": _Paced(status, _HTML).get,
+        "/metrics": _RateLimited(exposition, "openmetrics").get,
+        "/status": _RateLimited(status, _HTML).get,
         "/livez": probe(health.not_live),
         "/readyz": probe(health.not_ready),
     }
@@ -108,7 +108,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def eof_received(self) -> bool:
-        return self._task is not None  # a client that only ends its request still gets a response
+        return self._task is not None  # True keeps the connection for the response
 
     def get_buffer(self, _: int) -> memoryview:
         return memoryview(self._buffer)[self._used :]
@@ -121,7 +121,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._task = asyncio.create_task(self._respond(complete=complete))
 
     async def _respond(self, *, complete: bool) -> None:
-        line, accept = _LINE.match(self._buffer), _ACCEPT.search(self._buffer)
+        line, accept = _REQUEST_LINE.match(self._buffer), _ACCEPT.search(self._buffer)
         method, path = (part.decode() for part in line.groups()) if line else ("", "")
         handler = self._handlers.get(path.partition("?")[0])
         if not complete:
@@ -149,22 +149,22 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.write(body)
         if complete:
             self._transport.close()
-        else:  # closing resets the connection while something is unread, and the response is lost
+        else:  # closing with unread data would reset the connection, and lose the response
             self._transport.write_eof()
 
 
-class _Paced:
-    """Renders once a second at most, except for a few in a row, for all that wait meanwhile."""
+class _RateLimited:
+    """Renders at most once a second after a burst; requests that wait share one rendering."""
 
     def __init__(self, render: Callable[[str], _Response], media_type: str) -> None:
-        """`render` takes an Accept header, and has two results: with and without this type."""
+        """`render` takes an Accept header, of which only `media_type` changes the result."""
         self._render = render
         self._media_type = media_type
         self._waiting: dict[bool, asyncio.Task[_Response]] = {}
         self._due = 0.0
 
     async def get(self, accept: str) -> _Response:
-        """Return the next rendering."""
+        """Return the next rendering for an Accept header."""
         if not (task := self._waiting.get(self._media_type in accept)):
             task = asyncio.create_task(self._next(accept))
             self._waiting[self._media_type in accept] = task
@@ -172,9 +172,9 @@ class _Paced:
 
     async def _next(self, accept: str) -> _Response:
         now = asyncio.get_running_loop().time()
-        self._due = max(self._due, now) + _PACE
+        self._due = max(self._due, now) + _INTERVAL
         try:
-            await asyncio.sleep(self._due - now - _IN_A_ROW * _PACE)
+            await asyncio.sleep(self._due - now - _BURST * _INTERVAL)
         finally:
             del self._waiting[self._media_type in accept]
         return self._render(accept)

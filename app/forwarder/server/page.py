@@ -1,17 +1,17 @@
-"""The status page: a report in, one self-contained HTML page without a script out."""
+"""The status page: a report in, one self-contained HTML page without scripts out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-_WIDTH, _HEIGHT = 120, 28  # of a curve, in units of its own
+_WIDTH, _HEIGHT = 120, 28  # of a curve's view box
 _STYLE: Final = Path(__file__).with_suffix(".css").read_text()
 _NONE: Final = "<p>This process owns no partition at the moment.</p>"
 
 
 def page(status: Mapping[str, Any]) -> str:
-    """Return the page for a report of `status.report`; it reloads itself every 10 s."""
+    """Return the page for a report of `status.report`. It reloads every 10 s."""
     reasons = [*status["notLive"], *status["notReady"]]
     title = status["state"]
     behind = sum(state["lag"] for state in status["partitions"])
@@ -25,7 +25,7 @@ def page(status: Mapping[str, Any]) -> str:
 {len(status["partitions"])} partitions owned, {behind:,} messages behind;
 at most {status["postConcurrency"]} POSTs at once.</p>
 <h2>Components</h2>
-<ul>{"".join(_component(*one) for one in status["components"].items())}</ul>
+<ul>{"".join(_component(*item) for item in status["components"].items())}</ul>
 <h2>Partitions</h2>
 <div class="cards">{"".join(map(_partition, status["partitions"])) or _NONE}</div>
 <h2>Last errors</h2>
@@ -60,7 +60,7 @@ def _partition(state: Mapping[str, Any]) -> str:
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> str:
-    """Draw (seconds ago, value) from 0 to the maximum; the time there is fills the width."""
+    """Draw points (seconds ago, value), scaled to their maximum and to the time that they cover."""
     top = max(value for _, value in points)
     span = points[0][0] or 1
     line = " ".join(
@@ -80,12 +80,12 @@ def _errors(errors: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    found = "".join(f"<tr><td>{escape(one)}<td>{escape(two)}" for one, two in rows)
-    return f"<table>{found}</table>" if found else ""
+    lines = "".join(f"<tr><td>{escape(name)}<td>{escape(value)}" for name, value in rows)
+    return f"<table>{lines}</table>" if lines else ""
 
 
 def _age(seconds: float) -> str:
-    """Return a duration in the largest unit of which it has two."""
+    """Return a duration in the largest unit that it contains at least twice."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

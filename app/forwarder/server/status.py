@@ -1,4 +1,4 @@
-"""The report behind /status: what an operator asks first, as JSON types and without a secret."""
+"""The report behind /status, as JSON types: state, partitions, latest errors and settings."""
 
 import time
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
 
 
 def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield each setting by its variable; of a secret one only whether it is set."""
+    """Yield each setting by its variable; for a secret, only whether it is set."""
     for item in fields(settings):
         if "variable" not in item.metadata:
             continue

@@ -1,1 +1,1 @@
-"""The check: whether the way from hub to sink is open; `command` walks its steps."""
+"""The command `check`: one module per component, whose steps `command` runs and prints."""

@@ -1,4 +1,4 @@
-"""`check`: tests the way from hub to sink, and prints one line per step."""
+"""`check`: checks hub, store and sink step by step, and prints one line per step."""
 
 import argparse
 import asyncio
@@ -15,8 +15,8 @@ from yarl import URL
 from forwarder import log
 from forwarder.commands.check.hub import HubCheck
 from forwarder.commands.check.sink import SinkCheck
+from forwarder.commands.check.steps import Check, Finding
 from forwarder.commands.check.store import StoreCheck
-from forwarder.commands.check.walk import Finding, Part
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.hub.client import connect
@@ -25,7 +25,7 @@ from forwarder.redaction import printable
 from forwarder.storage import has_account, open_container
 
 _SECONDS: Final = 50.0  # for all steps, without closing
-_CLOSE: Final = 2.0  # for a client
+_CLOSE: Final = 2.0  # seconds for a client
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
 
 HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> bool:
-    """Run `check` to its end, or until `stop` is set; False if a part does not answer."""
+    """Run `check` to its end, or until `stop` is set; False if a step failed."""
     log.silence()
     work = asyncio.ensure_future(_check(settings, given))
     stopping = asyncio.ensure_future(stop.wait())
@@ -48,7 +48,7 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
 
 
 async def _check(settings: Settings, given: argparse.Namespace) -> bool:
-    """Check hub, store and sink concurrently and print a report; False if one does not answer."""
+    """Check hub, store and sink concurrently, and print a report; False if a step failed."""
     deadline = time.monotonic() + _SECONDS
     report = _Report(as_json=given.json)
     report.add("settings", Finding("ok", _summary(settings)))
@@ -70,29 +70,29 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
             container = open_container(settings, credential)
             stack.push_async_callback(_close, container)
         store = StoreCheck(settings, container)
-        parts: list[Part] = [
+        checks: list[Check] = [
             HubCheck(settings, client, store),
             store,
             SinkCheck(settings, post=not given.no_post),
         ]
         async with asyncio.TaskGroup() as group:
-            for part in parts:
-                group.create_task(part.walk(deadline))
-            for part in parts:
-                while result := await part.findings.get():
+            for check in checks:
+                group.create_task(check.run(deadline))
+            for check in checks:
+                while result := await check.findings.get():
                     report.add(*result)
     return report.end()
 
 
 async def _close(client: Any) -> None:
-    """Close a client, whether or not its server answers."""
+    """Close a client, even if its server does not answer."""
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE):
             await client.close()
 
 
 async def _forwarder_state(port: int) -> str:
-    """Return the state that the forwarder in this pod reports; "" if none does."""
+    """Return the state that the forwarder in this pod reports; "" if there is no forwarder."""
     with suppress(aiohttp.ClientError, OSError, ValueError):
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
@@ -103,7 +103,7 @@ async def _forwarder_state(port: int) -> str:
 
 
 class _Report:
-    """Prints findings as they come, or all of them as JSON at the end."""
+    """Prints findings as they arrive, or all of them as JSON at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json

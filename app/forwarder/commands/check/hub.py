@@ -1,4 +1,4 @@
-"""The hub: the way to it, the login, and what waits in it."""
+"""Checks the hub: the connection, the login, and the messages in it."""
 
 import asyncio
 import time
@@ -14,8 +14,8 @@ from azure.eventhub.aio import EventHubConsumerClient
 from azure.eventhub.exceptions import EventHubError
 
 from forwarder.audit.records import categories
+from forwarder.commands.check.steps import Check, Finding, Steps, connection_steps
 from forwarder.commands.check.store import StoreCheck
-from forwarder.commands.check.walk import Finding, Part, reach
 from forwarder.config.network import proxy_for, trusted
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
@@ -25,12 +25,12 @@ from forwarder.hub.monitor import QUIET
 _CLOCK_OFF: Final = 300.0  # seconds
 _CLOCK_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _PEEKED: Final = 4  # partitions
-_MESSAGES: Final = 5  # of each
+_MESSAGES: Final = 5  # per partition
 _PEEK_SECONDS: Final = 5.0
 
 
-class HubCheck(Part):
-    """Steps to the hub; the store has the checkpoints that messages may be behind."""
+class HubCheck(Check):
+    """The steps for the hub; `store` provides the checkpoints to count messages behind them."""
 
     def __init__(
         self, settings: Settings, client: EventHubConsumerClient, store: StoreCheck
@@ -43,10 +43,13 @@ class HubCheck(Part):
         self._host, self._port = address = causes.hub_address(settings)
         self._tls = partial(trusted, settings.trusted_ca_file)
         self._emulator = bool(settings.hub_connection and settings.hub_connection.emulator)
-        # Through a proxy, the login tells where the way ends.
-        direct = settings.hub_transport == "amqp" or not proxy_for(settings, *address)
+        connection: Steps = {}
+        # With a proxy there is no direct connection to check; the login diagnoses the proxy.
+        if settings.hub_transport == "amqp" or not proxy_for(settings, *address):
+            tls = None if self._emulator else self._tls
+            connection = connection_steps("hub", *address, tls)
         self.steps = {
-            **(reach("hub", *address, None if self._emulator else self._tls) if direct else {}),
+            **connection,
             "hub login": self._login,
             "hub": self._hub,
             "consumer group": self._group,
@@ -72,7 +75,7 @@ class HubCheck(Part):
         return f"by policy '{connection.policy}'" if connection.policy else "by a signature"
 
     async def _clock(self) -> Finding | None:
-        """Compare the clock with that of the namespace's HTTP endpoint, if it tells the time."""
+        """Compare the clock with the Date header of the namespace's HTTP endpoint, if any."""
         scheme, port = ("http", self._port) if self._emulator else ("https", 443)
         url, proxy = f"{scheme}://{self._host}:{port}/", proxy_for(self.settings, self._host, port)
         ahead = 0.0

@@ -1,7 +1,7 @@
-"""The sink: the way to it, and its response to an empty list."""
+"""Checks the sink: the connection, and its response to an empty list."""
 
 from forwarder import __version__
-from forwarder.commands.check.walk import Finding, Part, reach
+from forwarder.commands.check.steps import Check, Finding, connection_steps
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
@@ -11,16 +11,16 @@ from forwarder.sink.tls import SinkTls
 from forwarder.sink.webhook import Sink
 
 
-class SinkCheck(Part):
-    """Steps to the sink."""
+class SinkCheck(Check):
+    """The steps for the sink."""
 
     def __init__(self, settings: Settings, *, post: bool) -> None:
         super().__init__(settings, causes.of_sink)
         self._post = post
         url = settings.web_sink_url
         tls = (lambda: SinkTls(settings).context()) if url.scheme == "https" else None
-        way = reach("sink", url.host or "", url.port or 0, tls)
-        self.steps = {**way, "sink POST": self._post_empty_list}
+        connection = connection_steps("sink", url.host or "", url.port or 0, tls)
+        self.steps = {**connection, "sink POST": self._post_empty_list}
 
     async def _post_empty_list(self) -> Finding | str:
         if not self._post:

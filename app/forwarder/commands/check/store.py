@@ -1,4 +1,4 @@
-"""The store: access to it, the checkpoints of this hub in it, and the dead letters."""
+"""Checks the store: access to it, the checkpoints of this hub in it, and the dead letters."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from azure.core.exceptions import ResourceNotFoundError
 
 from forwarder.checkpoints import listing
 from forwarder.checkpoints.sqlite import intact
-from forwarder.commands.check.walk import Finding, Part, Steps
+from forwarder.commands.check.steps import Check, Finding, Steps
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
 from forwarder.deadletters.blobs import DeadLetterBlobs
@@ -20,7 +20,7 @@ from forwarder.deadletters.writer import DeadLetterStore
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
-_MOST_BYTES: Final = 20_000_000  # of dead letters are read
+_MAX_READ: Final = 20_000_000  # bytes of dead letters
 _REASON: Final = 80  # characters
 _ELSEWHERE: Final = (
     "'{}' is not in this pod, ask the forwarder: "
@@ -28,8 +28,8 @@ _ELSEWHERE: Final = (
 )
 
 
-class StoreCheck(Part):
-    """Steps to the storage account of a container, or without one to the state directory."""
+class StoreCheck(Check):
+    """The steps for the container in a storage account, or without one for the state directory."""
 
     def __init__(self, settings: Settings, container: Any) -> None:
         super().__init__(settings, causes.of_store)
@@ -49,7 +49,7 @@ class StoreCheck(Part):
                 break
         except ResourceNotFoundError:
             return f"container '{name}' is not there yet, the forwarder creates it"
-        with suppress(ResourceNotFoundError):  # there is none: it shows only the right to write
+        with suppress(ResourceNotFoundError):  # a missing blob, which only tests the right to write
             await self._container.get_blob_client("aks-audit/no-such-blob").set_blob_metadata({})
         self._dead_letters = DeadLetterBlobs(self._container)
         return f"container '{name}' is there"
@@ -96,19 +96,20 @@ class StoreCheck(Part):
         return f"{len(self.checkpoints)} of this hub and consumer group"
 
     async def _count(self) -> Finding | str:
-        """Count dead letters by reason, of the newest files or blobs."""
+        """Count the dead letters in the newest files or blobs by reason."""
         if not self._dead_letters:
             return Finding("skipped", "none here")
-        counts, read = Counter[str](), 0
+        counts, read, more = Counter[str](), 0, ""
         for name, size in reversed((await self._dead_letters.sizes()).items()):
-            if counts and (read := read + size) > _MOST_BYTES:
+            read += size
+            if counts and read > _MAX_READ:
+                more = "at least "
                 break
             for _, record in parse(await self._dead_letters.read(name)):
                 reason = record.reason if record else "not a dead letter"
                 counts[": ".join(reason.split(": ")[:2])[:_REASON]] += 1
         if not counts:
             return "none"
-        more = "at least " if read > _MOST_BYTES else ""
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common(5))
         return Finding(
             "warn",

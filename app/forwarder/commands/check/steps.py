@@ -1,4 +1,4 @@
-"""Walks: the steps of a part in order, each for a bounded time, up to the first that fails."""
+"""Runs the steps of a check in order, each with a time limit, up to the first that fails."""
 
 import asyncio
 import socket
@@ -10,11 +10,11 @@ from typing import Final, Literal, NamedTuple
 from forwarder.config.settings import Settings
 from forwarder.diagnosis.causes import Diagnosis
 
-_SECONDS: Final = 20.0  # for a step, at most
+_SECONDS: Final = 20.0  # for one step
 
 
 class Finding(NamedTuple):
-    """What a step found, and the remedy, "" if none is needed."""
+    """The result of a step, and the remedy; "" if none is needed."""
 
     state: Literal["ok", "warn", "FAIL", "skipped"]
     found: str
@@ -22,11 +22,11 @@ class Finding(NamedTuple):
 
 
 Steps = Mapping[str, Callable[[], Awaitable[Finding | str]]]
-"""Steps by name. A text is a finding that is ok, an exception one that failed."""
+"""Steps by name. A step that returns a text is ok, one that raises an exception has failed."""
 
 
-class Part:
-    """A part of the way: its steps, and what diagnoses their errors."""
+class Check:
+    """The check of one component: its steps, and the function that diagnoses their errors."""
 
     steps: Steps
 
@@ -36,11 +36,11 @@ class Part:
         self.settings = settings
         self._diagnose = diagnose
         self.findings = asyncio.Queue[tuple[str, Finding] | None]()
-        """Each step's finding, in order; None is the end."""
+        """The finding of each step, in order; None after the last."""
         self.done = asyncio.Event()
 
-    async def walk(self, deadline: float) -> None:
-        """Take the steps; `deadline` is by the monotonic clock, for all of them."""
+    async def run(self, deadline: float) -> None:
+        """Run the steps until `deadline`, by the monotonic clock."""
         failed = ""
         for name, step in self.steps.items():
             finding = Finding("skipped", f"needs {failed}")
@@ -58,8 +58,10 @@ class Part:
         self.done.set()
 
 
-def reach(part: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | None) -> Steps:
-    """Return the steps to the host of a part; without `tls` it is reached without TLS."""
+def connection_steps(
+    component: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | None
+) -> Steps:
+    """Return the steps that connect to a component's host; None for a host without TLS."""
 
     async def resolve() -> str:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -79,5 +81,5 @@ def reach(part: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | N
         days = (ssl.cert_time_to_seconds(end) - time.time()) / 86_400
         return f"{version}, certificate valid for {days:.0f} days"
 
-    steps: Steps = {f"{part} DNS": resolve, f"{part} TCP": connect}
-    return {**steps, f"{part} TLS": handshake} if tls else steps
+    steps: Steps = {f"{component} DNS": resolve, f"{component} TCP": connect}
+    return {**steps, f"{component} TLS": handshake} if tls else steps
