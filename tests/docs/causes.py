@@ -11,7 +11,13 @@ PAGE = ROOT / "chart" / "docs" / "operations.md"
 _CAUSES = ROOT / "app" / "forwarder" / "diagnosis" / "causes.toml"
 _BETWEEN = re.compile(r"(<!-- causes -->\n).*?(<!-- /causes -->)", re.DOTALL)
 _SECTIONS = {"hub": "Event Hubs", "store": "Storage account", "login": "Microsoft Entra ID"}
-_PARTS = {"hub": "event hub", "store": "storage account", "login": "Microsoft Entra ID"}
+_PARTS = {
+    "hub": "event hub",
+    "store": "storage account",
+    "login": "Microsoft Entra ID",
+    "sink": "sink",
+    "proxy": "proxy",
+}
 
 
 def table() -> str:
@@ -41,9 +47,8 @@ def table() -> str:
 def _network(causes: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for one in causes["network"].values():
         by_remedy: dict[str, list[str]] = {}
-        for part, remedy in one.items():
-            if part != "what":
-                by_remedy.setdefault(remedy, []).append(_PARTS.get(part, part))
+        for part, name in _PARTS.items():
+            by_remedy.setdefault(one[part if part in one else "azure"], []).append(name)
         remedies = [f"*{', '.join(parts)}*: {remedy}" for remedy, parts in by_remedy.items()]
         yield one["what"], "<br>".join(remedies)
     for one in causes["http"].values():
@@ -59,7 +64,7 @@ def _filled(remedy: str, texts: dict[str, str]) -> str:
 
 def _shown(text: str) -> str:
     """Write names in capital letters, and commands as code."""
-    text = text.replace("{which}", " --eventhub-name {hub}").replace("{level}", "eventhub")
+    text = text.replace("{hub_option}", " --eventhub-name {hub}").replace("{level}", "eventhub")
     text = text.replace("AADSTS{code}", "AADSTS…").replace("; tried {tried}", "")
     text = re.sub(r"\{(\w+)\}", lambda name: name[1].upper(), text).replace("|", "\\|")
     return re.sub(r"\b(az|kubectl) [a-z][^;<]*", lambda command: f"`{command[0]}`", text)

@@ -188,7 +188,7 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         {"AZURE_AUTHORITY_HOST": "https://localhost:{https}"},
         None,
         "the certificate of localhost:",
-        "what inspects TLS",
+        "firewall inspects TLS",
     ),
     "unknown host": (
         {"AZURE_AUTHORITY_HOST": "https://login.invalid"},

@@ -50,11 +50,11 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
         if amqp and proxy_for(settings, host, port):
             return replace(found, remedy=TEXTS["http"]["amqp"]["remedy"])
         return found
-    login, policy, which = "identity", "", ""
+    login, policy, hub_option = "identity", "", ""
     if connection:
         login, policy = "policy" if connection.policy else "signature", connection.policy
         if connection.entity_path:
-            which = f" --eventhub-name {settings.event_hub_name}"
+            hub_option = f" --eventhub-name {settings.event_hub_name}"
     names = {
         "namespace": host,
         "name": host.partition(".")[0],
@@ -63,8 +63,8 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
         "policy": policy,
         "identity": f"the identity {settings.client_id}".rstrip(),
         "client": settings.client_id or "CLIENT_ID",
-        "level": "eventhub" if which else "namespace",
-        "which": which,
+        "level": "eventhub" if hub_option else "namespace",
+        "hub_option": hub_option,
         "error": log.describe(error),
     }
     names["keys"] = TEXTS["texts"]["keys"].format_map(names)
@@ -119,10 +119,10 @@ def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnos
         return None
     kind, cause = min(found, key=lambda pair: _UNSPECIFIC.get(pair[0], 0))
     reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None)
-    text = TEXTS["network"][kind]
+    text: dict[str, str] = TEXTS["network"][kind]
     names = {"host": host, "address": f"{host}:{port}", "error": reason or log.describe(cause)}
     what = text["what"].format_map(names)
-    return Diagnosis(kind, what, text[part])
+    return Diagnosis(kind, what, text[part if part in text else "azure"])
 
 
 def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
