@@ -36,9 +36,10 @@ def open_container(settings: Settings, credential: Any) -> "ContainerClient":
 
     def renew(_: object) -> None:
         renewed = settings.current("blob_connection")
-        signature.update(renewed.signature or "-")
         if connection.key:
             container.credential.account_key = renewed.key
+        else:
+            signature.update(renewed.signature or "-")
 
     container = ContainerClient(
         str(url),

@@ -126,18 +126,21 @@ class Identity:
     def _diagnose(self, error: Exception) -> Diagnosis:
         if isinstance(error, LoginError):
             return error.diagnosis
-        url, proxy = self._url, self._settings.https_proxy
-        at = url.host or "", url.port or 443
-        shown = f"{proxy.host}:{proxy.port}" if proxy else ""
-        network = causes.of_http(error, *at, shown) or causes.of_network(error, "login", *at)
-        if self._file and network:
-            return network
+        if self._file:  # causes.toml has the network errors of a node's identity endpoint
+            host, port = self._url.host or "", self._url.port or 443
+            proxy = self._settings.https_proxy
+            shown = f"{proxy.host}:{proxy.port}" if proxy else ""
+            network = causes.of_http(error, host, port, shown)
+            network = network or causes.of_network(error, "login", host, port)
+            if network:
+                return network
         errors = list(causes.chain(error))
         text = causes.searchable(error)
         code = re.search(r"AADSTS(\d+)", text)
         names = self._names | _presented(self._file, text)
         names["code"] = code[1] if code else "no code"
-        names["status"] = next((str(s) for e in errors if (s := getattr(e, "status_code", 0))), "")
+        statuses = [status for one in errors if (status := getattr(one, "status_code", None))]
+        names["status"] = str(statuses[0]) if statuses else ""
         names["text"] = re.split(r" Trace ID|https?://", log.describe(errors[0]))[0].strip()
         diagnosis = causes.first_match(TEXTS["login"], text, names)
         return diagnosis or Diagnosis("other", log.describe(error))

@@ -1,8 +1,7 @@
 """Reads one partition in order, over one link after the other, until it is closed or taken away.
 
 After an error a new link is opened, at once and then with growing pauses. It starts after the last
-message that was received, so nothing is received twice. The reason of a refusal is kept until a
-link stays open.
+message that was received, so nothing is received twice. A refusal is kept until a link stays open.
 
 The hub refuses a position whose offset has another format: in a namespace that became
 geo-replicated, or behind an alias that failed over. Reading then continues by sequence number, and
@@ -53,7 +52,7 @@ class Reader:
     _client: EventHubConsumerClient
     _delivery: DeliveryContext
     _claim: Claim
-    _hub: Outage
+    _outage: Outage
     _handle: Handle
     _on_end: OnEnd
     _link: Link | None = None
@@ -184,4 +183,4 @@ class Reader:
 
     def _fail(self, error: Exception) -> None:
         self.refusal = str(causes.of_hub(error, self._delivery.settings))
-        self._hub.note("receiving failed", partition=self._partition.number, reason=self.refusal)
+        self._outage.note("receiving failed", partition=self._partition.number, reason=self.refusal)
