@@ -36,8 +36,9 @@ class Tally:
         """Add an event and what is left of it."""
         self.events += 1
         self.size += len(event)
-        self.events_left += bool(left)
-        self.size_left += len(left or b"")
+        if left:
+            self.events_left += 1
+            self.size_left += len(left)
         if kind in self.examples or len(self.examples) < _MAX_KINDS:
             self.examples[kind] += 1
 
@@ -71,7 +72,8 @@ def tally(
     tallies[UNSURE] = Tally(UNSURE, "as it is", "incomplete, without what a rule looks at")
     for line in filter(bytes.strip, lines):
         events = list(events_in(line, categories))
-        unreadable += not events
+        if not events:
+            unreadable += 1
         for event in events:
             try:
                 fields = decode(event)

@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `policy`."""
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     text = "show which events each rule matches and what it leaves of them"
-    verb = verbs.add_parser("explain", help=text, description=text)
-    where = verb.add_mutually_exclusive_group(required=True)
+    explain = verbs.add_parser("explain", help=text, description=text)
+    source = explain.add_mutually_exclusive_group(required=True)
     text = "events as JSON lines, or dead letters; - for standard input"
-    where.add_argument("file", nargs="?", default="", metavar="FILE", help=text)
+    source.add_argument("file", nargs="?", default="", metavar="FILE", help=text)
     text = "the newest N messages of the hub"
-    where.add_argument("--hub", type=_count, default=0, metavar="N", help=text)
+    source.add_argument("--hub", type=_count, default=0, metavar="N", help=text)
     text = "FILE (- for standard input), quiet or security; overrides AuditPolicyFile"
-    verb.add_argument("--policy", default="", metavar="POLICY", help=text)
-    verb.add_argument("--event", action="store_true", help="the first event, rule by rule")
+    explain.add_argument("--policy", default="", metavar="POLICY", help=text)
+    explain.add_argument("--event", action="store_true", help="the first event, rule by rule")
     text = "print a preset, to start your own policy from"
     show = verbs.add_parser("show", help=text, description=text)
     show.add_argument("name", choices=document.PRESETS)

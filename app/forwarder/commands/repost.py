@@ -91,15 +91,17 @@ class Repost(Replay):
         lines: list[bytes] = []
         selected: dict[int, Record] = {}  # by line
         for line, record in parse(before):
-            if record and self._selects(record):
+            if record is None:
+                self._unreadable += 1
+            elif self._selects(record):
                 selected[len(lines)] = record
-            self._unreadable += record is None
             lines.append(line)
         self._selected += len(selected)
         if self._action in {"count", "show"}:
             self._staying.update(record.reason for record in selected.values())
-            for index in selected if self._action == "show" else ():
-                sys.stdout.write(f"{json.dumps(json.loads(lines[index]))}\n")
+            if self._action == "show":
+                for index in selected:
+                    sys.stdout.write(f"{json.dumps(json.loads(lines[index]))}\n")
             return
         try:
             if self._action == "post":

@@ -105,7 +105,7 @@ def lost(fields: EventFields, event: bytes) -> frozenset[str]:
 
 
 def attributes(fields: EventFields, used: UsedFields) -> tuple[Any, ...]:
-    """Return the fields of the event's Request; those that no rule uses are empty."""
+    """Return the fields of the event's Request, the key of a cache; unused ones are empty."""
     user, target = fields.user, fields.target
     groups, names, namespaces = used
     known = user.groups if groups else ()

@@ -23,7 +23,7 @@ UNSURE: Final = "unsure"
 _RANK: Final = {level: rank for rank, level in enumerate(LEVELS)}
 _HIGHEST: Final = len(LEVELS) - 1
 _REQUEST: Final = _RANK["Request"]
-_CACHED: Final = 2048  # requests; these limits of each bound the memory of the cache:
+_CACHED: Final = 2048  # requests; to bound the memory, only those below both limits:
 _MANY_BYTES: Final = 4096
 _MANY_GROUPS: Final = 100
 _NOTHING: Final = frozenset[str]()
@@ -52,8 +52,8 @@ class Engine:
         self._rules = list[tuple[Decision, dict[str, _Condition]]]()
         for number, rule in enumerate(policy.rules, 1):
             omitted = frozenset((*policy.omit_stages, *rule.omit_stages))
-            strips = rule.omit_managed_fields
-            strips = policy.omit_managed_fields if strips is None else strips
+            own = rule.omit_managed_fields
+            strips = policy.omit_managed_fields if own is None else own
             decision = Decision(str(number), _RANK[rule.level], omitted, strips)
             self._rules.append((decision, _conditions(rule)))
         self._used = UsedFields(
@@ -115,8 +115,10 @@ class Engine:
     def _decide(self, *attributes: Any, lost: frozenset[str] = _NOTHING) -> Decision | None:
         """Return the decision of the rule that matches; None if it is unsure which one does."""
         for decision, failed in self.steps(Request(*attributes), lost):
-            if failed in (None, UNSURE):
-                return decision if failed is None else None
+            if failed is None:
+                return decision
+            if failed == UNSURE:
+                return None
         return Decision(NO_RULE, 0)
 
 

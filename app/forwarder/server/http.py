@@ -60,8 +60,8 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
         return handle
 
     handlers: dict[str, _Handler] = {
-        "/metrics": _RateLimited(exposition, "openmetrics").get,
-        "/status": _RateLimited(status, _HTML).get,
+        "/metrics": _Throttled(exposition, "openmetrics").get,
+        "/status": _Throttled(status, _HTML).get,
         "/livez": probe(health.not_live),
         "/readyz": probe(health.not_ready),
     }
@@ -153,7 +153,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.write_eof()
 
 
-class _RateLimited:
+class _Throttled:
     """Renders at most once a second after a burst; requests that wait share one rendering."""
 
     def __init__(self, render: Callable[[str], _Response], media_type: str) -> None:

@@ -116,14 +116,17 @@ class HubCheck(Check):
             first, last = p["beginning_sequence_number"], p["last_enqueued_sequence_number"]
             count = 0 if p["is_empty"] else last - first + 1
             total += count
-            waiting += min(count, max(0, last - (stored or {}).get(p["id"], first - 1)))
+            done = (stored or {}).get(p["id"], first - 1)
+            waiting += min(count, max(0, last - done))
         newest = max(p["last_enqueued_time_utc"] for p in self._partitions)
         age = (datetime.now(UTC) - newest).total_seconds()
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self.settings.event_hub_name)
             return Finding("warn", silent.what, silent.remedy)
-        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint"
-        behind = "checkpoints are not visible here" if stored is None else behind
+        if stored is None:
+            behind = "checkpoints are not visible here"
+        else:
+            behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint"
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> Finding | str:
