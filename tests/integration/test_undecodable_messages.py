@@ -1,12 +1,14 @@
 """A message that cannot be decoded is a dead letter, and its partition goes on behind it."""
 
 import asyncio
+import struct
 from pathlib import Path
 
 from support.environment import environment
 from support.process import Forwarder
 
 VALUE = b"\x00\x53\x77"
+DATA = b"\x00\x53\x75"
 BODIES = {
     "a value that is not UTF-8": VALUE + b"\xa1\x02\xff\xfe",
     "a sequence": b"\x00\x53\x76" + b"\xc0\x04\x01\xa0\x01\xff",
@@ -37,6 +39,32 @@ async def test_no_message_stops_its_partition(tmp_path: Path) -> None:
             forwarder.terminate()
             assert await forwarder.wait() == 0
         assert env.webhook.duplicates == 0
+
+
+async def test_annotations_that_cannot_be_read_stop_nothing_and_cost_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    huge = b"\xa0\xc8" + b"\x7f" * 200
+    keys = (b"x-opt-sequence-number", b"x-opt-enqueued-time", b"x-opt-offset")
+    async with environment(tmp_path, partitions=1) as env:
+        for heads in *([key] for key in keys), keys, None:
+            env.ledger.publish(10)
+            stored = env.hub.partitions[0].messages
+            _, section, rest = stored[-1].head.partition(DATA)
+            entries = b"".join(b"\xa3%c%b%b" % (len(key), key, huge) for key in heads or ())
+            size = struct.pack(">II", len(entries) + 4, 2 * len(heads or ()))
+            head = b"\x00\x53\x72\xd1" + size + entries if heads else b""
+            stored[-1] = stored[-1]._replace(head=head + section + rest)
+        async with env.forwarder(None) as forwarder:
+            await forwarder.until(lambda: len(env.webhook.taken) == 50)
+            forwarder.terminate()
+            assert await forwarder.wait() == 0
+            assert not forwarder.entries("receiving failed")
+        env.ledger.publish(10)
+        async with env.forwarder(None, StartPosition="latest") as forwarder:
+            await forwarder.until(lambda: len(env.webhook.taken) == 60)
+            assert not forwarder.entries("checkpoint unusable, it is ignored")
+    assert env.webhook.duplicates == 0
 
 
 async def _dead_lettered(forwarder: Forwarder) -> float:

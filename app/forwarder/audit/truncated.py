@@ -27,7 +27,7 @@ _MISSING: Final = '"audit.aks/missing":"%s"'
 _UNKNOWN: Final = {"verb": '"unknown"', "user": '{"username":"unknown"}'}
 _TIMESTAMPS: Final = ("requestReceivedTimestamp", "stageTimestamp")
 _RFC3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]\d\d:[0-5]\d)", re.ASCII
 )
 _parse: Final = datetime.fromisoformat
 _SPACE: Final = re.compile(r"[ \t\n\r]*")

@@ -22,9 +22,9 @@ from forwarder import log
 _RESOLUTION: Final = 1.0  # seconds: a blob's time has no fractions
 _POSITION: Final = {"sequence_number", "offset"}
 # "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
-_OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
+OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
 _TIMES: Final = ("hub_created", "enqueued", "written")
-_LATEST: Final = 1e11  # in Unix seconds
+LATEST: Final = 1e11  # in Unix seconds
 
 
 class GenerationStore:
@@ -88,9 +88,9 @@ def validate(entry: Mapping[str, Any]) -> None:
     number, offset = entry["sequence_number"], entry["offset"]
     if number is not None and not (type(number) is int and -1 <= number < 2**63):
         raise ValueError(f"sequence number {number}")
-    if offset is not None and not _OFFSET.fullmatch(str(offset)):
+    if offset is not None and not OFFSET.fullmatch(str(offset)):
         raise ValueError(f"offset '{offset}'")
-    if not all(0 <= entry[name] < _LATEST for name in _TIMES if entry.get(name) is not None):
+    if not all(0 <= entry[name] < LATEST for name in _TIMES if entry.get(name) is not None):
         raise ValueError("a time is out of range")
 
 

@@ -133,7 +133,7 @@ def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
     checksum = entry.pop("checksum", None)
     if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
         raise ValueError("its checksum is wrong")
-    if None in (entry["sequence_number"], entry["offset"]):
+    if entry["sequence_number"] is None or (checksum is None and entry["offset"] is None):
         raise ValueError("it has no position")
     validate(entry)
     return entry, checksum is not None

@@ -119,8 +119,8 @@ class Checkpoints:
             last = claim.partition.watermark.position
             if not last or last.sequence_number == claim.stored:
                 return False
-            number = last.sequence_number
-            position = {"offset": last.offset, "sequence_number": number, "enqueued": last.enqueued}
+            number, offset = last.sequence_number, last.offset or None
+            position = {"offset": offset, "sequence_number": number, "enqueued": last.enqueued}
             checkpoint = {**claim.checkpoint, **position}
             result = "error"
             try:

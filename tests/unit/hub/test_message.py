@@ -95,6 +95,49 @@ def test_any_other_body_keeps_its_place_and_its_bytes(body: bytes) -> None:
     assert found.body == HEAD + body
 
 
+def annotated(**values: bytes) -> bytes:
+    """Return a message whose annotations have these encoded values."""
+    entries = b""
+    for name, value in values.items():
+        key = f"x-opt-{name.replace('_', '-')}".encode()
+        entries += b"\xa3" + bytes([len(key)]) + key + value
+    head = b"\x00\x53\x72\xd1" + struct.pack(">II", len(entries) + 4, 2 * len(values))
+    return head + entries + DATA + binary(TEXT)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\x40",
+        b"\x41",
+        b"\x44",
+        b"\xa1\x0212",
+        b"\xa0\xc8" + b"\x7f" * 200,
+        b"\x82" + struct.pack(">d", 5.0),
+        b"\x81" + b"\xff" * 8,
+        b"\x81\x80" + bytes(7),
+        b"\x80" + b"\xff" * 8,
+        b"\xc0\x02\x01\x40",
+        b"\x00\x53\x01\x54\x05",
+    ],
+    ids=[
+        *("null", "true", "unsigned zero", "text", "200 bytes", "double", "-1", "the least"),
+        *("the most unsigned", "list", "described"),
+    ],
+)
+def test_an_annotation_of_another_type_counts_as_missing(value: bytes) -> None:
+    offset = b"\xa1\x02\xc3\xa9" if value.startswith(b"\xa1") else value
+    found = parse(memoryview(annotated(sequence_number=value, offset=offset, enqueued_time=value)))
+    assert found == (None, "", None, TEXT, "", 0)
+
+
+def test_an_annotation_that_no_checkpoint_may_have_counts_as_missing() -> None:
+    """A date far away would be refused as a position, and a long offset with the checkpoint."""
+    late, long = b"\x83" + struct.pack(">q", 10**14), b"\xb1\0\0\0\xc8" + b"9" * 200
+    message = annotated(sequence_number=b"\x54\x05", offset=long, enqueued_time=late)
+    assert parse(memoryview(message)) == (5, "", None, TEXT, "", 0)
+
+
 @given(st.binary(max_size=64), st.randoms(use_true_random=False))
 def test_nothing_raises(noise: bytes, dice: random.Random) -> None:
     message = bytearray(HEAD + codec.data_head(len(TEXT)) + TEXT)
