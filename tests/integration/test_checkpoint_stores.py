@@ -464,6 +464,23 @@ def test_any_flipped_byte_costs_at_most_its_own_checkpoint(
             left.unlink()
 
 
+@pytest.mark.parametrize("space", range(1, 6))
+def test_a_table_that_became_one_of_three_columns_is_set_aside(
+    path: Path, errors: Callable[[], list[dict[str, Any]]], space: int
+) -> None:
+    """A space of its definition became a comma: it can be read, and no longer written."""
+    write(path, checkpoint(6))
+    data = path.read_bytes()
+    at = data.index(b"key TEXT PRIMARY KEY, value TEXT")
+    for _ in range(space):
+        at = data.index(b" ", at + 1)
+    path.write_bytes(data[:at] + b"," + data[at + 1 :])
+    assert stored(path) in ([checkpoint(6)], [])
+    write(path, checkpoint(77))
+    assert stored(path) == [checkpoint(77)]
+    assert errors()
+
+
 def test_a_file_of_version_0_1_0_is_read(path: Path) -> None:
     """Its rows have no checksum; those of a wrong shape are ignored."""
     write(path)

@@ -24,7 +24,7 @@ from forwarder import log
 from forwarder.delivery.watermark import Message
 
 _DEATHS: Final = 3  # in a row
-_NAME: Final = r"[^/]+/\d+/[^/]+"  # of a message, see `_name`
+_NAME: Final = r"[^/]+/\d{1,19}/[^/]+"  # of a message, see `_name`
 _PAGE: Final = 4096  # bytes
 _DISK_TIMEOUT: Final = 1.0  # seconds to wait for the disk before a suspect is processed
 
@@ -45,7 +45,8 @@ class Quarantine:
         self._path = path
         self._writer = ThreadPoolExecutor(1)
         self._notes = _Notes()
-        with suppress(OSError, msgspec.DecodeError, UnicodeError):  # a damaged file has no notes
+        # A damaged file has no notes.
+        with suppress(OSError, msgspec.DecodeError, RecursionError, UnicodeError):
             self._notes = msgspec.json.decode(path.read_bytes().split(b"\n")[0], type=_Notes)
         self._repeated = log.RateLimited()
         deaths = self._notes.deaths

@@ -157,6 +157,7 @@ def _open(path: Path) -> sqlite3.Connection:
         if _tables(database) != ["checkpoint"]:
             raise sqlite3.DatabaseError("its table has another name")
         database.execute("SELECT key, value FROM checkpoint LIMIT 1")
+        database.execute(f"EXPLAIN {_WRITE}", ("", ""))  # does not write
     except BaseException:
         database.close()
         raise
@@ -173,9 +174,9 @@ def intact(path: Path) -> list[dict[str, Any]]:
     ):
         database.text_factory = _text
         for table in _tables(database):
-            for key, value in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
+            for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
                 with suppress(*UNUSABLE):
-                    entry, has_checksum = decode(key, value)
+                    entry, has_checksum = decode(*row[:2])
                     if has_checksum:
                         found.append(entry)
     return found

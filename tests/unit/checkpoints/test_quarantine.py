@@ -5,6 +5,9 @@ import math
 import os
 from pathlib import Path
 
+import pytest
+
+from forwarder.checkpoints.quarantine import Quarantine
 from support.environment import environment
 from support.ledger import judge_sums
 from support.webhook import Answer
@@ -50,3 +53,26 @@ async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: 
         assert await forwarder.wait() == 0
         assert forwarder.entries("starts cannot be counted")
         env.ledger.classify()
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        b"",
+        b"null",
+        b"\xff\xfe",
+        b'{"x":' + b"[" * 100_000,
+        b'{"starts":{"0":[1,1e400]}}',
+        b'{"suspect":"0/%b/1"}' % (b"9" * 5000),
+        b'{"deaths":{"0/%b/1":1}}' % (b"9" * 5000),
+        b'{"deaths":{"0/x/1":1}}',
+    ],
+    ids=["empty", "null", "text", "deep", "float", "long suspect", "long number", "no number"],
+)
+def test_notes_of_another_shape_are_ignored(tmp_path: Path, notes: bytes) -> None:
+    path = tmp_path / "poison.json"
+    path.write_bytes(notes)
+    quarantine = Quarantine(path)
+    assert not quarantine.one_by_one
+    quarantine.claimed("0", 5)
+    quarantine.passed("0", 6)
