@@ -9,7 +9,7 @@ import random
 import resource
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -208,6 +208,28 @@ async def test_a_file_that_is_none_of_its_own_is_left_alone(tmp_path: Path) -> N
     for number in range(10):
         await keep(local(tmp_path, 3000), numbered([number], 1000))
     assert strange.read_bytes() == b"x" * 4000
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+async def test_what_is_no_file_is_left_alone_whatever_its_name(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    names = "00000001.jsonl", "20260101T000000.000000Z-0123456789abcdef-because.jsonl", "x.new"
+    for name in names:
+        make(tmp_path / name)
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
+    for number in range(10):
+        assert await keep(local(tmp_path, 3000), numbered([number], 1000)) == (number > 1)
+    assert len(await DeadLetterFiles(tmp_path, 3000).sizes()) == 2
+    assert {*names} <= {*os.listdir(tmp_path)}  # noqa: PTH208 - a folder is no file
+
+
+def test_a_time_without_a_zone_is_no_record() -> None:
+    """It could not be compared with `--since`."""
+    line = record(b"").line()
+    at = line.index(b'Z"')
+    assert None not in [one for _, one in parse(line)]
+    assert [one for _, one in parse(line[:at] + line[at + 1 :])] == [None]
 
 
 async def test_what_version_0_1_0_left_is_read_and_counts(tmp_path: Path) -> None:

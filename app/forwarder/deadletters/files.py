@@ -113,7 +113,7 @@ class DeadLetterFiles:
         sizes = {}
         for file in sorted(self._directory.iterdir()):
             with suppress(FileNotFoundError):
-                if _NAME.fullmatch(file.name):
+                if _NAME.fullmatch(file.name) and file.is_file():
                     sizes[file.name] = file.stat().st_size
         return sizes
 
@@ -129,9 +129,9 @@ class DeadLetterFiles:
         """
         for file in self._directory.glob("taken/*.jsonl"):
             file.replace(self._directory / file.name)
-        for file in self._directory.glob("[0-9]" * 8 + ".jsonl"):
+        for file in filter(Path.is_file, self._directory.glob("[0-9]" * 8 + ".jsonl")):
             file.chmod(0o600)
-        for file in self._directory.glob("*.new"):
+        for file in filter(Path.is_file, self._directory.glob("*.new")):
             with suppress(FileNotFoundError):
                 if time.time() - file.stat().st_mtime > _ABANDONED:
                     file.unlink()

@@ -9,9 +9,10 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
+from msgspec import Meta
 
 from forwarder.audit.envelope import Unusable
 
@@ -22,7 +23,7 @@ _CLASS_WORDS: Final = 4
 class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What was refused: its bytes, the reason, and its message in the hub."""
 
-    time: datetime
+    time: Annotated[datetime, Meta(tz=True)]
     reason: str
     partition: str
     sequence_number: int
