@@ -42,7 +42,9 @@ _LOOKS_SECRET: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # C1 controls, and characters that hide or change the direction of others.
-_HIDDEN: Final = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_HIDDEN: Final = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _NEVER: Final = re.compile(rb"(?!)")
 
 
@@ -56,14 +58,16 @@ class _Known:
 
     def update(self) -> None:
         """Compute the spellings of the secrets, and the pattern for them."""
-        raw = frozenset(_bytes(secret) for secret in (*self.secrets, *self.renewed) if secret)
+        known = filter(None, (*self.secrets, *self.renewed))
+        # A form has + for a space, beside percent-encoding.
+        raw = frozenset(_bytes(form) for one in known for form in (one, one.replace(" ", "+")))
         self.spellings = raw.union(
             *map(_base64, raw), *([plain for plain, _ in _unescaped(secret)] for secret in raw)
         )
         # The longest first, because the first alternative that matches counts. A secret of digits
         # must not match a number in JSON or a part of a longer number.
         words = (
-            rb'(?<![\d.])(?<!":)%b(?![\d.])' % word if word.isdigit() else re.escape(word)
+            rb'(?<!\d)(?<!\d\.)(?<!":)%b(?!\.?\d)' % word if word.isdigit() else re.escape(word)
             for word in sorted(self.spellings, key=len, reverse=True)
         )
         self.pattern = re.compile(b"(%b)" % b"|".join(words)) if self.spellings else _NEVER

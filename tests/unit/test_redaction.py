@@ -6,7 +6,7 @@ import tomllib
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +24,7 @@ ENCODINGS: list[Callable[[str], str]] = [
     str,
     quote,
     lambda text: quote(text, safe=""),
+    quote_plus,
     lambda text: json.dumps(text)[1:-1],
     lambda text: json.dumps(json.dumps(text))[3:-3],
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
@@ -115,4 +116,14 @@ def strings(value: object) -> Iterator[str]:
 def test_digits_are_redacted_in_texts_and_not_in_numbers() -> None:
     redaction.configure(["20261126"])
     assert redaction.redact("pin 20261126, 120261126") == "pin ***, 120261126"
+    assert redaction.redact("pin 20261126. .20261126") == "pin ***. .***"
+    assert redaction.redact("1.20261126 20261126.5") == "1.20261126 20261126.5"
     assert redaction.redact('{"bytes":20261126}') == '{"bytes":20261126}'
+
+
+@pytest.mark.parametrize(
+    "hidden", "\x7f\x9b\xad\u061c\u180e\u200b\u202e\u2066\ufeff\ufff9\U000e0041"
+)
+def test_nothing_that_hides_or_turns_text_reaches_a_terminal(hidden: str) -> None:
+    shown = redaction.harmless(f"a{hidden}b é漢😀\tc\n")
+    assert shown == f"a\\u{ord(hidden):04x}b é漢😀\tc\n"
