@@ -37,8 +37,11 @@ _CATEGORY: Final = re.compile(rb'"category"\s*:\s*"([\w-]*)"')
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # of JSON; the last may be cut off
 _CONTROL: Final = re.compile(rb"[\0-\x1f]")
 _MAY_BE_SURROGATE: Final = re.compile(rb"\\u[dD]")
-# An escape; group 1 is a surrogate without its other half.
-_SURROGATE: Final = re.compile(rb"(?is)\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
+# A surrogate without its other half (group 1), or all that is between two of them.
+_SURROGATE: Final = re.compile(
+    rb"(?is)\\(?!ud[89ab]..\\ud[c-f])(ud[89a-f]..)"
+    rb"|(?:[^\\]|\\(?:ud[89ab]..\\ud[c-f]..|(?!ud[89a-f]..).))++"
+)
 _MAX_LEVELS: Final = 100
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _TO_PARENTHESES: Final = bytes.maketrans(b"{[}]", b"(())")
@@ -151,7 +154,7 @@ def escape_controls(text: bytes) -> bytes:
     r"""Return JSON with the control characters in its strings escaped, as in \u0000."""
     if not _CONTROL.search(text):
         return text
-    return _STRING.sub(lambda string: _CONTROL.sub(_escape, string[0]), text)
+    return _STRING.sub(_escape, text)
 
 
 def replace_invalid(text: bytes) -> bytes:
@@ -162,8 +165,11 @@ def replace_invalid(text: bytes) -> bytes:
     return _SURROGATE.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
 
 
-def _escape(control: re.Match[bytes]) -> bytes:
-    return b"\\u%04x" % ord(control[0])
+def _escape(string: re.Match[bytes]) -> bytes:
+    text = string[0]
+    for control in {*_CONTROL.findall(text)}:  # replaced one by one, each takes 100 bytes
+        text = text.replace(control, b"\\u%04x" % ord(control))
+    return text
 
 
 def _search(message: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -290,6 +291,18 @@ def _seconds(message: bytes) -> float:
     started = time.process_time()
     unpack(message, CATEGORIES)
     return time.process_time() - started
+
+
+@pytest.mark.parametrize("unit", [b"\x01", b"\x01\x02", rb"\n", rb"\n\ud800"])
+def test_a_megabyte_of_what_must_be_escaped_takes_few_megabytes(unit: bytes) -> None:
+    """A list of what replaces each of them took more than a hundred."""
+    log = rb"\ud800" + unit * (MEGABYTE // len(unit))
+    message = wrap([b'{"category":"kube-audit","properties":{"log":"%b"}}' % log])
+    tracemalloc.start()
+    taken_apart(message)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 48 * MEGABYTE
 
 
 @pytest.mark.parametrize("record", [b"0", b"{}", b'{"category":1}'])
