@@ -93,6 +93,22 @@ def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
     assert table.endswith("lines without an audit event: 3")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"auditID":"1","stage":"s","verb":"\xff","user":{}}',
+        b'{"auditID":"1","stage":"s","verb":"g","user":{"username":"\xff"}}',
+        b'{"auditID":"1","stage":"s","verb":"g","user":{},"x":%b%b}' % (b"[" * 5000, b"]" * 5000),
+    ],
+    ids=["a verb that is not UTF-8", "a user that is not UTF-8", "deep"],
+)
+def test_an_event_that_cannot_be_decoded_does_not_end_the_command(odd: bytes) -> None:
+    lines = explained("-", "--policy", "quiet", given=b"\n".join([odd, REAL[0]]))
+    assert "events, " in "\n".join(lines)
+    status, _, said = run("explain", "-", "--event", "--policy", "quiet", given=odd)
+    assert (status, said) == (1, "there is no audit event\n")
+
+
 def test_the_environment_names_the_policy_too_and_the_option_wins() -> None:
     assert "left by quiet, " in "\n".join(explained(FILE, AuditPolicyFile="quiet"))
     table = explained(FILE, "--policy", "security", AuditPolicyFile="quiet")

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from forwarder.audit.envelope import unpack
+from forwarder.audit.records import UNREADABLE
 from forwarder.deadletters.record import Record
 from forwarder.policy.attributes import EventFields, Request, UsedFields, attributes, decode, lost
 from forwarder.policy.document import LEVELS, Policy, Rule
@@ -55,7 +56,7 @@ def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
             yield line.strip()
         else:
             yield from (event.body for event in unpack(line, categories).events)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+    except UNREADABLE:
         return
 
 
@@ -77,7 +78,7 @@ def tally(
         for event in events:
             try:
                 fields = decode(event)
-            except msgspec.ValidationError:
+            except UNREADABLE:
                 tallies[UNSURE].add(event, event, "an unusual event")
             else:
                 left, (rule, _) = engine.apply(event, fields)
@@ -112,7 +113,7 @@ def report(policy: Policy, tallies: Sequence[Tally], unreadable: int) -> Iterato
 
 
 def trace(policy: Policy, event: bytes) -> Iterator[str]:
-    """Yield how a policy decides on an event, rule by rule; msgspec's errors if it is invalid."""
+    """Yield how a policy decides on an event, rule by rule; UNREADABLE if it is invalid."""
     engine, fields = Engine(policy), decode(event)
     yield f"{fields.id} {fields.stage}: {summary(fields)}"
     steps = engine.steps(Request(*attributes(fields, UsedFields())), lost(fields, event))

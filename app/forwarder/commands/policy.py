@@ -10,9 +10,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from forwarder import redaction
+from forwarder.audit.records import UNREADABLE
 from forwarder.commands.explain import events_in, report, tally, trace
 from forwarder.config.parsers import variable
 from forwarder.config.settings import Settings
@@ -66,8 +65,8 @@ def run(given: argparse.Namespace) -> int:
         else:
             shown = report(policy, *tally(policy, lines, settings.categories))
         sys.stdout.write("".join(f"{redaction.printable(line.rstrip())}\n" for line in shown))
-    except (ForwarderError, OSError, msgspec.DecodeError) as error:
-        no_event = isinstance(error, msgspec.DecodeError)
+    except (ForwarderError, OSError, *UNREADABLE) as error:
+        no_event = isinstance(error, UNREADABLE)
         reason = "there is no audit event" if no_event else redaction.printable(str(error))
         sys.stderr.write(f"{reason}\n")
         return 1
