@@ -95,5 +95,7 @@ def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[by
 
 
 def _name(time: datetime, lines: list[bytes], reason_class: str) -> str:
-    digest = hashlib.sha256(b"".join(lines)).hexdigest()[:16]
-    return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest}-{reason_class}.jsonl"
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest.hexdigest()[:16]}-{reason_class}.jsonl"
