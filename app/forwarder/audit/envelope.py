@@ -145,8 +145,7 @@ def unpack(
         if body is None:
             unpacked.filtered += 1
             continue
-        request, response = fields.request_object, fields.response_object
-        deep = bool(request or response) and (records.is_deep(request) or records.is_deep(response))
+        deep = bool(fields.request_object or fields.response_object) and records.is_deep(body)
         unpacked.events.append(Event(body, fields.stage_timestamp, completed, deep))
     if rest := unpacked.unusable[_MAX_UNUSABLE:]:  # a message may have 36,000
         reason = f"{len(rest)} unusable records in one message, the first: {rest[0].reason}"
