@@ -107,11 +107,14 @@ class Link:
                     if self._link.current_link_credit <= credit // 2:
                         await self._link.flow(link_credit=credit)
                     if self._buffer and self._partial and not self._reserved:
-                        if self._messages:  # they come first: their delivery may make the room
-                            return
                         # Not all of a small buffer, or this would wait until it is empty.
                         size = max(1, min(_MAX_MESSAGE, self._buffer.limit // 4))
-                        self.blocked = not self._buffer.has_room(size)
+                        full = not self._buffer.has_room(size)
+                        # Messages come first if their delivery may make the room, or if they have
+                        # no room reserved themselves and would wait for that of this one.
+                        if self._messages and (full or not self._messages[-1].reserved):
+                            return
+                        self.blocked = full
                         await self._buffer.acquire(size)
                         self._reserved, self.blocked = size, False
                     # Handles a frame, sends a heartbeat if due, raises the connection's error.
