@@ -13,10 +13,11 @@ the dead-letter sink. When the buffer is full, the consumer stops reading.
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from forwarder import log
@@ -153,7 +154,8 @@ class Partition:
             self.metrics.outcomes["delivered"].inc(len(events))
             self._context.metrics.delays.observe([event.stage_timestamp for event, _ in events])
             self.progress = time.monotonic()
-            for message, count in Counter([message for _, message in events]).items():
+            for message, group in groupby(events, itemgetter(1)):
+                count = len(list(group))
                 message.release(count, self._buffer)
                 self.watermark.acknowledge(message, count)
 

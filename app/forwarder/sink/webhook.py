@@ -170,7 +170,7 @@ class Sink:
         """Send one POST; return the response and the first _MAX_RESPONSE bytes of its body."""
         async with self._session.post(
             self._settings.current("web_sink_url"),
-            data=body,
+            data=aiohttp.BytesPayload(body),
             headers={
                 "Content-Type": "application/json",
                 **dict(self._settings.current("web_sink_headers")),
