@@ -158,6 +158,12 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
     "tenant": ({}, refusal(90002), f"knows no tenant '{TENANT}'", "az account show"),
     "clock": ({}, refusal(700024), "not valid at this time (AADSTS700024)", "NTP"),
     "signature": ({}, refusal(700027), "cannot verify the token", ISSUER_OF),
+    "unknown key": (
+        {},
+        refusal(50013, "Assertion failed signature validation. [Reason - The key was not found.]"),
+        "cannot verify the token of this pod (AADSTS50013)",
+        ISSUER_OF,
+    ),
     "secret": ({}, refusal(7000215), "AADSTS7000215", "workloadIdentity.enabled"),
     "secret expired": ({}, refusal(7000222), "has expired", "workloadIdentity.enabled"),
     "second factor": ({}, refusal(50076), "Conditional Access", "sign-in log"),
@@ -170,6 +176,13 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "https://login.microsoftonline.com/error",
     ),
     "unavailable": ({}, (503, {"error": "x"}), "cannot issue a token now (503)", "it is retried"),
+    "page of a firewall": (
+        {},
+        (403, {"blocked": "by policy"}),
+        "answers as Microsoft Entra ID does not: ",
+        "exempt it from TLS inspection",
+    ),
+    "redirect": ({}, (302, {}), "answers as Microsoft Entra ID does not: ", "proxy or firewall"),
     "no tenant": ({"AZURE_TENANT_ID": ""}, None, "AZURE_TENANT_ID is not set", "restart the pod"),
     "no client": ({"AZURE_CLIENT_ID": ""}, None, "AZURE_CLIENT_ID is not set", "clientId"),
     "no file": (
@@ -209,6 +222,7 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "",
     ),
     "node's endpoint": (MANAGED, (500, {"error": "x"}), "now (500)", "it is retried"),
+    "node's endpoint refuses": (MANAGED, (403, {}), "no token (403)", "workloadIdentity.enabled"),
     "no endpoint": (
         MANAGED | {"AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://127.0.0.1:9"},
         None,

@@ -1,5 +1,6 @@
 """A cluster whose pods leave through an HTTP proxy, and whose TLS a company inspects."""
 
+import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -154,6 +155,40 @@ async def test_a_proxy_that_is_away_is_named_by_its_own_address(place: Place) ->
     for text in (entry["reason"], line):
         assert f"127.0.0.1:{port} refuses connections" in text
         assert "check HTTPS_PROXY (httpsProxy)" in text
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+async def test_a_proxy_that_ends_the_connection_is_named(place: Place, answer: bytes) -> None:
+    """At once, for it is none; or once it sees where the connection goes to."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        at = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        settings = place.settings(HTTPS_PROXY=f"http://{at}")
+        async with Forwarder(settings) as forwarder:
+            entry = await forwarder.wait_for("hub does not answer")
+        (line,) = await report(settings)
+    for text in (entry["reason"], line):
+        assert f"{place.host}:443 cannot be reached through the proxy {at}: " in text
+        assert f"allow {place.host}:443 in the proxy" in text
+
+
+async def test_the_certificate_of_a_proxy_is_not_taken_for_that_of_the_hub(place: Place) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=tls) as proxy:
+        at = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        settings = place.settings(HTTPS_PROXY=f"https://{at}")
+        async with Forwarder(settings) as forwarder:
+            entry = await forwarder.wait_for("hub does not answer")
+        (line,) = await report(settings)
+    for text in (entry["reason"], line):
+        assert f"the certificate of {at} is signed by an unknown CA" in text
+        assert "set TrustedCAFile" in text
 
 
 async def test_with_amqp_the_proxy_is_named_as_what_amqp_cannot_pass(place: Place) -> None:

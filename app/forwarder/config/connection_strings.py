@@ -1,7 +1,8 @@
 """Connection strings of Event Hubs and Storage, as people paste them.
 
 `azure.core.utils.parse_connection_string` refuses what portals and editors add: quotes, blanks
-around the separators, `EntityPath=` without a value. No error shows a part of the string.
+around the separators, `EntityPath=` without a value. No error shows a part of the string. A text
+that holds a connection string, such as the JSON that az prints, is refused by name.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ _STORAGE_KEYS = {"accountname", "accountkey", "defaultendpointsprotocol", "blobe
 _PUBLIC_CLOUD = "core.windows.net"
 _FIND_HUB_STRING = "see az eventhubs namespace authorization-rule keys list"
 _FIND_STORAGE_STRING = "see az storage account show-connection-string"
+_QUOTES = " \t\r\n\"'`\u2018\u2019\u201c\u201d"  # of shells, Markdown, and word processors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +99,24 @@ def blob_connection(text: str) -> BlobConnection:
     scheme = parts.get("defaultendpointsprotocol", "https")
     host = f"{account}.blob.{parts.get('endpointsuffix', _PUBLIC_CLOUD)}"
     url = URL(parts.get("blobendpoint") or f"{scheme}://{host}")
+    if not url.host:
+        raise ValueError(f"BlobEndpoint is not a URL such as https://ACCOUNT.blob.{_PUBLIC_CLOUD}/")
     return BlobConnection(length=len(text), account=account, url=url, key=key, signature=signature)
 
 
 def _parts(text: str) -> dict[str, str]:
     """Split `Key=value;...` into a dict with lower-case keys, without keys that have no value."""
     parts = {}
-    for part in filter(None, (piece.strip() for piece in text.strip(" \t\r\n\"'").split(";"))):
+    for part in filter(None, (piece.strip() for piece in text.strip(_QUOTES).split(";"))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise ValueError("is not a connection string: expected Key=value pairs joined by ';'")
+        if not key.isalpha():
+            raise ValueError(
+                "is not a connection string alone: give it without the JSON around it (with az, "
+                "--query primaryConnectionString --output tsv, or connectionString for a storage "
+                "account), not in base64, and not only its key or signature"
+            )
         if value:
             parts[key.lower()] = value
     return parts

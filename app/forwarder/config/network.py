@@ -21,6 +21,17 @@ from forwarder.config.settings import Settings
 _MIN_PUBLIC: Final = 50  # CAs; a store with fewer lacks public ones
 
 
+def client_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """Return a context that trusts the CAs of a file, or else the public ones.
+
+    From Python 3.13 on VERIFY_X509_STRICT is set by default. It refuses the CAs of many companies,
+    for example if their basic constraints are not marked critical. OpenSSL, Go and curl take them.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 def trusted(ca_file: Path | None) -> ssl.SSLContext:
     """Return a context that trusts the public CAs, and those of a file."""
     if not ca_file:
@@ -45,7 +56,7 @@ class _ReloadingContext(ssl.SSLContext):
 
 @functools.lru_cache(1)
 def _context(ca_file: Path | None, _modified: int) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = client_context()
     if context.cert_store_stats()["x509_ca"] < _MIN_PUBLIC:  # an image without CAs, SSL_CERT_FILE
         context.load_verify_locations(certifi.where())
     if ca_file:
@@ -69,8 +80,9 @@ def azure_options(settings: Settings, url: URL, *, proxied: bool = True) -> dict
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
     )
-    options = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 10}
-    return {"transport": AioHttpTransport(session=session), **options}
+    # Of a client's own options these are for the transport that it would make itself.
+    transport = AioHttpTransport(session=session, connection_timeout=5, read_timeout=10)
+    return {"transport": transport, "retry_total": 0}
 
 
 def proxy_for(settings: Settings, host: str, port: int) -> URL | None:

@@ -5,6 +5,7 @@
 
 import re
 import ssl
+import string
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
 _PROXY = re.compile(r"[\w.:-]+/")  # host and an empty path
 # Long words that may be keys or tokens: mixed kinds of characters, or hexadecimal.
 _KEY = re.compile(r"(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[\w+/=~.-]{16,}|\b[0-9a-f]{24,}\b")
+_BLANKS = f"{string.whitespace}\xa0\ufeff\u200b"  # editors begin files with a byte order mark
+_OTHER_SERVICES = re.compile(r"\.(dfs|file|queue|table|web)\.")  # of a storage account
 
 
 def whole(lowest: int, highest: int | None = None) -> Meta:
@@ -76,7 +79,7 @@ def variable(environ: Mapping[str, str], name: str) -> tuple[str, Path | None]:
     HTTPS_PROXY and NO_PROXY may be in lower case, which takes precedence, as in curl.
     """
     text = (name.isupper() and environ.get(name.lower())) or environ.get(name, "")
-    text, path = text.strip(), environ.get(f"{name}_FILE", "").strip()
+    text, path = text.strip(_BLANKS), environ.get(f"{name}_FILE", "").strip()
     if text and path:
         raise ValueError(f"given both as {name} and as {name}_FILE, leave one out")
     if not path:
@@ -110,7 +113,13 @@ def web_url(text: str) -> URL:
 def account_url(text: str) -> URL:
     """Parse the URL of a storage account; a SAS token in it belongs in a connection string."""
     example = "https://ACCOUNT.blob.core.windows.net"
-    return _url(text, example, lambda url: not url.user and not url.query_string)
+
+    def fits(url: URL) -> bool:
+        host, path = url.host or "", url.path.strip("/")
+        other = _OTHER_SERVICES.search(host) or (path and ".blob." in host)
+        return not (url.user or url.query_string or other)
+
+    return _url(text, example, fits)
 
 
 def proxy_url(text: str) -> URL:
@@ -185,4 +194,5 @@ def _url(text: str, example: str, fits: Callable[[URL], object]) -> URL:
         url = URL(text)
         if url.scheme in ("http", "https") and url.host and url.port and fits(url):
             return url
-    raise ValueError(f"is not a URL such as {example}")
+    login = "; in user and password, percent-encode all but letters and digits (%40 for @)"
+    raise ValueError(f"is not a URL such as {example}{login if '@' in text else ''}")

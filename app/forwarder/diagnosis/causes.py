@@ -6,8 +6,6 @@ by the patterns in `causes.toml`.
 """
 
 import re
-import socket
-import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,16 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from forwarder import log
 from forwarder.config.network import proxy_for
 from forwarder.config.settings import Settings
 from forwarder.config.state_directory import WITHOUT_LOCKS, file_system
+from forwarder.diagnosis.kinds import kind_of
 from forwarder.errors import ForwarderError
 
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
-_CERTIFICATE: Final = {10: "expired", 62: "misnamed", 64: "misnamed"}  # by OpenSSL's code
-_REFUSED: Final = re.compile("ALERT.*(CERT|_CA$)")  # the peer's alert about the client certificate
+_REASONS: Final = "verify_message", "reason", "strerror"
 _UNSPECIFIC: Final = {"no_tls": 1, "cut": 2}  # any other kind in a chain tells more
 _BEFORE_TLS: Final = {"unknown_name", "refused", "silent", "cut"}
 
@@ -45,9 +44,9 @@ class Diagnosis:
 def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of an error of the Event Hubs client."""
     (host, port), connection = hub_address(settings), settings.hub_connection
-    if found := _of_connection(error, "hub", host, port, settings):
-        amqp = settings.hub_transport == "amqp" and found.kind in _BEFORE_TLS
-        if amqp and proxy_for(settings, host, port):
+    websockets, proxy = settings.hub_transport == "websockets", proxy_for(settings, host, port)
+    if found := of_connection(error, "hub", host, port, proxy if websockets else None):
+        if proxy and not websockets and found.kind in _BEFORE_TLS:
             return replace(found, remedy=TEXTS["http"]["amqp"]["remedy"])
         return found
     login, policy, hub_option = "identity", "", ""
@@ -68,7 +67,9 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
         "error": log.describe(error),
     }
     names["keys"] = TEXTS["texts"]["keys"].format_map(names)
-    return _look_up(error, "hub", names, login)
+    found = _look_up(error, "hub", names, login)
+    cut = _by_proxy(error, host, port, proxy) if proxy and websockets else None
+    return cut if cut and found.kind == "other" else found
 
 
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
@@ -77,8 +78,9 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
     url = connection.url if connection else settings.blob_account_url
     if not url:
         return of_file(error, settings.state_directory)
-    host = url.host or ""
-    if found := _of_connection(error, "store", host, url.port or 443, settings):
+    host, port = url.host or "", url.port or 443
+    proxy = proxy_for(settings, host, port) if url.scheme == "https" else None
+    if found := of_connection(error, "store", host, port, proxy):
         return found
     names = {
         "account": host,
@@ -114,11 +116,11 @@ def of_silence(newest: datetime, hub: str) -> Diagnosis:
 
 def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnosis | None:
     """Return the cause if the host of a part was not reached; None for any other error."""
-    found = [(kind, cause) for cause in chain(error) if (kind := _network_kind(cause))]
+    found = [(kind, cause) for cause in chain(error) if (kind := kind_of(cause))]
     if not found:
         return None
     kind, cause = min(found, key=lambda pair: _UNSPECIFIC.get(pair[0], 0))
-    reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None)
+    reason = next(filter(None, (getattr(cause, name, None) for name in _REASONS)), None)
     text: dict[str, str] = TEXTS["network"][kind]
     names = {"host": host, "address": f"{host}:{port}", "error": reason or log.describe(cause)}
     what = text["what"].format_map(names)
@@ -128,15 +130,25 @@ def of_network(error: BaseException, part: str, host: str, port: int) -> Diagnos
 def of_http(error: BaseException, host: str, port: int, proxy: str) -> Diagnosis | None:
     """Return the cause if a proxy cannot be reached, or a proxy or gateway refuses."""
     for cause in chain(error):
-        if isinstance(cause, aiohttp.ClientProxyConnectionError):
-            return of_network(error, "proxy", cause.host, cause.port or 0)
-        if isinstance(cause, aiohttp.ClientHttpProxyError | aiohttp.WSServerHandshakeError):
-            kind = "proxy" if isinstance(cause, aiohttp.ClientHttpProxyError) else "upgrade"
-            text = TEXTS["http"]["407" if cause.status == 407 else kind]  # noqa: PLR2004 - of HTTP
-            names = {"address": f"{host}:{port}", "host": host, "proxy": proxy}
-            what = text["what"].format(**names, status=cause.status)
-            return Diagnosis(kind, what, text["remedy"].format(**names))
+        match cause:
+            case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorCertificateError():
+                host_of_proxy = isinstance(cause, aiohttp.ClientProxyConnectionError)
+                if host_of_proxy or f"{cause.host}:{cause.port}" == proxy:
+                    return of_network(error, "proxy", cause.host, cause.port or 0)
+            case aiohttp.ClientHttpProxyError() | aiohttp.WSServerHandshakeError():
+                kind = "proxy" if isinstance(cause, aiohttp.ClientHttpProxyError) else "upgrade"
+                kind = "407" if cause.status == 407 else kind  # noqa: PLR2004 - of HTTP
+                return _http(kind, host, port, proxy, status=cause.status)
     return None
+
+
+def _by_proxy(error: BaseException, host: str, port: int, proxy: URL) -> Diagnosis | None:
+    """Return the cause if a proxy closes the connection, speaks no HTTP, or is silent."""
+    if not (found := [e for e in chain(error) if isinstance(e, aiohttp.ClientError | OSError)]):
+        return None
+    silent = any(isinstance(one, TimeoutError) for one in found)
+    why = "no answer in time" if silent else log.describe(found[-1])
+    return _http("through", host, port, f"{proxy.host}:{proxy.port}", error=why)
 
 
 def hub_address(settings: Settings) -> tuple[str, int]:
@@ -186,16 +198,25 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__} {condition} {status} {' '.join(str(error).split())}"
 
 
-def _of_connection(
-    error: BaseException, part: str, host: str, port: int, settings: Settings
+def of_connection(
+    error: BaseException, part: str, host: str, port: int, proxy: URL | None
 ) -> Diagnosis | None:
-    """Return the diagnosis that an error has, or the cause why a part was not reached."""
+    """Return the diagnosis that an error has, or why a part was not reached, also by a proxy."""
     for cause in chain(error):
         if isinstance(found := getattr(cause, "diagnosis", None), Diagnosis):
             return found
-    proxy = settings.https_proxy
     shown = f"{proxy.host}:{proxy.port}" if proxy else "of HTTP_PROXY"
-    return of_http(error, host, port, shown) or of_network(error, part, host, port)
+    if found := of_http(error, host, port, shown):
+        return found
+    found = of_network(error, part, host, port)
+    before = found and found.kind in _BEFORE_TLS and proxy
+    return _by_proxy(error, host, port, before) if before else found
+
+
+def _http(kind: str, host: str, port: int, proxy: str, **more: object) -> Diagnosis:
+    names = {"address": f"{host}:{port}", "host": host, "proxy": proxy, **more}
+    text = TEXTS["http"][kind]
+    return Diagnosis(kind, text["what"].format(**names), text["remedy"].format(**names))
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
@@ -203,23 +224,3 @@ def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: s
     texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
     found = first_match(TEXTS[part], f"{login}\n{searchable(error)}", {**names, **texts})
     return found or Diagnosis("other", log.describe(error))
-
-
-def _network_kind(error: BaseException) -> str | None:  # noqa: PLR0911 - a table
-    match error:
-        case socket.gaierror():
-            return "unknown_name"
-        case ssl.SSLCertVerificationError() if not hasattr(error, "verify_code"):
-            return None  # aiohttp's, which wraps the real one
-        case ssl.SSLCertVerificationError():
-            return _CERTIFICATE.get(error.verify_code, "untrusted")
-        case ssl.SSLError():
-            refused = _REFUSED.search(getattr(error, "reason", None) or "")
-            return "client_certificate" if refused else "no_tls"
-        case ConnectionRefusedError():
-            return "refused"
-        case TimeoutError():
-            return "silent"
-        case OSError() if error.errno or not error.args:  # none: closed while TLS begins
-            return "cut"
-    return None

@@ -21,7 +21,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from yarl import URL
 
 from forwarder import log
-from forwarder.config.network import azure_options
+from forwarder.config.network import azure_options, proxy_for
 from forwarder.config.settings import Settings
 from forwarder.diagnosis import causes
 from forwarder.diagnosis.causes import TEXTS, Diagnosis
@@ -127,12 +127,9 @@ class Identity:
         if isinstance(error, LoginError):
             return error.diagnosis
         if self._file:  # causes.toml has the network errors of a node's identity endpoint
-            host, port = self._url.host or "", self._url.port or 443
-            proxy = self._settings.https_proxy
-            shown = f"{proxy.host}:{proxy.port}" if proxy else ""
-            network = causes.of_http(error, host, port, shown)
-            network = network or causes.of_network(error, "login", host, port)
-            if network:
+            at = self._url.host or "", self._url.port or 443
+            proxy = proxy_for(self._settings, *at)
+            if network := causes.of_connection(error, "login", *at, proxy):
                 return network
         errors = list(causes.chain(error))
         text = causes.searchable(error)

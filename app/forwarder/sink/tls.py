@@ -18,6 +18,7 @@ from typing import Final, Generic, TypeVar
 from prometheus_client import Gauge
 
 from forwarder import log
+from forwarder.config.network import client_context
 from forwarder.config.settings import Settings
 from forwarder.redaction import protect
 
@@ -100,7 +101,7 @@ class SinkTls:
         return self._expiries[path]
 
     def _build(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._ca)  # instead of the public CAs
+        context = client_context(self._ca)  # instead of the public CAs
         if self._trusted_ca:
             context.load_verify_locations(self._trusted_ca)  # in addition to them
         if self._certificate:

@@ -1,9 +1,13 @@
-"""Which hosts HTTPS_PROXY leads to, by NO_PROXY."""
+"""Which hosts HTTPS_PROXY leads to, by NO_PROXY; and how long Azure is waited for."""
+
+import asyncio
 
 import pytest
+from azure.core.exceptions import ServiceResponseError
 
 from forwarder.config.network import proxy_for
 from forwarder.config.settings import Settings
+from forwarder.storage import open_container
 
 HOST = "name.servicebus.windows.net"
 
@@ -30,3 +34,15 @@ def test_no_proxy(no_proxy: str, host: str, *, direct: bool) -> None:
         "NO_PROXY": no_proxy,
     }
     assert (proxy_for(Settings.from_env(environment), host, 443) is None) == direct
+
+
+async def test_a_storage_account_that_is_silent_is_given_up_soon() -> None:
+    """By default azure-core waits for 300 s, and every partition with it."""
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        account = f"BlobEndpoint=http://127.0.0.1:{port}/a;AccountName=a;AccountKey=a2V5"
+        environment = {"EventHubNamespace": HOST, "BlobStorageConnectionString": account}
+        async with open_container(Settings.from_env(environment), None) as container:
+            with pytest.raises(ServiceResponseError):
+                async with asyncio.timeout(60):
+                    await container.exists()

@@ -1,5 +1,6 @@
 """Each setting: what it accepts, what it is without a value, what is said of a bad one."""
 
+from base64 import b64encode
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -167,10 +168,16 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("EhubNamespaceConnectionString", ENDPOINT, ["SharedAccessKeyName and SharedAccessKey"]),
     ("EhubNamespaceConnectionString", HUB.replace(KEY, ""), ["lacks SharedAccessKey "]),
     ("EhubNamespaceConnectionString", STORAGE, ["storage", "BlobStorageConnectionString"]),
+    ("EhubNamespaceConnectionString", f'{{"primaryConnectionString": "{HUB}"}}', ["JSON", "tsv"]),
+    ("EhubNamespaceConnectionString", b64encode(HUB.encode()).decode(), ["not in base64"]),
+    ("EhubNamespaceConnectionString", f"export Hub={HUB}", ["connection string alone"]),
+    ("EhubNamespaceConnectionString", SIGNATURE, ["not only its key or signature"]),
     ("BlobStorageConnectionString", "nonsense", ["Key=value"]),
     ("BlobStorageConnectionString", HUB, ["Event Hubs", "EhubNamespaceConnectionString"]),
     ("BlobStorageConnectionString", "AccountName=a", ["lacks", "AccountKey"]),
     ("BlobStorageConnectionString", f"AccountKey={ACCOUNT_KEY}", ["lacks AccountName"]),
+    ("BlobStorageConnectionString", f'{{"connectionString": "{STORAGE}"}}', ["JSON", "tsv"]),
+    ("BlobStorageConnectionString", f"{STORAGE};BlobEndpoint=a.example", ["BlobEndpoint", "URL"]),
     ("BlobContainerName", "ab", ["3 to 63", "'ab'"]),
     ("BlobContainerName", "a" * 64, ["3 to 63"]),
     ("BlobContainerName", "Audit", ["lower-case", "'Audit'"]),
@@ -181,6 +188,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("ConsumerGroup", "$default/", ["the name of a consumer group"]),
     ("ConsumerGroup", ACCOUNT_KEY_OF_64_BYTES, ["holds a key"]),
     ("HTTPS_PROXY", "socks5://proxy", ["http://proxy:3128"]),
+    ("HTTPS_PROXY", "http://DOMAIN\\me:p#ss@proxy:3128", ["percent-encode", "%40 for @"]),
     ("TrustedCAFile", "/nowhere/ca", ["'/nowhere/ca'", "No such file"]),
     ("TrustedCAFile", "PEMS/key.pem", ["certificate", "PEM"]),
     ("WebSinkURL", "sysdig-agent:7765", ["http://sysdig-agent:7765/k8s_audit"]),
@@ -193,6 +201,8 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("EventHubNamespace", f"https://{HOST}/", ["NAME.servicebus.windows.net"]),
     ("EventHubNamespace", HUB, ["connection string"]),
     ("BlobAccountUrl", "checkpoints", ["https://ACCOUNT.blob.core.windows.net"]),
+    ("BlobAccountUrl", "https://a.blob.core.windows.net/kubeaudit", ["https://ACCOUNT.blob"]),
+    ("BlobAccountUrl", "https://a.dfs.core.windows.net/", ["https://ACCOUNT.blob"]),
     ("BlobAccountUrl", "https://a.blob.core.windows.net/?sig=c2lnbmF0dXJl", ["connection string"]),
     ("StartPosition", "newest", ["'newest'", "earliest", "latest", "ISO 8601", "6h"]),
     ("StartPosition", "6", ["6h"]),
@@ -371,6 +381,8 @@ def test_each_problem_of_a_policy_has_a_line_with_rule_and_field(tmp_path: Path)
         f'"{HUB}"',
         f"'{HUB}'\n",
         f' " {HUB} " ',
+        f"`{HUB}`",
+        f"\u201c{HUB}\u201d",
         f"{HUB};",
         HUB.replace(";", " ;\n  "),
         HUB.replace("=sb", " = sb").replace("=Root", " = Root"),
@@ -386,6 +398,14 @@ def test_a_hub_connection_string_is_understood_as_people_paste_it(pasted: str) -
     assert (connection.host, connection.policy, connection.key) == (HOST, "Root", KEY)
     assert connection.entity_path in {None, "audit"}
     assert connection.length == len(pasted.strip())
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\u200b", "\xa0"])
+def test_marks_that_nobody_sees_around_a_value_are_no_part_of_it(mark: str) -> None:
+    """A Secret made --from-file begins with the byte order mark of the file."""
+    plain = read(EhubNamespaceConnectionString=HUB, NO_PROXY="a.example", VerboseLevel="3")
+    given = {"EhubNamespaceConnectionString": HUB, "NO_PROXY": "a.example", "VerboseLevel": "3"}
+    assert read(**{name: f"{mark}{text}{mark}\r\n" for name, text in given.items()}) == plain
 
 
 def test_a_hub_connection_string_may_carry_a_shared_access_signature() -> None:
