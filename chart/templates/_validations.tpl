@@ -75,7 +75,7 @@ used: >-
 {{- $hub := .Values.eventHub.connectionString | default "" | trim }}
 {{- $blob := .Values.blobStorage.connectionString | default "" | trim }}
 {{- $entity := regexFind "(?i)(^|;)\\s*EntityPath\\s*=\\s*[^;\\s]+" $hub | regexFind "[^=\\s]+$" }}
-{{- $quoted := "^[\"'].*[\"']$" }}
+{{- $wrapped := "^[\"'{\\[]" }}
 {{- $shared := include "aks-audit.sharedStorage" . }}
 {{- $secret := or .Values.existingSecret .Values.secretProviderClass }}
 {{- $given := or $hub .Values.eventHub.namespace $secret (include "aks-audit.inExtraEnv" (list . "EhubNamespaceConnectionString")) (include "aks-audit.inExtraEnv" (list . "EventHubNamespace")) }}
@@ -97,6 +97,10 @@ used: >-
 {{- $kept := hasSuffix "%" $available | ternary (divf (mulf (trimSuffix "%" $available) $replicas) 100 | ceil) (float64 $available) }}
 {{- $blocks := empty $available | ternary (not (regexMatch "[1-9]" (toString $budget.maxUnavailable))) (ge (float64 $kept) (float64 $replicas)) }}
 
+{{- $volumes := dict "state" true "webhook" (include "aks-audit.webhookSecrets" .) "policy" (include "aks-audit.auditPolicy" .) "trusted-ca" (or (.Values.trustedCA).configMapName (.Values.trustedCA).secretName) "secrets-store" .Values.secretProviderClass "identity" (.Values.workloadIdentity).enabled }}
+{{- $taken := list }}
+{{- range .Values.extraVolumes }}{{ if get $volumes (toString .name) }}{{ $taken = append $taken .name }}{{ end }}{{ $_ := set $volumes (toString .name) true }}{{ end }}
+
 {{- $errors := list }}
 {{- range $rule := list
   (list (eq (toString .Values.enabled) "false")
@@ -104,26 +108,24 @@ used: >-
   (list (not $given) (print
     "No Event Hub is given: set eventHub.connectionString, existingSecret, secretProviderClass, or eventHub.namespace for Microsoft Entra ID."
     (.Release.IsUpgrade | ternary " helm upgrade forgets the --set values of earlier commands: add --reset-then-reuse-values, or keep your values in a file and pass it each time with --values." "")))
-  (list (and $hub .Values.eventHub.namespace)
-    "eventHub.connectionString is mutually exclusive with eventHub.namespace.")
-  (list (regexMatch $quoted $hub)
-    "eventHub.connectionString has quotes around it: remove them.")
+  (list (and $hub .Values.eventHub.namespace) "eventHub.connectionString is mutually exclusive with eventHub.namespace.")
+  (list (regexMatch $wrapped $hub)
+    "eventHub.connectionString has quotes or JSON around it: remove them. az prints it alone with --query primaryConnectionString --output tsv.")
   (list (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)
     "eventHub.connectionString is the connection string of a storage account: set blobStorage.connectionString to it, and eventHub.connectionString to that of the Event Hubs namespace, which begins with Endpoint=sb://.")
-  (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint=sb://[^/;]" $hub) (regexMatch "(?i)SharedAccess(Key|Signature)=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
+  (list (not (or (eq $hub "") (and (regexMatch "(?i)Endpoint\\s*=\\s*sb://[^/;]" $hub) (regexMatch "(?i)SharedAccess(Key|Signature)\\s*=." $hub)) (regexMatch "(?i)(AccountName|AccountKey|BlobEndpoint)=" $hub)))
     "eventHub.connectionString is not a connection string of Event Hubs, which has Endpoint=sb:// and SharedAccessKey= (or SharedAccessSignature=): copy all of it.")
   (list (and $entity .Values.eventHub.name (ne (lower $entity) (lower .Values.eventHub.name)))
     "eventHub.name contradicts the EntityPath in eventHub.connectionString: leave one of them out.")
-  (list (regexMatch $quoted $blob)
-    "blobStorage.connectionString has quotes around it: remove them.")
+  (list (regexMatch $wrapped $blob)
+    "blobStorage.connectionString has quotes or JSON around it: remove them. az prints it alone with --query connectionString --output tsv.")
   (list (regexMatch "(?i)Endpoint=sb://" $blob)
     "blobStorage.connectionString is a connection string of Event Hubs: set eventHub.connectionString to it, and blobStorage.connectionString to that of the storage account, which has AccountName=, or leave it empty.")
   (list (not (or (regexMatch "(?i)^$|UseDevelopmentStorage=true|Endpoint=sb://" $blob) (and (regexMatch "(?i)(AccountName|BlobEndpoint)=." $blob) (regexMatch "(?i)(AccountKey|SharedAccessSignature)=." $blob))))
     "blobStorage.connectionString is not a connection string of a storage account, which has AccountName= and AccountKey= (or BlobEndpoint= and SharedAccessSignature=): copy all of it.")
   (list (le (float64 .Values.eventHub.ownershipExpirySeconds) (float64 .Values.eventHub.loadBalancingIntervalSeconds))
     "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: otherwise partitions expire between two renewals.")
-  (list (gt (len $blobLogins) 1)
-    (printf "%s are mutually exclusive." (join ", " $blobLogins)))
+  (list (gt (len $blobLogins) 1) (printf "%s are mutually exclusive." (join ", " $blobLogins)))
   (list (and .Values.blobStorage.inExistingSecret (not $secret))
     "blobStorage.inExistingSecret requires existingSecret or secretProviderClass, which has BlobStorageConnectionString.")
   (list (and .Values.persistence.existingClaim $shared)
@@ -134,8 +136,8 @@ used: >-
     "replicaCount above 1 requires checkpoints that replicas share: set blobStorage.connectionString or blobStorage.accountUrl (or blobStorage.inExistingSecret), or set replicaCount to 1.")
   (list (not (or $shared .Values.persistence.existingClaim (le (int64 .Values.deadLetterMaxBytes) (include "aks-audit.bytes" .Values.persistence.size | int64))))
     "deadLetterMaxBytes exceeds persistence.size: the volume would be full before old dead letters are deleted.")
-  (list (and (.Values.trustedCA).configMapName .Values.trustedCA.secretName)
-    "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
+  (list $taken (printf "extraVolumes: the pod has a volume of this name already, choose another: %s." (join ", " $taken)))
+  (list (and (.Values.trustedCA).configMapName .Values.trustedCA.secretName) "trustedCA.configMapName is mutually exclusive with trustedCA.secretName.")
   (list (and (.Values.workloadIdentity).enabled (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create)
     "workloadIdentity.enabled requires workloadIdentity.clientId, the client ID of the managed identity.")
   (list (not (regexMatch "^([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*:[^/:@]+(@sha256:[0-9a-f]+)?$" (include "aks-audit.image" .)))
