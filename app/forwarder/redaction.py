@@ -41,9 +41,9 @@ _LOOKS_SECRET: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# C1 controls, and characters that hide or change the direction of others.
+# Controls but for line ends and tabs, and characters that hide or change the direction of others.
 _HIDDEN: Final = re.compile(
-    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _NEVER: Final = re.compile(rb"(?!)")
 
@@ -155,9 +155,9 @@ def printable(text: str) -> str:
 
 
 def escape_hidden(text: str) -> str:
-    """Return the text with escapes for C1 controls and for characters that hide or reorder text.
+    """Return the text with escapes for controls and for characters that hide or reorder text.
 
-    Unlike `printable`, it keeps line ends and all other ASCII controls.
+    Unlike `printable`, it keeps line ends and tabs.
     """
     return _HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
 

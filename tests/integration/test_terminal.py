@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from support import events
@@ -45,6 +46,26 @@ async def test_no_output_has_escapes_or_forged_lines(env: Environment, tmp_path:
         async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:
             await running.wait()
             shown[command] = f"{running.output}\n{running.stderr}"
+    check(shown)
+
+
+async def test_the_reason_why_a_replay_is_given_up_has_no_escapes(env: Environment) -> None:
+    env.hub.publish(0, events.envelope(events.typical_events()[:1]))
+    env.webhook.rule = lambda _: Answer(400)
+    async with env.forwarder(None) as forwarder:
+        await env.webhook.until(lambda: env.webhook.posts)
+        await asyncio.sleep(1)
+        forwarder.terminate()
+        await forwarder.wait()
+    env.webhook.rule = lambda _: Answer(503, body=HOSTILE)
+    async with Forwarder(forwarder.environment, "replay", app=APP) as running:
+        assert await running.wait() == 1
+    assert "given up" in running.stderr
+    check({"replay": f"{running.output}\n{running.stderr}"})
+
+
+def check(shown: Mapping[str, str]) -> None:
+    """Check that no output of a command has escapes or a forged line."""
     for command, text in shown.items():
         assert text.strip(), command
         odd = {char for char in text if not char.isprintable() and char != "\n"}

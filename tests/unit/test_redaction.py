@@ -122,7 +122,7 @@ def test_digits_are_redacted_in_texts_and_not_in_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "hidden", "\x7f\x9b\xad\u061c\u180e\u200b\u202e\u2066\ufeff\ufff9\U000e0041"
+    "hidden", "\0\x07\r\x1b\x7f\x9b\xad\u061c\u180e\u200b\u202e\u2066\ufeff\ufff9\U000e0041"
 )
 def test_nothing_that_hides_or_turns_text_reaches_a_terminal(hidden: str) -> None:
     shown = redaction.escape_hidden(f"a{hidden}b é漢😀\tc\n")
