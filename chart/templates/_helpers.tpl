@@ -107,7 +107,7 @@ annotations:
 
 {{/* "true" if the pod authenticates with Microsoft Entra ID. */}}
 {{- define "aks-audit.entraId" -}}
-{{- if or .Values.eventHub.namespace .Values.blobStorage.accountUrl (.Values.workloadIdentity).enabled }}true{{ end }}
+{{- if or .Values.eventHub.namespace .Values.blobStorage.accountUrl (.Values.workloadIdentity).enabled (include "aks-audit.inExtraEnv" (list . "EventHubNamespace")) (include "aks-audit.inExtraEnv" (list . "BlobAccountUrl")) }}true{{ end }}
 {{- end }}
 
 {{/*

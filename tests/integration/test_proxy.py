@@ -171,10 +171,13 @@ async def test_a_proxy_that_ends_the_connection_is_named(place: Place, answer: b
         settings = place.settings(HTTPS_PROXY=f"http://{at}")
         async with Forwarder(settings) as forwarder:
             entry = await forwarder.wait_for("hub does not answer")
-        (line,) = await report(settings)
+        account = "AccountName=a;AccountKey=a2V5;DefaultEndpointsProtocol=https"
+        line, store = await report(settings | {"BlobStorageConnectionString": account})
     for text in (entry["reason"], line):
         assert f"{place.host}:443 cannot be reached through the proxy {at}: " in text
         assert f"allow {place.host}:443 in the proxy" in text
+    assert f"a.blob.core.windows.net:443 cannot be reached through the proxy {at}: " in store
+    assert "allow a.blob.core.windows.net:443 in the proxy" in store
 
 
 async def test_the_certificate_of_a_proxy_is_not_taken_for_that_of_the_hub(place: Place) -> None:

@@ -374,6 +374,23 @@ async def test_https_to_a_stranger_is_refused_and_said(
         assert not delivery.dead_letters()
 
 
+async def test_a_sink_that_asks_for_a_client_certificate_is_named(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path
+) -> None:
+    tls = server_tls(ca)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(tls)
+    async with (
+        Webhook(tls=tls) as webhook,
+        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **EACH) as delivery,
+    ):
+        await delivery.take(fresh(3).body)
+        await delivery.until(lambda: delivery.entries("sink down"))
+        assert (
+            "set WebSinkCertFile and WebSinkKeyFile" in delivery.entries("sink down")[0]["reason"]
+        )
+
+
 @pytest.mark.parametrize("given", [True, False])
 async def test_a_client_certificate_opens_a_sink_that_asks_for_one(
     ca: trustme.CA, ca_file: Path, tmp_path: Path, *, given: bool

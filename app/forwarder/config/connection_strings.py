@@ -2,7 +2,7 @@
 
 `azure.core.utils.parse_connection_string` refuses what portals and editors add: quotes, blanks
 around the separators, `EntityPath=` without a value. No error shows a part of the string. A text
-that holds a connection string, such as the JSON that az prints, is refused by name.
+that holds a connection string, such as the JSON of Azure CLI, is refused by name.
 """
 
 from dataclasses import dataclass, field

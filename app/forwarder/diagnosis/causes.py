@@ -104,7 +104,13 @@ def of_sink(error: BaseException, settings: Settings) -> Diagnosis:
     """Return the cause of a POST without a response."""
     url = settings.web_sink_url
     found = of_network(error, "sink", url.host or "", url.port or 0)
-    return found or Diagnosis("other", log.describe(error), "see WebSinkURL (webhook.url)")
+    found = found or Diagnosis("other", log.describe(error), "see WebSinkURL (webhook.url)")
+    # With TLS 1.3 the sink looks for a client certificate after the handshake of the client.
+    asked = url.scheme == "https" and not settings.web_sink_cert_file
+    connected = not any(isinstance(one, aiohttp.ClientConnectorError) for one in chain(error))
+    if asked and connected and found.kind in ("other", "cut"):
+        return replace(found, remedy=f"{found.remedy}; {TEXTS['texts']['certificate']}")
+    return found
 
 
 def of_silence(newest: datetime, hub: str) -> Diagnosis:
@@ -209,8 +215,10 @@ def of_connection(
     if found := of_http(error, host, port, shown):
         return found
     found = of_network(error, part, host, port)
-    before = found and found.kind in _BEFORE_TLS and proxy
-    return _by_proxy(error, host, port, before) if before else found
+    # An error of the hub may come later, and then has a cause of its own.
+    if proxy and (found.kind in _BEFORE_TLS if found else part != "hub"):
+        return _by_proxy(error, host, port, proxy) or found
+    return found
 
 
 def _http(kind: str, host: str, port: int, proxy: str, **more: object) -> Diagnosis:
