@@ -451,13 +451,14 @@ def test_any_flipped_byte_costs_at_most_its_own_checkpoint(
 ) -> None:
     """No position makes another number of a checkpoint, or another partition's of it."""
     written = [checkpoint(n + 1, f"{n}") for n in range(4)]
-    write(path, *written)
+    write(path, *(checkpoint(0, one["partition_id"]) for one in written), *written)
     intact = path.read_bytes()
     used = [at for at, byte in enumerate(intact) if byte]
     rng = random.Random(len(used))
     for at in rng.sample(used, 250):
         path.write_bytes(_flip(intact, at))
         found = stored(path)  # with a field of its own, if the checksum's name is damaged
+        assert len(found) >= 3, at
         assert all(any(one.items() >= own.items() for own in written) for one in found), at
         assert len(found) == 4 or errors(), at
         for left in path.parent.glob("checkpoints.db*"):
@@ -475,7 +476,7 @@ def test_a_table_that_became_one_of_three_columns_is_set_aside(
     for _ in range(space):
         at = data.index(b" ", at + 1)
     path.write_bytes(data[:at] + b"," + data[at + 1 :])
-    assert stored(path) in ([checkpoint(6)], [])
+    assert stored(path) == [checkpoint(6)]
     write(path, checkpoint(77))
     assert stored(path) == [checkpoint(77)]
     assert errors()
@@ -513,7 +514,7 @@ def test_a_file_damaged_under_a_killed_process_does_not_come_back_from_its_journ
     assert b'"sequence_number": 6' in left
     path.write_bytes(b"damaged " * 1000)
     journal.write_bytes(left)
-    assert stored(path) == []
+    assert stored(path) in ([], [checkpoint(6)])
     write(path, checkpoint(77))
     assert stored(path) == [checkpoint(77)]
 

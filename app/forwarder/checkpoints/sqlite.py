@@ -10,12 +10,13 @@ Ownerships are kept in memory: the state directory is locked, so no other proces
 
 import asyncio
 import json
+import re
 import sqlite3
 import time
 import uuid
 import zlib
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -30,6 +31,7 @@ from forwarder.errors import StateError
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
 UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)  # raised by `decode`
+_JSON: Final = re.compile(rb'\{"[^{}]*"checksum": \d+\}')
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
 
 
@@ -165,21 +167,23 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def intact(path: Path) -> list[dict[str, Any]]:
-    """Return the checkpoints that have a correct checksum, of a damaged file or one in use."""
-    found = []
-    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    with (
-        suppress(sqlite3.Error, UnicodeError),
-        closing(sqlite3.connect(address, uri=True)) as database,
-    ):
-        database.text_factory = _text
-        for table in _tables(database):
-            for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
-                with suppress(*UNUSABLE):
-                    entry, has_checksum = decode(*row[:2])
-                    if has_checksum:
-                        found.append(entry)
-    return found
+    """Return the checkpoints that have a correct checksum, of a damaged file or one in use.
+
+    Their JSON is looked for in the bytes of the file, because one damaged byte can keep SQLite from
+    reading any row. Of a partition's former checkpoints, which may still be there, the last counts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in _JSON.findall(path.read_bytes() if path.is_file() else b""):
+        with suppress(*UNUSABLE):
+            entry = json.loads(text)
+            key = _key_of(entry)
+            entry, _ = decode(key, text.decode())
+            found[key] = max(found.get(key, entry), entry, key=_order)
+    return list(found.values())
+
+
+def _order(entry: dict[str, Any]) -> tuple[float, int]:
+    return entry.get("hub_created") or 0.0, entry["sequence_number"]
 
 
 def _tables(database: sqlite3.Connection) -> list[str]:
