@@ -38,7 +38,12 @@ def test_no_proxy(no_proxy: str, host: str, *, direct: bool) -> None:
 
 async def test_a_storage_account_that_is_silent_is_given_up_soon() -> None:
     """By default azure-core waits for 300 s, and every partition with it."""
-    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # to the end
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         account = f"BlobEndpoint=http://127.0.0.1:{port}/a;AccountName=a;AccountKey=a2V5"
         environment = {"EventHubNamespace": HOST, "BlobStorageConnectionString": account}
