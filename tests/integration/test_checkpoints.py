@@ -97,6 +97,21 @@ async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
         env.ledger.classify()
 
 
+async def test_numbers_that_a_failover_takes_back_do_not_hide_new_messages(tmp_path: Path) -> None:
+    """A forced failover loses the newest messages, and gives their numbers to the next ones."""
+    async with environment(tmp_path, partitions=1) as env:
+        env.ledger.publish(100)
+        async with env.forwarder(StallTimeout="3") as forwarder:
+            await env.webhook.until(lambda: len(env.webhook.taken) == 100)
+            partition = env.hub.partitions[0]
+            del partition.messages[5:]
+            partition.last = 4
+            env.ledger.publish(20)
+            await env.webhook.until(lambda: len(env.webhook.taken) == 120)
+            (logged,) = forwarder.entries("checkpoint is of another hub")
+        assert logged["checkpoint"] == 9
+
+
 async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -> None:
     """Whoever wrote it, and although this hub has come as far as its number by now."""
     async with azurite() as store, environment(tmp_path) as env:

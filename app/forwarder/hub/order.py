@@ -3,7 +3,8 @@
 The sequence numbers of a partition have no gaps. If a number is not the next one, the message was
 read before, or messages before it expired, or the hub was deleted and recreated under its name. A
 recreated hub numbers from 0, and checkpoints of the old one do not apply. So the hub is asked for
-its creation time before a gap counts as loss. A checkpoint ahead of the hub is of another one too.
+its creation time before a gap counts as loss. A checkpoint ahead of the hub is of another one too,
+or the hub has lost its newest messages in a forced failover: new ones get the same numbers.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ class Order:
     _store: GenerationStore
     _on_recreated: Callable[[], None]  # opens everything again
     _on_end: Callable[[str, str], None]  # opens a partition again
-    _ahead: set[str] = field(default_factory=set)  # numbers of partitions, at the last check
+    _reached: dict[Partition, int] = field(default_factory=dict)  # numbers, at the last check
     _recreated: bool = False
 
     def begin(self) -> None:
@@ -47,18 +48,14 @@ class Order:
         self._check_generation()
         if self._recreated:
             return
-        ahead = {
-            number
-            for number, partition in partitions.items()
-            if partition.last_received is None
-            and partition.start_after is not None
-            and partition.start_after > self._hub.last.get(number, partition.start_after)
-        }
-        # Only at the second check: a checkpoint may be newer than the poll.
-        for number in ahead & self._ahead:
-            self._mark_stale(partitions[number])  # guard: checkpoint-ahead-of-hub
-            self._on_end(number, STALE)
-        self._ahead = ahead
+        for partition, reached in self._reached.items():
+            number, last = partition.number, self._hub.last.get(partition.number, reached)
+            # A number that was reached before the poll is in the hub, unless the hub went back.
+            if reached > last and partitions.get(number) is partition:
+                if partition.last_received is None:  # otherwise the next claim finds out
+                    self._mark_stale(partition)  # guard: checkpoint-ahead-of-hub
+                self._on_end(number, STALE)
+        self._reached = {one: one.last for one in partitions.values() if one.last is not None}
 
     async def accept(self, partition: Partition, received: Received) -> Message | None:
         """Return the message, or None if it has to be skipped.
