@@ -44,11 +44,14 @@ FILTERS = [
     *(filter_for(document.load(name), ["*/a*"], annotates=True) for name in document.PRESETS),
 ]
 
+# An empty list of records; the envelope may be cut off behind it.
+EMPTY = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*\]|\{\s*"records"\s*:\s*\[\s*\]\s*\}?)\s*')
+
 
 def check(message: bytes, unpacked: Unpacked) -> None:
     """Check what holds for any message: each record has its end, and each event can be posted."""
     found = unpacked.records
-    assert found or json.loads(message.decode("utf-8-sig")) in ([], {"records": []}), message
+    assert found or EMPTY.fullmatch(message), message
     for event in unpacked.events:
         fields = json.loads(event.body)
         assert {"auditID", "stage", "verb", "user"} <= fields.keys()
