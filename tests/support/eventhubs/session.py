@@ -33,7 +33,7 @@ class Session:
 
     def send(self, performative: NamedTuple) -> None:
         """Send a frame on this channel."""
-        self.connection.transport.writelines([frame(performative, self.channel)])
+        self.connection.transport.write(frame(performative, self.channel))
 
     def send_flow(self, handle: int, count: int, credit: int, *, drain: bool = False) -> None:
         """Send a link's state, and with it a window that is whole again."""
