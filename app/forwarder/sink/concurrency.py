@@ -42,6 +42,7 @@ _NEAR_TIMEOUT: Final = 0.8  # of WebSinkTimeout: if one POST takes longer, the l
 _REDUCTION: Final = 0.75
 _SMOOTHING: Final = 0.3
 _PARALLEL: Final = 1.5  # times the latency of a single POST: below that, POSTs run in parallel
+_COMPARABLE: Final = 1.75  # times its events in flight: below that, a serial sink is hardly slower
 _TRIAL_INTERVAL: Final = 10.0  # seconds, doubled by each trial that finds a serial sink
 _MAX_TRIAL_INTERVAL: Final = 320.0
 _LOG_AFTER: Final = 5.0  # seconds below a quarter of the demand
@@ -63,18 +64,22 @@ class _Speed:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._cost = 0.0  # seconds per event in flight
-        self._alone = 0.0  # seconds of the last POST that started alone
+        self._alone, self._events_alone = 0.0, 1  # seconds and events of the last single POST
         self._next_trial, self._trial_interval = 0.0, _TRIAL_INTERVAL
-        self.parallel = False  # the sink processes POSTs in parallel, or that is being tried
+        self.parallel = False  # the sink processes POSTs in parallel
+        self.trial = False  # a second POST may start, to find that out
 
     def observe(self, slot: Slot, seconds: float) -> None:
         """Learn from a response that took this long."""
         cost = seconds / slot.load
         self._cost += (cost - self._cost) * (_SMOOTHING if self._cost else 1)
         if slot.load == slot.events:
-            self._alone = seconds
-        else:
-            self.parallel = seconds < _PARALLEL * self._alone
+            self._alone, self._events_alone = seconds, slot.events
+        elif slot.load >= _COMPARABLE * slot.events:
+            limit = _PARALLEL * self._alone
+            if not self.parallel:  # a short list is fast in any case
+                limit *= min(1.0, slot.events / self._events_alone)
+            self.parallel = seconds < limit
             if self.parallel:
                 self._trial_interval = _TRIAL_INTERVAL
 
@@ -83,7 +88,7 @@ class _Speed:
         return self.parallel or self._cost * load <= _SAFE * self._timeout
 
     def start_trial(self, seconds: float, now: float) -> bool:
-        """Return whether to try two POSTs in parallel, after a single one that took this long.
+        """Return whether to try two POSTs in parallel, if a single one takes this long.
 
         The interval between trials grows while they find that the sink is serial.
         """
@@ -91,7 +96,7 @@ class _Speed:
             return False
         self._next_trial = now + self._trial_interval
         self._trial_interval = min(2 * self._trial_interval, _MAX_TRIAL_INTERVAL)
-        self.parallel = True
+        self.trial = True
         return True
 
 
@@ -169,7 +174,7 @@ class AdaptiveConcurrency:
         if slot.started >= self._reduced_at:  # POSTs that were in flight together fail as one
             self._failed_rounds += 1
             self._reduced_at = now
-            self._retry_after = self._speed.parallel = False
+            self._retry_after = self._speed.parallel = self._speed.trial = False
             if timed_out and self.limit == 1:
                 self.max_events = max(1, slot.events // 2)
             outage = self._failed_rounds > 1
@@ -193,8 +198,9 @@ class AdaptiveConcurrency:
                 self.max_events *= 2
         elif self._waiting:
             added = sum(events for _, events in islice(self._waiting, 2))
+            expected = seconds * added / 2 / slot.events  # for one of the next POSTs
             if self._speed.in_time(self._load - slot.events + added) or (
-                self.limit == 1 and self._speed.start_trial(seconds, now)
+                self.limit == 1 and self._speed.start_trial(expected, now)
             ):
                 self._limit += 1 if self._limit < self._threshold else 1 / self._limit
 
@@ -211,10 +217,12 @@ class AdaptiveConcurrency:
     def _is_open(self, events: int, now: float) -> bool:
         if now < self._resume_at:
             return False
-        has_slot = self._in_flight < self.limit and self._speed.in_time(self._load + events)
-        return not self._in_flight or has_slot
+        in_time = self._speed.trial or self._speed.in_time(self._load + events)
+        return not self._in_flight or (self._in_flight < self.limit and in_time)
 
     def _start(self, events: int) -> Slot:
+        if self._in_flight:
+            self._speed.trial = False  # until its result is known, no third POST starts
         self._in_flight += 1
         self._load += events
         return Slot(time.monotonic(), events, self._load)
