@@ -41,9 +41,10 @@ _LOOKS_SECRET: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# Controls but for line ends and tabs, and characters that hide or change the direction of others.
+# Controls but for line ends, tabs and the colours of `check`, and characters that hide others or
+# change their direction.
 _HIDDEN: Final = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "(?!\x1b\\[(?:0|1;31|2|32|33)m)[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _NEVER: Final = re.compile(rb"(?!)")
 
@@ -157,7 +158,7 @@ def printable(text: str) -> str:
 def escape_hidden(text: str) -> str:
     """Return the text with escapes for controls and for characters that hide or reorder text.
 
-    Unlike `printable`, it keeps line ends and tabs.
+    Unlike `printable`, it keeps line ends, tabs and the colours of `check`.
     """
     return _HIDDEN.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
 

@@ -98,7 +98,7 @@ def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
     [
         b'{"auditID":"1","stage":"s","verb":"\xff","user":{}}',
         b'{"auditID":"1","stage":"s","verb":"g","user":{"username":"\xff"}}',
-        b'{"auditID":"1","stage":"s","verb":"g","user":{},"x":%b%b}' % (b"[" * 5000, b"]" * 5000),
+        b'{"auditID":"1","stage":"s","verb":"g","user":{},"x":%b%b}' % (b"[" * 9**5, b"]" * 9**5),
     ],
     ids=["a verb that is not UTF-8", "a user that is not UTF-8", "deep"],
 )
