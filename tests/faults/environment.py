@@ -203,7 +203,7 @@ class FaultEnvironment(Environment):
     @staticmethod
     def said(forwarder: Forwarder) -> list[str]:
         """Return the end of a forwarder's log, without a line a message."""
-        return [line for line in forwarder.lines if '"hub message"' not in line][-15:]
+        return [line for line in forwarder.lines if '"hub message"' not in line][-30:]
 
     def signal(self, number: signal.Signals, name: str = "one") -> None:
         """Send a signal that does not end a forwarder."""
@@ -252,8 +252,9 @@ async def fault_environment(
             if watching.done():
                 watching.result()
         except BaseException as error:
-            for name, forwarder in found.running.items():
-                error.add_note("\n".join([f"{name}:", *found.said(forwarder), forwarder.stderr]))
+            for forwarder in (*found.ended, *found.running.values()):
+                lines = [f"{forwarder.pid}:", *found.said(forwarder), forwarder.stderr]
+                error.add_note("\n".join(lines))
             raise
 
 

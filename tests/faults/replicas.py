@@ -37,6 +37,7 @@ async def loses_the_hub(env: FaultEnvironment, seconds: float) -> None:
         assert samples.total("aks_audit_hub_up") == 0
         await asyncio.sleep(seconds)
         await env.owned(one=4, two=0)
+    async with env.moving():
         env.server.faults.cut_off = None
         await env.owned(one=2, two=2)
 

@@ -41,8 +41,9 @@ CA = {"WebSinkCAFile": "{folder}/ca.pem"}
 GRACE = {"ShutdownGrace": "1"}
 LOOKS = {"StallTimeout": "6"}
 """Looks at the hub every second, and reopens a silent partition after two."""
-REPLICAS = {"OwnershipExpiry": "30", "LoadBalancingInterval": "2"}
-"""On a busy machine a round takes seconds: a claim must not expire before the next one."""
+REPLICAS = {"OwnershipExpiry": "30", "LoadBalancingInterval": "2", "WebSinkTimeout": "20"}
+"""On a busy machine a round takes seconds: a claim must not expire before the next one. A POST
+takes seconds as well, and a forwarder that was killed has no metrics that say it was repeated."""
 WHOLE = {"WebSinkTimeout": "20", "WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
 
 SCENARIOS: dict[str, Scenario] = {
