@@ -7,7 +7,7 @@ from typing import Final
 
 from azure.eventhub.aio import CheckpointStore
 
-from forwarder import __version__, log
+from forwarder import log
 from forwarder.checkpoints.blob import BlobCheckpointStore
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.quarantine import Quarantine
@@ -53,7 +53,7 @@ async def _startup(
     """Build the pipeline, from the sink back to the hub; `stack` closes what is opened."""
     state = stack.enter_context(state_directory(settings.state_directory))
     credential = login(settings, stack)
-    metrics = Metrics(__version__)
+    metrics = Metrics()
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
     checkpoint_store: CheckpointStore

@@ -21,6 +21,7 @@ from typing import Any, Final
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from forwarder import redaction
+from forwarder.errors import ForwarderError
 
 # VerboseLevel 1 to 4; each includes the lower ones.
 ERROR: Final = 1
@@ -175,9 +176,14 @@ def recent_errors() -> list[dict[str, Any]]:
 
 
 def describe(problem: BaseException) -> str:
-    """Describe an exception, or the first one of a group, on one line of bounded length."""
+    """Describe an exception, or the first one of a group, on one line.
+
+    The text of an error of this package is one line already. That of any other is shortened.
+    """
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
+    if isinstance(problem, ForwarderError) and (text := str(problem)):
+        return text
     text = redaction.redact(" ".join(str(problem).split()))[:300]
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from forwarder import log
+from forwarder import __version__, log
 
 _OUTCOMES: Final = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
 _RESULTS: Final = ("ok", "error", "superseded")
@@ -85,7 +85,7 @@ class _Delays(Collector):
 class Metrics:
     """All metrics of one process, in their own registry."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all samples
         ProcessCollector(registry=registry)
@@ -127,7 +127,7 @@ class Metrics:
         self.skew = gauge("clock_skew_seconds", "Seconds that the local clock is ahead")
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
         self.sink_up = gauge("sink_up", "1 if the sink accepted or rejected the last events")
-        gauge("build_info", "1, with the version", "version").labels(version).set(1)
+        gauge("build_info", "1, with the version", "version").labels(__version__).set(1)
 
     def count_rules(self, ruled: Mapping[tuple[str, str], int]) -> None:
         """Count the events that the audit policy decided on, by rule and resulting level."""

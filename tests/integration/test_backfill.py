@@ -9,6 +9,8 @@ import pytest
 
 from support import events, stores
 from support.environment import Environment, environment
+from support.eventhubs import Server
+from support.harness import HUB
 from support.process import Forwarder
 from support.webhook import Webhook
 
@@ -102,6 +104,14 @@ async def test_since_and_until_select_by_the_time_in_the_hub(
     assert "1 messages, " in output
 
 
+async def test_what_has_expired_is_not_waited_for(env: Environment, sensor: Webhook) -> None:
+    (message,) = events.messages(10, per_message=10)
+    env.hub.publish(0, message.body)
+    env.hub.partitions[0].expire(1)
+    status, output = await replay(env.settings(WebSinkURL=sensor.url), "--since", "1h")
+    assert (status, "0 messages, 0 events" in output) == (0, True), output
+
+
 async def test_the_policy_applies_and_what_is_refused_is_counted(
     env: Environment, sensor: Webhook, tmp_path: Path
 ) -> None:
@@ -148,6 +158,23 @@ async def test_arguments_that_contradict_end_with_2(
 ) -> None:
     status, output = await replay(env.settings(), *arguments)
     assert (status, message in output) == (2, True), output
+
+
+async def test_a_right_that_is_missing_is_named_with_the_whole_remedy(
+    sensor: Webhook, tmp_path: Path
+) -> None:
+    keys, claims = {"writer": "d3JpdGVy"}, {"writer": {"Send"}}
+    async with Server({HUB: 1}, keys=keys, claims=claims) as server:
+        server.hubs[HUB].publish(0, b"any")
+        variables = {
+            "EhubNamespaceConnectionString": server.connection_string(),
+            "StateDirectory": str(tmp_path),
+            "WebSinkURL": sensor.url,
+        }
+        status, output = await replay(variables, "--since", "1h")
+    assert status == 1
+    assert f"\npolicy 'writer' may not read hub '{HUB}' of 127.0.0.1; " in output
+    assert output.strip().endswith("(eventHub.connectionString) to its connection string")
 
 
 async def test_a_hub_that_does_not_answer_is_named(env: Environment, sensor: Webhook) -> None:

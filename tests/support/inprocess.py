@@ -49,7 +49,7 @@ class DeliveryOnly(_Logged):
 
     def __init__(self, settings: Settings, stream: IO[str]) -> None:
         super().__init__(settings, stream)
-        self._metrics = Metrics("test")
+        self._metrics = Metrics()
         self.sink = Sink(settings, self._metrics)
         self.buffer = ReceiveBuffer(settings.receive_buffer_bytes)
         directory = settings.state_directory / "deadletters"

@@ -8,7 +8,7 @@ counted, because the forwarder has stored them as dead letters.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ from forwarder.hub.transport import Link
 
 _WAIT: Final = 20.0  # seconds for the next message
 _ATTEMPTS: Final = 3  # to open a link, without a message in between
-_TICK: Final = timedelta(milliseconds=1)  # of the hub's clock
+_TICK: Final = timedelta(milliseconds=1)  # of the hub's clock; positions are exclusive
 _COUNTED: Final = ["messages", "events", "accepted", "refused", "filtered", "skipped", "unusable"]
 
 
@@ -42,15 +42,14 @@ class Backfill(Replay):
         self, settings: Settings, since: datetime, until: datetime | None, *, dry_run: bool
     ) -> None:
         super().__init__(settings)
-        self._since, self._until = since, until or datetime.now(UTC)
+        self._after, self._until = since - _TICK, until or datetime.now(UTC)
         self._dry_run = dry_run
-        self._counts: dict[str, Counter[str]] = {}
+        self._counts = defaultdict[str, Counter[str]](Counter)  # by partition
         self._partitions: dict[str, Partition] = {}
 
     def report(self) -> list[str]:
-        """Return the counts of all partitions together, then of each that was read."""
-        read = sorted(number for number, count in self._counts.items() if count)
-        each = [f"partition {number}: {self._line(number)}" for number in read]
+        """Return the counts of all partitions together, then of each that had messages."""
+        each = [f"partition {number}: {self._line(number)}" for number in sorted(self._counts)]
         return [self._line(*self._counts), *each]
 
     def _line(self, *numbers: str) -> str:
@@ -70,23 +69,18 @@ class Backfill(Replay):
             partitions = await asyncio.gather(*map(client.get_partition_properties, numbers))
             async with asyncio.TaskGroup() as group:
                 for properties in partitions:
-                    number = properties["id"]
-                    self._counts[number] = Counter()
-                    self._partitions[number] = Partition(number, self._delivery)
                     group.create_task(self._read(client, properties))
-        except* ForwarderError:
-            raise
-        except* Exception as errors:  # noqa: BLE001 - whatever the client raises
-            raise ForwarderError(str(causes.of_hub(errors, self._settings))) from None
+        except Exception as error:  # noqa: BLE001 - whatever the client raises
+            raise ForwarderError(str(causes.of_hub(error, self._settings))) from None
         return not any(count["refused"] for count in self._counts.values())
 
     async def _read(self, client: Any, properties: Mapping[str, Any]) -> None:
         """Read a partition from the first message to its present end, and deliver its events."""
         number, last = properties["id"], properties["last_enqueued_sequence_number"]
-        partition = self._partitions[number]
-        position: int | datetime = self._since - _TICK
+        partition = self._partitions[number] = Partition(number, self._delivery)
+        position: int | datetime = self._after
         failures = 0
-        wanted = last >= 0 and properties["last_enqueued_time_utc"] > self._since - _TICK
+        wanted = not properties["is_empty"] and properties["last_enqueued_time_utc"] > self._after
         try:
             while wanted:
                 link = await self._open(client, number, position)

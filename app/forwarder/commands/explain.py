@@ -16,7 +16,6 @@ from forwarder.policy.rules import NO_RULE, UNSURE, Engine
 
 _MAX_KINDS: Final = 1000  # of events per rule, to limit memory
 _EXAMPLES: Final = 3
-_record: Final = msgspec.json.Decoder(Record).decode
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -51,7 +50,7 @@ def events_in(line: bytes, categories: frozenset[str]) -> Iterator[bytes]:
         if "items" in fields:
             yield from map(bytes, msgspec.json.decode(fields["items"], type=list[msgspec.Raw]))
         elif "reason" in fields and "sequenceNumber" in fields:
-            yield from events_in(_record(line).original, categories)
+            yield from events_in(msgspec.json.decode(line, type=Record).original, categories)
         elif "auditID" in fields:
             yield line.strip()
         else:

@@ -5,9 +5,8 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
+from fileinput import FileInput
 from typing import Final
 
 from forwarder import redaction
@@ -57,14 +56,15 @@ def run(given: argparse.Namespace) -> int:
     policy = _policy(given.policy)
     settings = Settings.from_env() if given.hub else Settings()
     redaction.configure(settings.secrets)
-    lines = _from_hub(settings, given.hub) if given.hub else _from_file(given.file)
     try:
-        if given.event:
-            events = (event for line in lines for event in events_in(line, settings.categories))
-            shown = trace(policy, next(events, b""))
-        else:
-            shown = report(policy, *tally(policy, lines, settings.categories))
-        sys.stdout.write("".join(f"{redaction.printable(line.rstrip())}\n" for line in shown))
+        with FileInput(given.file, mode="rb") as recorded:
+            lines = asyncio.run(_newest(settings, given.hub)) if given.hub else recorded
+            if given.event:
+                events = (event for line in lines for event in events_in(line, settings.categories))
+                shown = trace(policy, next(events, b""))
+            else:
+                shown = report(policy, *tally(policy, lines, settings.categories))
+            sys.stdout.write("".join(f"{redaction.printable(line.rstrip())}\n" for line in shown))
     except (ForwarderError, OSError, *UNREADABLE) as error:
         no_event = isinstance(error, UNREADABLE)
         reason = "there is no audit event" if no_event else redaction.printable(str(error))
@@ -91,18 +91,9 @@ def _policy(given: str) -> Policy:
         raise SettingsError([f"{name}: {problem}" for problem in problems]) from None
 
 
-def _from_file(source: str) -> Iterator[bytes]:
-    if source == "-":
-        yield from sys.stdin.buffer
-    else:
-        with Path(source).open("rb") as file:
-            yield from file
-
-
-def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
-    """Yield the newest messages of the hub, the same number from each partition."""
-
-    async def bodies() -> list[bytes]:
+async def _newest(settings: Settings, count: int) -> list[bytes]:
+    """Return the newest messages of the hub, the same number from each partition."""
+    try:
         async with AsyncExitStack() as stack:
             client = connect(settings, login(settings, stack), retry_total=0)
             await stack.enter_async_context(client)
@@ -112,16 +103,11 @@ def _from_hub(settings: Settings, count: int) -> Iterator[bytes]:
             each = math.ceil(count / max(1, len(filled)))
             peeks = (peek(client, partition, each, _PEEK_SECONDS) for partition in filled)
             peeked = await asyncio.gather(*peeks)
-        if peeked and all(found is None for found in peeked):
-            raise ForwarderError(
-                f"a forwarder reads the hub as '{settings.consumer_group}': set ConsumerGroup to "
-                "another consumer group, or wait until no partition has a reader"
-            )
-        return [body for found in peeked for body in found or ()]
-
-    try:
-        yield from asyncio.run(bodies())
-    except ForwarderError:
-        raise
     except Exception as error:  # noqa: BLE001 - whatever the client raises
         raise ForwarderError(str(causes.of_hub(error, settings))) from None
+    if peeked and all(found is None for found in peeked):
+        raise ForwarderError(
+            f"a forwarder reads the hub as '{settings.consumer_group}': set ConsumerGroup to "
+            "another consumer group, or wait until no partition has a reader"
+        )
+    return [body for found in peeked for body in found or ()]

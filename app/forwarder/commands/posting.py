@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from forwarder import __version__
 from forwarder.audit.envelope import Unpacked, unpack
 from forwarder.config.settings import Settings
 from forwarder.deadletters.record import Record
@@ -30,7 +29,7 @@ class Replay(ABC):
         self._filter = filter_for(
             settings.audit_policy, settings.resource_ids, annotates=settings.cluster_annotation
         )
-        metrics = Metrics(__version__)
+        metrics = Metrics()
         self.sink = Sink(self._settings, metrics)
         self._buffer = ReceiveBuffer(settings.receive_buffer_bytes)
         self._delivery = DeliveryContext(self._settings, self.sink, self, self._buffer, metrics)

@@ -86,7 +86,7 @@ async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> boo
             succeeded = await work.run(stack)
             watch.cancel()
     except* (ForwarderError, AzureError, OSError) as errors:
-        failure = f"{log.describe(errors).removeprefix('ForwarderError: ')}\n"
+        failure = f"{log.describe(errors)}\n"
     sys.stderr.write(failure)
     (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in work.report()))
     return succeeded and not failure

@@ -93,7 +93,7 @@ class Repost(Replay):
         for line, record in parse(before):
             if record is None:
                 self._unreadable += 1
-            elif self._selects(record):
+            elif self._reason in record.reason and (not self._since or record.time >= self._since):
                 selected[len(lines)] = record
             lines.append(line)
         self._selected += len(selected)
@@ -113,10 +113,6 @@ class Repost(Replay):
         finally:
             if (after := b"".join(lines)) != before:
                 await store.replace(name, after)
-
-    def _selects(self, record: Record) -> bool:
-        recent = not self._since or record.time >= self._since
-        return recent and self._reason in record.reason
 
     async def _post(self, selected: Mapping[int, Record], lines: list[bytes]) -> None:
         """Post records; replace the line of each by what the sink refuses of it."""

@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -105,13 +105,13 @@ class Settings:
         """Read all variables; SettingsError has every one that is missing or invalid."""
         values: dict[str, Any] = {"files": {}, "client_id": environ.get("AZURE_CLIENT_ID", "")}
         problems: list[str] = []
-        for variable_name, name in cls.variables().items():
+        for variable_name, item in cls.variables().items():
             try:
                 given, path = parsers.variable(environ, variable_name)
                 if path:
-                    values["files"][name] = path
+                    values["files"][item.name] = path
                 if given:
-                    values[name] = _parse(name, given)
+                    values[item.name] = _parse(item.name, given)
             except ValueError as error:
                 found = error.problems if isinstance(error, PolicyError) else [error]
                 problems += [f"{variable_name}: {problem}" for problem in found]
@@ -133,10 +133,9 @@ class Settings:
         return settings
 
     @classmethod
-    def variables(cls) -> dict[str, str]:
+    def variables(cls) -> dict[str, Field[Any]]:
         """Return the field of each environment variable, in the order of the documentation."""
-        declared = (item for item in fields(cls) if item.metadata)
-        return {item.metadata["variable"]: item.name for item in declared}
+        return {item.metadata["variable"]: item for item in fields(cls) if item.metadata}
 
     def current(self, name: str) -> Any:
         """Return a field, read again if it is in a NAME_FILE, where secrets are renewed.
@@ -159,7 +158,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The texts that no output may show, as read at the start and as read again now."""
-        names = [item.name for item in fields(self) if item.metadata.get("secret")]
+        names = [item.name for item in self.variables().values() if item.metadata["secret"]]
         values = [getattr(self, name) for name in names] + [*map(self.current, names)]
         found = [secret for value in values for secret in _secrets_of(value)]
         if self.web_sink_token_file:

@@ -93,8 +93,7 @@ def of_store(error: BaseException, settings: Settings) -> Diagnosis:
 
 def of_file(error: BaseException, path: Path) -> Diagnosis:
     """Return the cause of an error in the state directory; SQLite needs locks for its file."""
-    what = str(error) if isinstance(error, ForwarderError) else log.describe(error)
-    text, kind = TEXTS["file"], file_system(path)
+    what, text, kind = log.describe(error), TEXTS["file"], file_system(path)
     if kind in WITHOUT_LOCKS or "locked" in what or "no such table" in what:
         return Diagnosis("file system", text["what"].format(kind=kind, error=what), text["remedy"])
     return Diagnosis("file", what, text["other"])
@@ -209,8 +208,9 @@ def of_connection(
 ) -> Diagnosis | None:
     """Return the diagnosis that an error has, or why a part was not reached, also by a proxy."""
     for cause in chain(error):
-        if isinstance(found := getattr(cause, "diagnosis", None), Diagnosis):
-            return found
+        if isinstance(cause, ForwarderError):
+            own: Diagnosis = getattr(cause, "diagnosis", Diagnosis("other", log.describe(cause)))
+            return own
     shown = f"{proxy.host}:{proxy.port}" if proxy else "of HTTP_PROXY"
     if found := of_http(error, host, port, shown):
         return found

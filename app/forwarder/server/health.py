@@ -36,7 +36,7 @@ class Health:
 
     def not_live(self) -> list[str]:
         """Return why the process should be restarted; an outage of a component is not a reason."""
-        if self.sink.outage.since is not None or self._dead_letters.outage.reason:
+        if self.sink.outage.reason or self._dead_letters.outage.reason:
             return []
         if evicted := self._dead_letters.evicted:
             return [f"{evicted} dead letters found no room: their messages are to be read again"]
@@ -52,10 +52,8 @@ class Health:
 
     def not_ready(self) -> list[str]:
         """Return why nothing can be delivered now."""
-        reasons = [f"hub: {self._hub_failure}"] if self._hub_failure else []
-        if self.sink.outage.since is not None:
-            reasons.append(f"sink: {self.sink.outage.reason}")
-        return reasons
+        failures = {"hub": self._hub_failure, "sink": self.sink.outage.reason}
+        return [f"{name}: {why}" for name, why in failures.items() if why]
 
     def components(self) -> dict[str, str]:
         """Return why each component fails; "" if it is healthy."""

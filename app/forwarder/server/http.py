@@ -165,18 +165,16 @@ class _Throttled:
 
     async def get(self, accept: str) -> _Response:
         """Return the next rendering for an Accept header."""
-        if not (task := self._waiting.get(self._media_type in accept)):
-            task = asyncio.create_task(self._next(accept))
-            self._waiting[self._media_type in accept] = task
-        return await asyncio.shield(task)
+        key = self._media_type in accept
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.create_task(self._next(accept))
+        return await asyncio.shield(self._waiting[key])
 
     async def _next(self, accept: str) -> _Response:
         now = asyncio.get_running_loop().time()
         self._due = max(self._due, now) + _INTERVAL
-        try:
-            await asyncio.sleep(self._due - now - _BURST * _INTERVAL)
-        finally:
-            del self._waiting[self._media_type in accept]
+        await asyncio.sleep(self._due - now - _BURST * _INTERVAL)
+        del self._waiting[self._media_type in accept]
         return self._render(accept)
 
 

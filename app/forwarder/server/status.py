@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, Final
 
 from forwarder import __version__, log
@@ -36,9 +35,7 @@ def report(settings: Settings, health: Health) -> dict[str, Any]:
 
 def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each setting by its variable; for a secret, only whether it is set."""
-    for item in fields(settings):
-        if "variable" not in item.metadata:
-            continue
+    for variable, item in settings.variables().items():
         value = getattr(settings, item.name)
         if item.name == "web_sink_url":
             value = shown_url(value)
@@ -46,4 +43,4 @@ def _shown(settings: Settings) -> Iterator[tuple[str, str]]:
             value = "set" if value else None
         elif isinstance(value, frozenset | tuple):
             value = ", ".join(sorted(value))
-        yield item.metadata["variable"], "" if value is None else str(value)
+        yield variable, "" if value is None else str(value)

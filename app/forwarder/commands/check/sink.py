@@ -1,6 +1,5 @@
 """Checks the sink: the connection, and its response to an empty list."""
 
-from forwarder import __version__
 from forwarder.commands.check.steps import Check, Finding, connection_steps
 from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
@@ -25,7 +24,7 @@ class SinkCheck(Check):
     async def _post_empty_list(self) -> Finding | str:
         if not self._post:
             return Finding("skipped", "--no-post")
-        async with Sink(self.settings, Metrics(__version__)) as sink:
+        async with Sink(self.settings, Metrics()) as sink:
             try:
                 await sink.probe()
             except Rejected as error:
