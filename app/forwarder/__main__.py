@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _early: list[int] = []
 
 
@@ -14,7 +13,7 @@ def _on_early_signal(number: int, _: object) -> None:
     _early.append(number)
 
 
-for _number in _SIGNALS:
+for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, _on_early_signal)
 
 
@@ -22,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Run the forwarder; return the exit status: 0 stopped, 2 bad settings, 1 anything else."""
     from forwarder import cli  # noqa: PLC0415 - takes a second, and signals must not wait
 
-    return cli.main(arguments, _SIGNALS, stopped=lambda: bool(_early))
+    return cli.main(arguments, stopped=lambda: bool(_early))
 
 
 sys.exit(main(sys.argv[1:]))

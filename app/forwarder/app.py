@@ -56,17 +56,14 @@ async def _startup(
     metrics = Metrics()
 
     sink = await stack.enter_async_context(Sink(settings, metrics))
-    checkpoint_store: CheckpointStore
-    dead_letter_store: DeadLetterStore
     if has_account(settings):
         container = await stack.enter_async_context(open_container(settings, credential))
-        checkpoint_store = BlobCheckpointStore(container)
-        dead_letter_store = DeadLetterBlobs(container)
+        checkpoint_store: CheckpointStore = BlobCheckpointStore(container)
+        dead_letter_store: DeadLetterStore = DeadLetterBlobs(container)
     else:
         embedded = EmbeddedCheckpointStore(state / "checkpoints.db")
         checkpoint_store = stack.enter_context(closing(embedded))
-        directory = state / DIRECTORY
-        dead_letter_store = DeadLetterFiles(directory, settings.dead_letter_max_bytes)
+        dead_letter_store = DeadLetterFiles(state / DIRECTORY, settings.dead_letter_max_bytes)
     max_waiting = settings.receive_buffer_bytes // 4
     dead_letters = DeadLetterWriter(dead_letter_store, max_waiting=max_waiting)
     buffer = ReceiveBuffer(settings.receive_buffer_bytes)

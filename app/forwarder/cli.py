@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
-from signal import Signals
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 
-def main(
-    arguments: Sequence[str], signals: Sequence[Signals], *, stopped: Callable[[], bool]
-) -> int:
-    """Run until a signal arrives; `stopped` returns whether one has arrived already.
+def main(arguments: Sequence[str], *, stopped: Callable[[], bool]) -> int:
+    """Run until SIGINT or SIGTERM; `stopped` returns whether one has arrived already.
 
     Returns the exit status: 0 after a graceful stop, 2 for invalid settings, 1 for anything else.
     """
@@ -39,7 +37,7 @@ def main(
 
     async def until_signal() -> int:
         stop = asyncio.Event()
-        for number in signals:
+        for number in (SIGINT, SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
         if stopped():
             stop.set()

@@ -67,6 +67,7 @@ class _Writer:
                 self._thread.start()
 
     def flush(self) -> None:
+        """Wait until all entries are written, at most one second."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
@@ -79,7 +80,7 @@ class _Writer:
                 self._changed.wait_for(lambda: self._lines)
                 self._changed.wait_for(lambda: self._flushing, _BATCH)
                 lines, self._lines = self._lines, []
-            written = self._write("".join(_clean(lines)).encode("utf-8", "backslashreplace"))
+            written = self._write(_clean(lines).encode("utf-8", "backslashreplace"))
             with self._changed:
                 self._size -= sum(map(len, lines))
                 if not written:
@@ -100,6 +101,7 @@ class _Writer:
 
 _recent: Final = deque[dict[str, Any]](maxlen=_RECENT)
 _writer: Final = _Writer()
+flush: Final = atexit.register(_writer.flush)
 _formatter: Final = MsgspecFormatter()
 
 
@@ -123,12 +125,6 @@ def configure(verbose_level: int, log_format: str, secrets: tuple[str, ...]) -> 
 def silence() -> None:
     """Write no more entries, because a command prints its own report."""
     _writer.threshold = 0
-
-
-@atexit.register
-def flush() -> None:
-    """Wait until all entries are written, at most one second."""
-    _writer.flush()
 
 
 def dropped() -> int:
@@ -235,11 +231,9 @@ def _short(value: object) -> object:
     return redaction.printable(redaction.redact(str(value))[:_MAX_FIELD])
 
 
-def _clean(lines: list[str]) -> list[str]:
-    """Return lines without secrets and without characters that a terminal interprets."""
-    whole = "".join(lines)
-    if redaction.has_secret(whole.encode("utf-8", "surrogatepass")):
-        lines = [redaction.redact(line) for line in lines]
-    if whole.isascii() and "\x7f" not in whole:
-        return lines
-    return [redaction.escape_hidden(line) for line in lines]
+def _clean(lines: list[str]) -> str:
+    """Join lines, without secrets and without characters that a terminal interprets."""
+    text = "".join(lines)
+    if redaction.has_secret(text.encode("utf-8", "surrogatepass")):
+        text = "".join(map(redaction.redact, lines))
+    return text if text.isascii() and "\x7f" not in text else redaction.escape_hidden(text)

@@ -3,7 +3,7 @@
 import re
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Final
@@ -117,7 +117,7 @@ class Metrics:
         registry.register(self.delays)
         self.lag = gauge("lag_messages", "Messages behind the last checkpoint", "partition")
         self.oldest = gauge("oldest_undelivered_seconds", "Age of the oldest message", "partition")
-        self._ruled = counter("policy_rule", "Events by rule and resulting level", "rule", "level")
+        self.rules = counter("policy_rule", "Events by rule and resulting level", "rule", "level")
         self.dead_letters_waiting = gauge("dead_letters_waiting", "Dead letters not written yet")
         reopened = counter("reopened", "Partitions or clients reopened after a stall", "what")
         self.reopened = {what: reopened.labels(what) for what in ("partition", "client")}
@@ -128,11 +128,6 @@ class Metrics:
         self.hub_up = gauge("hub_up", "1 if the hub answered when it was last asked")
         self.sink_up = gauge("sink_up", "1 if the sink accepted or rejected the last events")
         gauge("build_info", "1, with the version", "version").labels(__version__).set(1)
-
-    def count_rules(self, ruled: Mapping[tuple[str, str], int]) -> None:
-        """Count the events that the audit policy decided on, by rule and resulting level."""
-        for labels, count in ruled.items():
-            self._ruled.labels(*labels).inc(count)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics in the format that an Accept header prefers, and its content type.

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-REDACTED: Final = b"***"
 _ROUNDS: Final = 4  # levels of escapes within escapes, such as JSON in JSON
 _RENEWED: Final = 16  # secrets; older ones have expired
 _MIN_BASE64: Final = 6  # characters; fewer occur by chance
@@ -103,7 +102,7 @@ def has_secret(text: bytes) -> bool:
     events contain such words.
     """
     for _ in range(_ROUNDS):
-        if any(secret in text for secret in _known.spellings if not _is_word(secret)):
+        if any(one in text for one in _known.spellings if not (one.isalpha() and one.islower())):
             return True
         if not any(mark in text for mark in (b"%", b"&", b"\\")):
             break
@@ -126,7 +125,7 @@ def redact(text: str) -> str:
     done = 0
     for begin, end in sorted(spans):
         if end > done:
-            parts += raw[done:begin], REDACTED
+            parts += raw[done:begin], b"***"
             done = end
     return b"".join([*parts, raw[done:]]).decode("utf-8", "surrogatepass") if spans else text
 
@@ -166,10 +165,6 @@ def escape_hidden(text: str) -> str:
 def _write(write: Callable[[str], int], text: str) -> int:
     write(escape_hidden(redact(text)))
     return len(text)
-
-
-def _is_word(secret: bytes) -> bool:
-    return secret.isalpha() and secret.islower()
 
 
 def _bytes(text: str) -> bytes:

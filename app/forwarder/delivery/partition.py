@@ -184,7 +184,8 @@ class Partition:
         self.metrics.records.inc(unpacked.records)
         self.metrics.outcomes["skipped"].inc(unpacked.skipped)
         self.metrics.outcomes["filtered"].inc(unpacked.filtered)
-        self._context.metrics.count_rules(unpacked.rule_counts)
+        for labels, count in unpacked.rule_counts.items():
+            self._context.metrics.rules.labels(*labels).inc(count)
         self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1

@@ -8,17 +8,15 @@ partitions, writes their checkpoints and releases them. A replica that owns noth
 it announces itself. Entries have the SDK's format, so other readers of the consumer group see them.
 """
 
-import random
+import secrets
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 from forwarder.checkpoints.generation import GenerationStore
-
-_RANDOM: Final = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +30,19 @@ class Shares:
     """Whether this replica waits for others to release partitions."""
 
 
+@dataclass(eq=False)
 class Balancer:
     """Claims and releases partitions for this replica."""
 
-    def __init__(
-        self, store: GenerationStore, scope: Mapping[str, str], patience: float, expiry: float
-    ) -> None:
-        """`scope` is as in `listing.SCOPE`. An ownership expires after `expiry` seconds.
-
-        After `patience` seconds below its share the replica steals a partition: programs that use
-        the SDK's balancer release none.
-        """
-        self._store = store
-        self._scope = scope
-        self._patience = patience
-        self._expiry = expiry
-        self._id = str(uuid.uuid4())
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._waiting_since: float | None = None
-        self._announced = False
+    _store: GenerationStore
+    _scope: Mapping[str, str]  # as in `listing.SCOPE`
+    _patience: float
+    """Seconds below its share after which the replica steals: the SDK's balancer releases none."""
+    _expiry: float  # seconds after which an ownership expires
+    _id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _waiting_since: float | None = None
+    _announced: bool = False
 
     async def balance(
         self, partitions: Collection[str], lag: Callable[[str], int], *, readable: bool
@@ -133,4 +125,4 @@ def _to_steal(owners: Mapping[str, str]) -> list[str]:
     if not owners:
         return []
     most = Counter(owners.values()).most_common(1)[0][0]
-    return [_RANDOM.choice([number for number, owner in owners.items() if owner == most])]
+    return [secrets.choice([number for number, owner in owners.items() if owner == most])]

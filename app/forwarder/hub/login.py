@@ -12,7 +12,7 @@ import base64
 import os
 import re
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ _FIRST_DELAY: Final = 1.0
 _MAX_DELAY: Final = 60.0
 _IMDS: Final = "http://169.254.169.254"
 _PUBLIC: Final = "https://login.microsoftonline.com"
+_REQUIRED: Final = ("AZURE_TENANT_ID", "AZURE_CLIENT_ID")
 
 
 class LoginError(ForwarderError, ClientAuthenticationError):
@@ -56,8 +57,7 @@ class Identity:
     def __init__(self, settings: Settings) -> None:
         self._settings, environ = settings, os.environ
         self._file = environ.get("AZURE_FEDERATED_TOKEN_FILE", "")
-        self._ids = {name: environ.get(name, "") for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID")}
-        client = self._ids["AZURE_CLIENT_ID"]
+        client = environ.get("AZURE_CLIENT_ID", "")
         tried, host = "workload identity", environ.get("AZURE_AUTHORITY_HOST") or _PUBLIC
         if not self._file:
             tried = "the managed identity of the node"
@@ -66,7 +66,7 @@ class Identity:
         self._names = {
             "tried": f"{tried} {client}".rstrip(),
             "client": client,
-            "tenant": self._ids["AZURE_TENANT_ID"],
+            "tenant": environ.get("AZURE_TENANT_ID", ""),
             "file": self._file,
             "host": self._url.host or host,
             "federate": TEXTS["texts"]["federate"],
@@ -99,7 +99,7 @@ class Identity:
 
     async def _ask(self, *scopes: str, **options: Any) -> Any:
         if self._file:
-            if missing := [name for name, value in self._ids.items() if not value]:
+            if missing := [name for name in _REQUIRED if not os.environ.get(name)]:
                 what = TEXTS["token"]["incomplete"].format(error=" and ".join(missing))
                 raise LoginError(Diagnosis("token", what, TEXTS["token"]["remedy"]))
             if unreadable := _unreadable(Path(self._file)):
@@ -120,25 +120,21 @@ class Identity:
             return WorkloadIdentityCredential(
                 authority=str(self._url).rstrip("/"), disable_instance_discovery=True, **options
             )
-        client = self._ids["AZURE_CLIENT_ID"] or None
-        return ManagedIdentityCredential(client_id=client, **options)
+        return ManagedIdentityCredential(client_id=self._names["client"] or None, **options)
 
     def _diagnose(self, error: Exception) -> Diagnosis:
-        if isinstance(error, LoginError):
-            return error.diagnosis
         if self._file:  # causes.toml has the network errors of a node's identity endpoint
             at = self._url.host or "", self._url.port or 443
             proxy = proxy_for(self._settings, *at)
             if network := causes.of_connection(error, "login", *at, proxy):
                 return network
-        errors = list(causes.chain(error))
         text = causes.searchable(error)
         code = re.search(r"AADSTS(\d+)", text)
-        names = self._names | _presented(self._file, text)
+        names = self._names | _presented(self._file)
         names["code"] = code[1] if code else "no code"
-        statuses = [status for one in errors if (status := getattr(one, "status_code", None))]
-        names["status"] = str(statuses[0]) if statuses else ""
-        names["text"] = re.split(r" Trace ID|https?://", log.describe(errors[0]))[0].strip()
+        statuses = (getattr(one, "status_code", None) for one in causes.chain(error))
+        names["status"] = str(next(filter(None, statuses), ""))
+        names["text"] = re.split(r" Trace ID|https?://", log.describe(error))[0].strip()
         diagnosis = causes.first_match(TEXTS["login"], text, names)
         return diagnosis or Diagnosis("other", log.describe(error))
 
@@ -150,19 +146,14 @@ def _unreadable(file: Path) -> str:
         return str(getattr(error, "strerror", None) or error)
 
 
-def _presented(file: str, text: str) -> dict[str, str]:
-    """Return issuer, subject and audience of the token in a file, or as the error shows them."""
-    names = dict.fromkeys(("issuer", "subject", "audience"), "")
-    for name, value in re.findall(r"(?i)(issuer|subject|audience):? '([^']+)'", text):
-        names[name.lower()] = value
-    try:
+def _presented(file: str) -> dict[str, str]:
+    """Return issuer, subject and audience of the token in a file; "" for a claim it lacks."""
+    claims: dict[str, Any] = {}
+    with suppress(OSError, ValueError, IndexError, msgspec.DecodeError):
         body = Path(file).read_text(encoding="ascii").split(".")[1]
-        claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="))
-        audience = claims.get("aud")
-        if isinstance(audience, list) and audience:
-            audience = audience[0]
-        found = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": audience}
-        names |= {name: str(value) for name, value in found.items() if value}
-    except (OSError, ValueError, IndexError, AttributeError, msgspec.DecodeError):
-        pass
-    return {**names, "audience": names["audience"] or "api://AzureADTokenExchange"}
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="), type=dict[str, Any])
+    audience = claims.get("aud") or "api://AzureADTokenExchange"
+    if isinstance(audience, list):
+        audience = audience[0]
+    names = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": audience}
+    return {name: str(value or "") for name, value in names.items()}

@@ -8,7 +8,7 @@ StallTimeout liveness fails. A partition whose messages wait for sink or room is
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
 
@@ -36,24 +36,20 @@ class _Stall:
     reopened: float
 
 
+@dataclass(eq=False)
 class Watchdog:
     """Measures the progress of the partitions that this process owns."""
 
-    def __init__(
-        self,
-        delivery: DeliveryContext,
-        hub: HubMonitor,
-        consumer: Consumer,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self._timeout = delivery.settings.stall_timeout
+    _delivery: DeliveryContext
+    _hub: HubMonitor
+    _consumer: Consumer
+    _checkpoints: Checkpoints
+    _stalls: dict[str, _Stall] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._timeout = self._delivery.settings.stall_timeout
         # No shorter than what it takes to open a partition.
-        self._step = max(self._timeout / _STEPS, delivery.settings.load_balancing_interval)
-        self._metrics = delivery.metrics
-        self._hub = hub
-        self._consumer = consumer
-        self._checkpoints = checkpoints
-        self._stalls: dict[str, _Stall] = {}
+        self._step = max(self._timeout / _STEPS, self._delivery.settings.load_balancing_interval)
 
     async def run(self) -> None:
         """Poll the hub, and compare it with what was received, until cancelled."""
@@ -79,7 +75,7 @@ class Watchdog:
         partition = self._consumer.partitions[number]
         newest = partition.last_received
         received = newest.sequence_number if newest else self._stored(number)
-        return partition.watermark.oldest is not None or self._last(number) > received
+        return partition.watermark.oldest is not None or self._hub.last.get(number, -1) > received
 
     def since(self, number: str) -> float:
         """Return when it last made progress, by the monotonic clock; reopening it is none."""
@@ -91,8 +87,9 @@ class Watchdog:
 
         While the hub does not answer, more are assumed, at a constant rate.
         """
-        known = max(0, self._last(number) - self._stored(number))
-        return known + ceil(self._hub_down() * _RATE)
+        newest = self._consumer.partitions[number].last_received
+        last = max(self._hub.last.get(number, -1), newest.sequence_number if newest else -1)
+        return max(0, last - self._stored(number)) + ceil(self._hub_down() * _RATE)
 
     def oldest(self, number: str) -> float:
         """Return the age in seconds of the oldest message that is not delivered.
@@ -100,16 +97,14 @@ class Watchdog:
         It is an upper bound for messages that are still in the hub: they are newer than the last
         one received and, while the hub cannot be asked, than the last poll.
         """
-        return max(self._oldest(number), self._hub_down())
-
-    def _oldest(self, number: str) -> float:
-        partition = self._consumer.partitions[number]
-        oldest = partition.watermark.oldest or partition.blocked_message
-        if not oldest and not self.is_behind(number):
-            return 0.0
-        if message := oldest or partition.last_received:
-            return max(0.0, self._hub.now() - message.enqueued)
-        return time.monotonic() - self.since(number)
+        partition, age = self._consumer.partitions[number], 0.0
+        waiting = partition.watermark.oldest or partition.blocked_message
+        if waiting or self.is_behind(number):
+            if message := waiting or partition.last_received:
+                age = self._hub.now() - message.enqueued
+            else:
+                age = time.monotonic() - self.since(number)
+        return max(age, self._hub_down())
 
     def _hub_down(self) -> float:
         """Return for how many seconds the properties could not be read; 0 while they can."""
@@ -138,26 +133,20 @@ class Watchdog:
         if stall:
             seconds = round(now - stall.since, 1)
             self._hub.outage.note("still stalled", seconds=seconds, reopened="client", **fields)
-            self._metrics.reopened["client"].inc()
+            self._delivery.metrics.reopened["client"].inc()
             for other in self._stalls.values():
                 other.reopened = now
             self._consumer.reopen()  # guard: reopen-client
         else:
             self._stalls[number] = _Stall(since, partition.last_received, now, now)
             log.error("stalled", seconds=round(now - since, 1), reopened="partition", **fields)
-            self._metrics.reopened["partition"].inc()
+            self._delivery.metrics.reopened["partition"].inc()
             reader.reopen()
-
-    def _last(self, number: str) -> int:
-        """Return the highest sequence number in the partition that is known."""
-        newest = self._consumer.partitions[number].last_received
-        return max(self._hub.last.get(number, -1), newest.sequence_number if newest else -1)
 
     def _stored(self, number: str) -> int:
         """Return the sequence number of the checkpoint, or the one before the first to be read."""
         claim = self._checkpoints.claims.get(number)
         if claim and claim.stored is not None:
             return claim.stored
-        if (after := self._consumer.partitions[number].start_after) is not None:
-            return after
-        return self._hub.first.get(number, 0) - 1
+        after = self._consumer.partitions[number].start_after
+        return self._hub.first.get(number, 0) - 1 if after is None else after
