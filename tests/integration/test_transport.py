@@ -53,7 +53,7 @@ async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
             while len(received) < 2:
                 await link.read(10)
                 received += link.take()
-            await link.close()
+            await link.aclose()
         first, second = received
         assert (first.sequence_number, first.problem != "") == (0, True)
         assert (second.sequence_number, second.body, second.problem) == (1, b"next", "")
@@ -172,7 +172,7 @@ async def _by_link(server: Server, pauses: Sequence[float]) -> list[float]:
                 took.append(time.monotonic() - float(received.body))
                 begun.set()
         await publishing
-        await link.close()
+        await link.aclose()
     return took
 
 

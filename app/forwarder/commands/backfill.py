@@ -99,7 +99,7 @@ class Backfill(Replay):
                     if failures == _ATTEMPTS:
                         raise
                 finally:
-                    await link.close()
+                    await link.aclose()
             await partition.drain()
         finally:
             partition.cancel()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -114,13 +115,12 @@ async def open_link(  # noqa: PLR0913 - options of a link
 async def has_owner(client: EventHubConsumerClient, partition: str) -> bool:
     """Return whether somebody is reading a partition; AMQPLinkError if it cannot be read."""
     try:
-        link = await open_link(client, partition)
+        async with aclosing(await open_link(client, partition)):
+            return False
     except AMQPLinkError as error:
         if error.condition not in IN_USE:
             raise
-        return True
-    await link.close()
-    return False
+    return True
 
 
 async def peek(
@@ -132,10 +132,11 @@ async def peek(
     """
     last, bodies = partition["last_enqueued_sequence_number"], list[bytes]()
     number = max(partition["beginning_sequence_number"], last - count + 1)
-    link: Link | None = None
     try:
-        async with asyncio.timeout(seconds):
-            link = await open_link(client, partition["id"], number, inclusive=True)
+        async with (
+            asyncio.timeout(seconds),
+            aclosing(await open_link(client, partition["id"], number, inclusive=True)) as link,
+        ):
             while len(bodies) < count and number <= last:
                 await link.read(seconds)
                 for message in link.take():
@@ -147,7 +148,4 @@ async def peek(
         if error.condition not in IN_USE:
             raise
         return bodies or None
-    finally:
-        if link:
-            await link.close()
     return bodies

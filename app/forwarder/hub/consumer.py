@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from forwarder import log
@@ -39,37 +40,33 @@ _WAITING: Final = 5  # rounds per interval while other replicas have to release 
 _JITTER: Final = random.SystemRandom()
 
 
+@dataclass(eq=False)
 class Consumer:
     """Owns this replica's share of the partitions, and opens a reader for each."""
 
-    def __init__(
-        self,
-        delivery: DeliveryContext,
-        hub: HubMonitor,
-        store: GenerationStore,
-        checkpoints: Checkpoints,
-        credential: Any,
-    ) -> None:
+    _delivery: DeliveryContext
+    _hub: HubMonitor
+    _store: GenerationStore
+    _checkpoints: Checkpoints
+    _credential: Any
+    stopping: bool = False
+    """Whether no more messages are received."""
+
+    def __post_init__(self) -> None:
+        delivery, hub, checkpoints = self._delivery, self._hub, self._checkpoints
         settings = self._settings = delivery.settings
-        self._hub = hub
-        self._store = store
-        self._checkpoints = checkpoints
-        self._credential = credential
-        self._client = connect(settings, credential)
+        self._client = connect(settings, self._credential)
         self._scope = scope_of(settings)
         self._interval = settings.load_balancing_interval
         self._drain = min(_DRAIN, _DRAIN_PART * settings.ownership_expiry)
         patience = max(_PATIENCE * self._interval, 2 * _DRAIN)
-        self._balancer = Balancer(store, self._scope, patience, settings.ownership_expiry)
-        self._ending: set[asyncio.Task[None]] = set()
-        self._known: set[str] = set()  # partitions at the last check
-        self._lock = asyncio.Lock()  # one round, or the closing of partitions, at a time
+        self._balancer = Balancer(self._store, self._scope, patience, settings.ownership_expiry)
+        self._ended: dict[str, str] = {}  # partitions to close in the next round, and why
+        self._lock = asyncio.Lock()  # a round and the last closing do not overlap
         self._wake = asyncio.Event()
         self._repeated = log.RateLimited()
         self._reopening = True
-        self.stopping = False
-        """Whether no more messages are received."""
-        self._order = Order(hub, store, self._on_recreated, self._on_end)
+        self._order = Order(hub, self._store, self._on_recreated, self._on_end)
         self._handler = MessageHandler(delivery, checkpoints.quarantine, self._order)
         self.owned = OwnedPartitions(delivery, hub, checkpoints, self._handler.handle, self._on_end)
         self.partitions = self.owned.partitions
@@ -82,6 +79,8 @@ class Consumer:
         self._handler.begin()
         while not self.stopping:
             async with self._lock:
+                while self._ended:
+                    await self.owned.close(*self._ended.popitem())
                 if self._reopening:
                     await self._connect()
                 waiting = await self._balance()
@@ -98,13 +97,8 @@ class Consumer:
 
     def check(self) -> None:
         """Compare the hub, just polled, with what is being read."""
-        if self._reopening:
-            return
-        self._order.check(self.partitions)
-        if self._known < self._hub.last.keys():  # guard: added-partitions
-            log.info("partitions added", partitions=len(self._hub.last))
-            self._wake.set()
-        self._known = set(self._hub.last)
+        if not self._reopening:
+            self._order.check(self.partitions)
 
     def stop(self) -> None:
         """Receive no more messages."""
@@ -126,7 +120,6 @@ class Consumer:
         await self._client.close()
         self._client = connect(self._settings, self._credential)
         self._order.begin()
-        self._known = set(self._hub.last)
         self._reopening = False
 
     async def _balance(self) -> bool:
@@ -165,13 +158,12 @@ class Consumer:
                 claim = await self.owned.claim(number)
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
-                continue
             except ForwarderError as error:  # the hub did not tell where StartPosition is
                 self._hub.outage.note("receiving failed", partition=number, reason=str(error))
-                continue
-            if self.stopping:
-                return
-            self.owned.open(claim, self._client)
+            else:
+                if self.stopping:
+                    return
+                self.owned.open(claim, self._client)
 
     async def _give_up(self, number: str, reason: str, drain: float = 0) -> None:
         await self.owned.close(number, reason, drain)
@@ -185,14 +177,7 @@ class Consumer:
         self.reopen()
 
     def _on_end(self, number: str, reason: str) -> None:
-        """Close a partition that another reader took, or that has to start somewhere else."""
-
-        async def end() -> None:
-            async with self._lock:
-                await self.owned.close(number, reason)
-                if reason != "OWNERSHIP_LOST":  # then the next round claims it again
-                    self._wake.set()
-
-        task = asyncio.create_task(end())
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        """Have a partition closed that another reader took, or that has to start elsewhere."""
+        self._ended[number] = reason
+        if reason != "OWNERSHIP_LOST":  # or both readers would take it from each other at once
+            self._wake.set()

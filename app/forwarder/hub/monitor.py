@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -54,7 +55,7 @@ class HubMonitor:
         self._quiet, self._hourly = log.RateLimited(3600), log.RateLimited(3600)
         self._lock = asyncio.Lock()
         self._start = _start_position(settings)
-        self._latest: dict[str, tuple[int, str]] | None = None
+        self._latest: dict[str, tuple[int, str]] = {}
         """Sequence number and offset of each partition's last message at the first poll."""
         self.outage = Outage("hub does not answer", "hub answers")
         self.outage.begin("it has not answered yet")
@@ -114,7 +115,7 @@ class HubMonitor:
         """
         number, offset = self.first[partition] - 1, "-1"
         if self._start == "latest":
-            number, offset = (self._latest or {}).get(partition, (-1, "-1"))
+            number, offset = self._latest.get(partition, (-1, "-1"))
         elif isinstance(self._start, datetime):
             try:
                 async with asyncio.timeout(_TIMEOUT):
@@ -141,12 +142,10 @@ class HubMonitor:
         """Return the first message after an instant, or at a sequence number."""
         inclusive = isinstance(position, int)
         link = await open_link(self._client, partition, position, inclusive=inclusive, owner=True)
-        try:
+        async with aclosing(link):
             while not (messages := link.take()):
                 await link.read(_TIMEOUT)
             return messages[0]
-        finally:
-            await link.close()
 
     async def _partition(self, number: str) -> _Partition:
         read = await self._management.read("com.microsoft:partition", partition=number)
@@ -186,10 +185,12 @@ class HubMonitor:
         return arrived
 
     def _update(self, created: float, partitions: Sequence[_Partition]) -> None:
-        self.last = {p.number: p.last for p in partitions}
-        self.first = {p.number: p.begin for p in partitions}
-        if self._latest is None:
+        last = {p.number: p.last for p in partitions}
+        if not self.answered.is_set():
             self._latest = {p.number: (p.last, p.last_offset) for p in partitions}
         elif created != self.created:
             self._latest = {}  # all messages of a new hub came after the first poll
-        self.created = created
+        elif self.last.keys() < last.keys():  # guard: added-partitions
+            log.info("partitions added", partitions=len(last))
+        self.first = {p.number: p.begin for p in partitions}
+        self.last, self.created = last, created

@@ -36,17 +36,14 @@ class Order:
     _on_recreated: Callable[[], None]  # opens everything again
     _on_end: Callable[[str, str], None]  # opens a partition again
     _reached: dict[Partition, int] = field(default_factory=dict)  # numbers, at the last check
-    _recreated: bool = False
 
     def begin(self) -> None:
         """Read the present hub: from now on, another creation time means another hub."""
         self._store.created = self._hub.created
-        self._recreated = False
 
     def check(self, partitions: Mapping[str, Partition]) -> None:
         """Compare the hub, just polled, with what is being read."""
-        self._check_generation()
-        if self._recreated:
+        if self._is_recreated():
             return
         for partition, reached in self._reached.items():
             number, last = partition.number, self._hub.last.get(partition.number, reached)
@@ -79,20 +76,21 @@ class Order:
         while self._hub.outage.reason:
             await asyncio.sleep(_PAUSE)
             await self._hub.poll()
-        self._check_generation()
-        if self._recreated:
+        if self._is_recreated():
             return None
         if not newest and number <= last:
             self._mark_stale(partition)
             raise EndError(STALE)
         return message if number > last else None
 
-    def _check_generation(self) -> None:
+    def _is_recreated(self) -> bool:
+        """Return whether this is another hub than the one that is read; then all is reopened."""
         # guard: recreated-hub
-        if self._hub.created != self._store.created and not self._recreated:
-            self._recreated = True
+        if self._hub.created != self._store.created:
             self._store.log_recreated(self._hub.created)
             self._on_recreated()
+            return True
+        return False
 
     def _mark_stale(self, partition: Partition) -> None:
         """Note that the partition's checkpoint is of another hub: StartPosition applies."""

@@ -75,16 +75,16 @@ class OwnedPartitions:
 
     async def close(self, number: str, reason: str, drain: float = 0) -> None:
         """Stop receiving, wait `drain` seconds for messages in flight, write a last checkpoint."""
-        partition, reader = self.partitions.pop(number, None), self.readers.pop(number, None)
+        if number not in self.partitions:
+            return
+        partition, reader = self.partitions.pop(number), self.readers.pop(number)
         if reason == "OWNERSHIP_LOST":
             self._delivery.metrics.losses.labels(number).inc()
-        if reader:
-            await reader.stop()
-        if partition:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(drain):
-                    await partition.drain()  # guard: drain-before-release
-            self._closed = {p for p in self._closed if p.watermark.oldest} | {partition}
+        await reader.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain):
+                await partition.drain()  # guard: drain-before-release
+        self._closed = {p for p in self._closed if p.watermark.oldest} | {partition}
         if claim := await self._checkpoints.release(number):
             log.info(
                 "partition given up",

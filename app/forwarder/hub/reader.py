@@ -92,13 +92,10 @@ class Reader:
         """Read once the previous task has ended."""
         if previous:
             await asyncio.wait([previous], timeout=_STOPPING)
-        try:
-            await self._read()
-        except EndError as end:
-            self._on_end(self._partition.number, str(end))
+        self._on_end(self._partition.number, await self._read())
 
-    async def _read(self) -> None:
-        """Read over one link after the other; EndError if the partition cannot be read further."""
+    async def _read(self) -> str:
+        """Read over one link after the other; return why the partition cannot be read further."""
         failures, number = 0, self._partition.number
         while True:
             link: Link | None = None
@@ -118,16 +115,16 @@ class Reader:
                 if error.condition == ErrorCondition.LinkStolen:
                     if not stable:  # the other reader is no replica: its epoch is higher
                         self._fail(error)
-                    raise EndError("OWNERSHIP_LOST") from None
+                    return "OWNERSHIP_LOST"
                 if not self._replace_position(error):
                     self._fail(error)
-            except EndError:
-                raise
+            except EndError as end:
+                return str(end)
             except Exception as error:  # noqa: BLE001 - whatever the client raises
                 self._fail(error)
             finally:
                 if link:
-                    await link.close()
+                    await link.aclose()
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1
 

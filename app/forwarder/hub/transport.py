@@ -125,7 +125,7 @@ class Link:
         taken, self._messages, self._size = self._messages, deque(), 0
         return taken
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Detach and close the connection, whether the hub answers or not."""
         if self._buffer:
             self._buffer.release(self._reserved + sum(m.reserved for m in self.take()))
@@ -179,31 +179,25 @@ class Management:
 
     async def _read(self, kind: str, where: dict[str, str]) -> dict[bytes, Any]:
         client, sdk = self._client, self._client._amqp_transport
-        try:
-            if self._amqp is None:
-                self._auth = await client._create_auth_async()
-                self._amqp = sdk.create_mgmt_client(
-                    client._address, mgmt_auth=self._auth, config=client._config
-                )
-                await self._amqp.open_async()
-                while not await self._amqp.client_ready_async():
-                    pass
-            token = (await self._auth.get_token()).token
-            request = {"name": client.eventhub_name, **where, "security_token": token}
-            status, description, response = await sdk.mgmt_client_request_async(
-                self._amqp,
-                sdk.build_message(application_properties=request),
-                operation=b"READ",
-                operation_type=kind.encode(),
-                status_code_field=b"status-code",
-                description_fields=b"status-description",
+        if self._amqp is None:
+            self._auth = await client._create_auth_async()
+            self._amqp = sdk.create_mgmt_client(
+                client._address, mgmt_auth=self._auth, config=client._config
             )
-            if int(status) >= _ERROR:
-                text = description.decode() if isinstance(description, bytes) else description
-                raise sdk.get_error(int(status), text)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            raise await sdk._handle_exception_async(error, client, is_consumer=True) from error
+            await self._amqp.open_async()
+            while not await self._amqp.client_ready_async():
+                pass
+        token = (await self._auth.get_token()).token
+        request = {"name": client.eventhub_name, **where, "security_token": token}
+        status, description, response = await self._amqp.mgmt_request_async(
+            sdk.build_message(application_properties=request),
+            operation="READ",
+            operation_type=kind,
+            status_code_field=b"status-code",
+            description_fields=b"status-description",
+        )
+        if int(status) >= _ERROR:
+            text = description.decode() if isinstance(description, bytes) else description
+            raise sdk.get_error(int(status), text)
         properties: dict[bytes, Any] = response.value
         return properties
