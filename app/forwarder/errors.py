@@ -47,9 +47,7 @@ class RetryableError(ForwarderError):
     `reason` is the label of the metric, `after` the delay in seconds that the sink asked for.
     """
 
-    def __init__(
-        self, what: str, *, reason: str, after: float | None = None, remedy: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, reason: str, after: float = 0.0, remedy: str = "") -> None:
         super().__init__(f"{what}; {remedy}" if remedy else what)
         self.what = what
         self.remedy = remedy

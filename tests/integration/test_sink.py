@@ -64,7 +64,7 @@ def test_each_status_has_one_meaning() -> None:
     meanings: dict[type[Exception] | None, set[int]] = {}
     for status in range(200, 600):
         try:
-            classify(status, b"", None)
+            classify(status, b"", "")
         except (Rejected, RetryableError) as error:
             meanings.setdefault(type(error), set()).add(status)
         else:

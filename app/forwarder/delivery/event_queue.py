@@ -1,8 +1,7 @@
-"""The queue of one partition's events; lists for the sink are taken from it."""
+"""Takes lists for the sink from the queue of one partition's events."""
 
 from collections import deque
-from collections.abc import Iterable
-from itertools import islice, repeat
+from itertools import islice
 
 from forwarder.audit.envelope import Event
 from forwarder.delivery.watermark import Message
@@ -12,35 +11,18 @@ Queued = tuple[Event, Message]
 """An event and the message that it came in."""
 
 
-class EventQueue:
-    """Events in the order of the hub."""
+def next_list(queue: deque[Queued], max_events: int, max_bytes: int) -> list[Queued]:
+    """Remove the events of the next POST from a queue that is not empty.
 
-    def __init__(self, max_events: int, max_bytes: int) -> None:
-        self._max_events = max_events
-        self._max_bytes = max_bytes
-        self._alone_bytes = max_bytes // 4
-        self._events: deque[Queued] = deque()
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    def extend(self, events: Iterable[Event], message: Message) -> None:
-        """Append the events of a message."""
-        self._events.extend(zip(events, repeat(message)))
-
-    def next_list(self, max_events: int) -> list[Queued]:
-        """Take the events of the next POST, `max_events` at most.
-
-        A deeply nested or large event is posted alone, so that a sink that cannot handle it loses
-        no other: Falco answers 200 before it parses the body, and drops all of it when its parser
-        gives up at 300 levels.
-        """
-        size, count = LIST_OVERHEAD, 0
-        for event, _ in islice(self._events, min(max_events, self._max_events)):
-            length = len(event.body)
-            size += length + 1
-            if length > self._alone_bytes or event.post_alone or size > self._max_bytes:
-                count = count or 1
-                break
-            count += 1
-        return [self._events.popleft() for _ in range(count)]
+    A deeply nested event, or one larger than a quarter of `max_bytes`, is posted alone, so that a
+    sink that cannot handle it loses no other.
+    """
+    size, count, alone = LIST_OVERHEAD, 0, max_bytes // 4
+    for event, _ in islice(queue, max_events):
+        length = len(event.body)
+        size += length + 1
+        if length > alone or event.post_alone or size > max_bytes:
+            count = count or 1
+            break
+        count += 1
+    return [queue.popleft() for _ in range(count)]

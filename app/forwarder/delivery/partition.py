@@ -1,6 +1,6 @@
 """Delivery of one partition: messages in, lists out, acknowledgements back.
 
-    events:          submit -> EventQueue -> worker -> Sink.post -> Watermark.acknowledge
+    events:          submit -> queue -> worker -> Sink.post -> Watermark.acknowledge
     unusable records: submit -> DeadLetterSink.dead_letter -> Watermark.acknowledge
 
 Up to WebSinkConcurrency workers take lists from the queue; one worker preserves the order of the
@@ -13,10 +13,11 @@ the dead-letter sink. When the buffer is full, the consumer stops reading.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, Final, Protocol
 
@@ -25,7 +26,7 @@ from forwarder.audit.envelope import Unpacked, Unusable
 from forwarder.config.settings import Settings
 from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.delivery.event_queue import EventQueue, Queued
+from forwarder.delivery.event_queue import Queued, next_list
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, FaultError, OversizedError, Rejected
 from forwarder.metrics import Metrics, PartitionMetrics
@@ -75,9 +76,8 @@ class Partition:
         self._context = context
         self._sink = context.sink
         self._buffer = context.buffer
-        settings = context.settings
-        self._concurrency = settings.web_sink_concurrency
-        self._queue = EventQueue(settings.web_sink_max_events, settings.web_sink_max_bytes)
+        self._concurrency = context.settings.web_sink_concurrency
+        self._queue: deque[Queued] = deque()
         self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -99,7 +99,7 @@ class Partition:
         self._buffer.charge(message.charged - message.size)
         self.watermark.track(message, message.buffered)
         message.release(0, self._buffer)  # all of it, if there are no records
-        self._queue.extend(unpacked.events, message)
+        self._queue.extend(zip(unpacked.events, repeat(message)))
         if unpacked.unusable:
             self._spawn(self._dead_letter(message, unpacked.unusable))
 
@@ -120,9 +120,11 @@ class Partition:
             task.cancel()
 
     async def _worker(self) -> None:
+        settings, concurrency = self._context.settings, self._sink.concurrency
         try:
             while self._queue:
-                events = self._queue.next_list(self._sink.concurrency.max_events)
+                most = min(concurrency.max_events, settings.web_sink_max_events)
+                events = next_list(self._queue, most, settings.web_sink_max_bytes)
                 await self._deliver(events, self._sink.post)
         finally:
             self._workers -= 1

@@ -141,12 +141,10 @@ class Sink:
             response, content = await self._send(body)
         except TimeoutError:
             self._metrics.posts.labels("error").inc()
-            limit = f"{self._settings.web_sink_timeout:g}"  # guard: timeout-is-retried
-            raise RetryableError(
-                f"no answer in {limit} s",
-                reason="timeout",
-                remedy="is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL",
-            ) from None
+            what = f"no answer in {self._settings.web_sink_timeout:g} s"
+            remedy = "is it overloaded, or the wrong port? see WebSinkTimeout, WebSinkURL"
+            # guard: timeout-is-retried
+            raise RetryableError(what, reason="timeout", remedy=remedy) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._metrics.posts.labels("error").inc()
             diagnosis = causes.of_sink(error, self._settings)
@@ -160,7 +158,7 @@ class Sink:
         log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
-        classify(status, content, response.headers.get("Retry-After"))
+        classify(status, content, response.headers.get("Retry-After", ""))
         if is_html(response.content_type, content) and not self.html_logged:
             self.html_logged = True
             why = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"
@@ -186,11 +184,11 @@ class Sink:
 
     def _failed(self, slot: Slot, error: RetryableError) -> None:
         self._metrics.retries.labels(error.reason).inc()
-        wait = error.after or 0.0
-        self.concurrency.failed(slot, timed_out=error.reason == "timeout", retry_after=wait)
+        timed_out = error.reason == "timeout"
+        self.concurrency.failed(slot, timed_out=timed_out, retry_after=error.after)
         self._failures += 1
         misconfigured = isinstance(error, MisconfiguredError)
-        if misconfigured or wait > MAX_BACKOFF or self._failures >= _FAILURES_TO_BE_DOWN:
+        if misconfigured or error.after > MAX_BACKOFF or self._failures >= _FAILURES_TO_BE_DOWN:
             self.outage.fail(str(error), url=self._log_url)
 
     def _accepted(self, slot: Slot) -> None:

@@ -89,7 +89,7 @@ def answer(data: bytes) -> None:
     try:
         classify(status, body, header.decode("utf-8", "surrogateescape"))
     except RetryableError as error:
-        after, said = error.after or after, str(error)
+        after, said = error.after, str(error)
     except Rejected as error:
         said = str(error)
     assert bool(said) == (status not in range(200, 300))
