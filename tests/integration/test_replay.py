@@ -56,8 +56,8 @@ async def dead_letters(state: Path, bodies: Sequence[bytes], most: int = 10**6) 
     """Keep dead letters as the forwarder does, in files of a tenth of `most`."""
     store = DeadLetterFiles(state / "deadletters", most)
     records = [Record.of("3", n, Unusable(body, "because")) for n, body in enumerate(bodies)]
-    for name, lines in batches(records, store.max_batch):
-        await store.put(name, lines)
+    for name, data in batches(records, store.max_batch):
+        await store.put(name, data)
 
 
 def files(state: Path) -> list[Path]:
@@ -274,8 +274,8 @@ async def test_discard_removes_what_can_never_be_accepted(webhook: Webhook, tmp_
     store = DeadLetterFiles(tmp_path / "deadletters", 10**6)
     found = [Record.of("3", n, Unusable(b"x\x9b", f"cut off: {n} lost")) for n in range(3)]
     found.append(Record.of("3", 3, Unusable(b"other", "refused by the sink: 400")))
-    for name, lines in batches(found, 10**6):
-        await store.put(name, lines)
+    for name, data in batches(found, 10**6):
+        await store.put(name, data)
     variables = settings(webhook, tmp_path)
     before = kept(tmp_path)
     status, said = await replay(variables, "--show", "--reason", "cut off")
@@ -355,8 +355,8 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
         await client.create_container()
         blobs = DeadLetterBlobs(client)
         for start in range(0, 60, 5):
-            for name, lines in batches(records[start : start + 5], 10**6):
-                await blobs.put(name, lines)
+            for name, data in batches(records[start : start + 5], 10**6):
+                await blobs.put(name, data)
         await client.upload_blob("other/deadletters/checkpoint/0", b"")
         status, said = await replay(variables, "--dry-run")
         assert (status, webhook.total, len(await blobs.sizes())) == (0, 0, 12), said
@@ -381,7 +381,7 @@ async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
     async with azurite() as store, container(store) as client:
         await client.create_container()
         one, two = DeadLetterBlobs(client), DeadLetterBlobs(client)
-        await one.put("name.jsonl", [b"line\n"])
+        await one.put("name.jsonl", b"line\n")
         await one.read("name.jsonl")
         await two.read("name.jsonl")
         await two.replace("name.jsonl", b"rest\n")

@@ -26,9 +26,9 @@ class DeadLetterBlobs:
         self._container = container
         self._etags: dict[str, str] = {}
 
-    async def put(self, name: str, lines: list[bytes]) -> int:
+    async def put(self, name: str, data: bytes) -> int:
         """Write a blob; returns 0, because no older records are dropped for it."""
-        await self._container.upload_blob(_PREFIX + name, b"".join(lines), overwrite=True)
+        await self._container.upload_blob(_PREFIX + name, data, overwrite=True)
         return 0
 
     async def sizes(self) -> dict[str, int]:

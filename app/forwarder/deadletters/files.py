@@ -38,9 +38,15 @@ class DeadLetterFiles:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._adopt_files()
 
-    async def put(self, name: str, lines: list[bytes]) -> int:
+    async def put(self, name: str, data: bytes) -> int:
         """Write a file; return how many records were dropped: older ones, or all if too large."""
-        return await asyncio.to_thread(self._put, name, lines)
+        if len(data) > self._max_bytes:
+            records = data.count(b"\n")
+            _log_dropped(records, bytes=len(data))
+            return records
+        dropped = await asyncio.to_thread(self._make_room, len(data))
+        await asyncio.to_thread(self._write, name, data)
+        return dropped
 
     async def sizes(self) -> dict[str, int]:
         """Return the sizes of the files in bytes, by name, oldest first."""
@@ -61,15 +67,6 @@ class DeadLetterFiles:
             await asyncio.to_thread(self._write, name, rest)
         else:
             (self._directory / name).unlink(missing_ok=True)
-
-    def _put(self, name: str, lines: list[bytes]) -> int:
-        data = b"".join(lines)
-        if len(data) > self._max_bytes:
-            _log_dropped(len(lines), bytes=len(data))
-            return len(lines)
-        dropped = self._make_room(len(data))
-        self._write(name, data)
-        return dropped
 
     def _make_room(self, size: int) -> int:
         """Drop files until this many bytes fit; return the number of records dropped."""

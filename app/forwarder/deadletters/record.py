@@ -72,7 +72,7 @@ def parse(lines: bytes) -> Iterator[tuple[bytes, Record | None]]:
                 yield line, None
 
 
-def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[bytes]]]:
+def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, bytes]]:
     """Yield batches as names and lines; each has one reason class, and up to about `most` bytes.
 
     A name is `TIME-DIGEST-CLASS.jsonl`, with the time of the first record. It depends only on the
@@ -87,15 +87,14 @@ def batches(records: Iterable[Record], most: int) -> Iterator[tuple[str, list[by
         for record in members:
             line = record.line()
             if lines and size + len(line) > most:
-                yield _name(first, lines, name), lines
+                yield _batch(lines, first, name)
                 lines, size, first = [], 0, record.time
             lines.append(line)
             size += len(line)
-        yield _name(first, lines, name), lines
+        yield _batch(lines, first, name)
 
 
-def _name(time: datetime, lines: list[bytes], reason_class: str) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line)
-    return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest.hexdigest()[:16]}-{reason_class}.jsonl"
+def _batch(lines: list[bytes], time: datetime, reason_class: str) -> tuple[str, bytes]:
+    data = b"".join(lines)
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return f"{time:%Y%m%dT%H%M%S.%fZ}-{digest}-{reason_class}.jsonl", data

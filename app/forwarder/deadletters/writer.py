@@ -60,10 +60,9 @@ class DeadLetterWriter:
         """The number of evicted records. Their messages are read again at the next start."""
 
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
-        """Accept records of one message; the returned future is done when they are durable.
+        """Accept records of one message, as `DeadLetterSink` describes.
 
-        Its result is how many of them to count as `dropped`: as many as older records were dropped
-        for them, which are already counted as `dead_lettered`. EvictedError: there was no room.
+        As many count as dropped as older records, which are counted already, were dropped for them.
         """
         for kind, reason in {record.reason_class: record.reason for record in records}.items():
             self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
@@ -93,8 +92,8 @@ class DeadLetterWriter:
                 group.append(self._waiting.popleft())
             records = [record for entry in group for record in entry.records]
             dropped = 0
-            for name, lines in batches(records, self._store.max_batch):
-                dropped += await self._put(name, lines)
+            for name, data in batches(records, self._store.max_batch):
+                dropped += await self._put(name, data)
             self.outage.end()
             for entry in group:
                 dropped_here = min(dropped, len(entry.records))
@@ -107,11 +106,11 @@ class DeadLetterWriter:
             if self._bytes < self._store.max_batch:
                 await asyncio.sleep(self._pause)
 
-    async def _put(self, name: str, lines: list[bytes]) -> int:
+    async def _put(self, name: str, data: bytes) -> int:
         """Write a batch until it succeeds; return how many records were dropped for it."""
         pause = _MIN_PAUSE
         while True:
-            writing = asyncio.ensure_future(self._store.put(name, lines))
+            writing = asyncio.ensure_future(self._store.put(name, data))
             done, _ = await asyncio.wait([writing], timeout=_SLOW)
             try:
                 if not done:
