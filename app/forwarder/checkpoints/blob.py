@@ -42,22 +42,19 @@ class BlobCheckpointStore(CheckpointStore):
     async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
         """Return the ownerships, in local time. It is called first, so it creates the container."""
         scope = names or dict(zip(SCOPE, where, strict=True))
-        try:
-            return await self._owners(scope)
-        except ResourceNotFoundError:
-            with suppress(ResourceExistsError):  # another replica was faster
-                await self.container.create_container()
-            return await self._owners(scope)
-
-    async def _owners(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
-        dates: list[str] = []
         prefix = path(scope, "", "ownership")
+        dates: list[str] = []
         blobs = self.container.list_blobs(
-            name_starts_with=prefix,
+            prefix,
             include=["metadata"],
             raw_response_hook=lambda response: dates.append(response.http_response.headers["Date"]),
         )
-        found = [blob async for blob in blobs]
+        found = []
+        try:
+            found = [blob async for blob in blobs]
+        except ResourceNotFoundError:
+            with suppress(ResourceExistsError):  # another replica was faster
+                await self.container.create_container()
         # guard: ownership-age-by-store-clock
         ahead = self._ahead = time.time() - parsedate_to_datetime(dates[-1]).timestamp()
         return [

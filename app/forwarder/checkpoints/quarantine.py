@@ -57,11 +57,8 @@ class Quarantine:
         self.one_by_one = bool(stuck) or any(count < _DEATHS for count in deaths.values())
         """Whether messages are to be processed one by one."""
         if self.one_by_one:
-            log.error(
-                "the process died again and again, messages are processed one by one",
-                partitions=stuck,
-                suspects=deaths,
-            )
+            text = "the process died again and again, messages are processed one by one"
+            log.error(text, partitions=stuck, suspects=deaths)
 
     def claimed(self, partition: str, checkpoint: int | None) -> None:
         """Note a start at this checkpoint."""
@@ -77,14 +74,12 @@ class Quarantine:
 
     def passed(self, partition: str, sequence_number: int) -> None:
         """Note progress: a checkpoint was written at this sequence number."""
-        changed = self._notes.starts.pop(partition, None) is not None
+        self.left(partition)
         for name in list(self._notes.deaths):
             where, number, _ = name.split("/")
             if where == partition and int(number) <= sequence_number:
                 del self._notes.deaths[name]
-                changed = True
-        if changed:
-            self._note()
+                self._note()
 
     def is_quarantined(self, partition: str, message: Message) -> bool:
         """Return whether the process died of this message three times."""
@@ -129,10 +124,8 @@ class Quarantine:
             finally:
                 os.close(file)
         except OSError as error:
-            self._repeated.error(
-                "starts cannot be counted, a message that kills the process is not identified",
-                reason=log.describe(error),
-            )
+            text = "starts cannot be counted, a message that kills the process is not identified"
+            self._repeated.error(text, reason=log.describe(error))
 
 
 def _name(partition: str, message: Message) -> str:

@@ -98,7 +98,7 @@ class EmbeddedCheckpointStore(CheckpointStore):
         checkpoints = []
         for key, value in await asyncio.to_thread(self._execute, statement, prefix):
             try:
-                checkpoints.append(decode(key, value)[0])
+                checkpoints.append(decode(key, value))
             except UNUSABLE as error:
                 reason = log.describe(error)
                 log.error("checkpoint unusable, it is ignored", key=key, reason=reason)
@@ -127,8 +127,8 @@ def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
     return key, json.dumps({**checkpoint, "checksum": _checksum(key, checkpoint)})
 
 
-def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
-    """Return a row's checkpoint, and whether it has a checksum; an UNUSABLE error if damaged."""
+def decode(key: str, value: str) -> dict[str, Any]:
+    """Return a row's checkpoint; an UNUSABLE error if it is damaged."""
     entry = json.loads(value)
     if not isinstance(entry, dict):
         raise TypeError("it is not an object")
@@ -138,7 +138,7 @@ def decode(key: str, value: str) -> tuple[dict[str, Any], bool]:
     if entry["sequence_number"] is None or (checksum is None and entry["offset"] is None):
         raise ValueError("it has no position")
     validate(entry)
-    return entry, checksum is not None
+    return entry
 
 
 def _checksum(key: str, checkpoint: dict[str, Any]) -> int:
@@ -149,14 +149,15 @@ def _open(path: Path) -> sqlite3.Connection:
     """Open the file, and read all of it once to detect damage."""
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
-        database.text_factory = _text
+        database.text_factory = lambda value: value.decode(errors="replace")
         # The journal keeps its size, so that checkpoints can be written on a full disk.
         database.execute("PRAGMA journal_mode=PERSIST")
         problem = database.execute("PRAGMA integrity_check").fetchone()[0]
         if problem != "ok":
             raise sqlite3.DatabaseError(problem)
         database.execute(_TABLE)
-        if _tables(database) != ["checkpoint"]:
+        tables = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        if tables.fetchall() != [("checkpoint",)]:
             raise sqlite3.DatabaseError("its table has another name")
         database.execute("SELECT key, value FROM checkpoint LIMIT 1")
         database.execute(f"EXPLAIN {_WRITE}", ("", ""))  # does not write
@@ -175,21 +176,11 @@ def intact(path: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in _JSON.findall(path.read_bytes() if path.is_file() else b""):
         with suppress(*UNUSABLE):
-            entry = json.loads(text)
-            key = _key_of(entry)
-            entry, _ = decode(key, text.decode())
+            key = _key_of(json.loads(text))
+            entry = decode(key, text.decode())
             found[key] = max(found.get(key, entry), entry, key=_order)
     return list(found.values())
 
 
 def _order(entry: dict[str, Any]) -> tuple[float, int]:
     return entry.get("hub_created") or 0.0, entry["sequence_number"]
-
-
-def _tables(database: sqlite3.Connection) -> list[str]:
-    rows = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-    return [name for (name,) in rows]
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")

@@ -119,7 +119,7 @@ def checkpoint(data: bytes) -> None:
     found = []
     for row in value, f"{json.dumps(PLACE | {'sequence_number': 7, 'offset': '8'})[:-1]},{value}}}":
         with suppress(*sqlite.UNUSABLE):
-            found.append(sqlite.decode("n/h/g/0/", row)[0])
+            found.append(sqlite.decode("n/h/g/0/", row))
     blob = BlobProperties(name="n/h/g/checkpoint/0")
     blob.last_modified = datetime.now(UTC)
     blob.metadata = dict(zip(METADATA, value.split("\n"), strict=False))
