@@ -47,7 +47,7 @@ _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _TO_PARENTHESES: Final = bytes.maketrans(b"{[}]", b"(())")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'{[}]"'))
 # Not strict, to accept control characters in strings. int() refuses more than 4,300 digits.
-_scan: Final = json.JSONDecoder(parse_int=str, strict=False).raw_decode
+scan: Final = json.JSONDecoder(parse_int=str, strict=False).raw_decode
 
 
 class Record(Struct, gc=False):
@@ -66,7 +66,7 @@ class _Properties(Struct, gc=False):
 _decode_record: Final = msgspec.json.Decoder(Record).decode
 _decode_properties: Final = msgspec.json.Decoder(_Properties).decode
 _decode_list: Final = msgspec.json.Decoder(list[Raw]).decode
-_decode_text: Final = msgspec.json.Decoder(str).decode
+decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def list_in(message: bytes) -> memoryview:
@@ -110,9 +110,9 @@ def log_of(properties: bytes) -> str:
     """Return the log of a record; properties and log may each be an object or a string with one."""
     properties = replace_invalid(properties)
     if properties.startswith(b'"'):
-        properties = replace_invalid(_decode_text(escape_controls(properties)).encode())
+        properties = replace_invalid(decode_text(escape_controls(properties)).encode())
     log = bytes(_decode_properties(properties).log)
-    return _decode_text(escape_controls(log)) if log.startswith(b'"') else log.decode()
+    return decode_text(escape_controls(log)) if log.startswith(b'"') else log.decode()
 
 
 def categories(message: bytes) -> list[str]:
@@ -150,9 +150,7 @@ def has_other_category(body: bytes, categories: frozenset[str]) -> bool:
 
 def escape_controls(text: bytes) -> bytes:
     r"""Return JSON with the control characters in its strings escaped, as in \u0000."""
-    if not _CONTROL.search(text):
-        return text
-    return _STRING.sub(_escape, text)
+    return _STRING.sub(_escape, text) if _CONTROL.search(text) else text
 
 
 def replace_invalid(text: bytes) -> bytes:
@@ -206,7 +204,7 @@ def _object(text: str, start: int) -> tuple[dict[str, Any], int]:
     If it cannot be decoded, return {} and about how far it was read.
     """
     try:
-        return _scan(text, start)
+        return scan(text, start)
     except json.JSONDecodeError as error:
         return {}, error.pos
     except RecursionError:

@@ -34,22 +34,18 @@ _SPACE: Final = re.compile(r"[ \t\n\r]*")
 # A string without its closing quote, up to the last whole character or escape.
 _OPEN_STRING: Final = re.compile(r'"(?:[^"\\\0-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
 _ESCAPED: Final = len(r"\ud83d")
-_decode: Final = json.JSONDecoder(parse_int=str).raw_decode  # int() refuses over 4,300 digits
 _decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
-_decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 class _Parsed(NamedTuple):
     """The top-level fields of an event that precede the cut, with their values as written.
 
-    `uri` is the JSON of the requestURI up to the cut if that is where the cut is, and `rest` the
-    text after a whole event.
+    `uri` is the JSON of the requestURI up to the cut if that is where the cut is.
     """
 
     fields: dict[str, str]
     whole: bool = False
     uri: str = ""
-    rest: str = ""
 
 
 def is_rfc3339(stamp: str | None) -> bool:
@@ -71,8 +67,6 @@ def complete(log: str, time: str | None) -> str:
     """
     event = _parsed(records.escape_controls(log.encode()).decode().strip("\ufeff\0"))
     fields = event.fields
-    if event.rest:
-        raise UnusableError("JSON followed by other text")
     if lost := [name for name in ("auditID", "stage") if not fields.get(name, "").startswith('"')]:
         cause = "not an audit event" if event.whole else "cut off"
         raise UnusableError(f"{cause}: {', '.join(lost)} lost")
@@ -124,12 +118,12 @@ def _parsed(text: str) -> _Parsed:
     try:
         while text[at : at + 1] in ("{", ","):
             name = ""
-            name, at = _decode(text, _skip(text, at + 1))
+            name, at = records.scan(text, _skip(text, at + 1))
             colon = _skip(text, at)
             if text[colon : colon + 1] != ":" or not isinstance(name, str):
                 return cut_off
             start = _skip(text, colon + 1)
-            _, at = _decode(text, start)
+            _, at = records.scan(text, start)
             end, at = at, _skip(text, at)
             if text[end - 1].isdigit() and text[at : at + 1] not in (",", "}"):
                 return cut_off
@@ -139,9 +133,11 @@ def _parsed(text: str) -> _Parsed:
                 fields[name] = value.decode()
     except (ValueError, RecursionError):
         return _Parsed(fields, uri=_before_the_cut(text, start) if name == "requestURI" else "")
-    if text.startswith("}", at):
-        return _Parsed(fields, whole=True, rest=text[at + 1 :].strip())
-    return cut_off
+    if not text.startswith("}", at):
+        return cut_off
+    if text[at + 1 :].strip():
+        raise UnusableError("JSON followed by other text")
+    return _Parsed(fields, whole=True)
 
 
 def _before_the_cut(text: str, start: int) -> str:
@@ -157,15 +153,14 @@ def _before_the_cut(text: str, start: int) -> str:
 def _decoded(value: str) -> str | None:
     """Return the string that a JSON value is; None if it is not a string."""
     try:
-        return _decode_text(value)
+        return records.decode_text(value)
     except (msgspec.DecodeError, UnicodeError):
         return None
 
 
 def _skip(text: str, at: int) -> int:
     """Return the index of the next character that is not white space."""
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
 
 
 def _micro_time(fields: dict[str, str], time: str | None) -> str:

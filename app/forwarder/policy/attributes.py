@@ -10,15 +10,13 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct, field
 
-ON_TARGETS: Final = frozenset({"namespaces", "resources", "nonResourceURLs"})
-"""The fields of rules that depend on what a request is about."""
-ON_USERS: Final = frozenset({"users", "userGroups"})
+_ON_TARGETS: Final = frozenset({"namespaces", "resources", "nonResourceURLs"})  # fields of rules
+_ON_USERS: Final = frozenset({"users", "userGroups"})
 _WITH_OBJECT: Final = ("create", "update")  # verbs of requests that contain the whole object
 # Annotations and values of completed events, see audit/truncated.py.
 _TRUNCATED: Final = b'"audit.aks/truncated"'
 _MISSING: Final = b'"audit.aks/missing"'
 UNKNOWN: Final = "unknown"
-_NO_OBJECT: Final = Raw()
 
 
 class User(Struct, gc=False):
@@ -46,9 +44,9 @@ class RequiredFields(Struct, gc=False):
     verb: str
     user: Any
     stage_timestamp: str | None = field(default=None, name="stageTimestamp")
-    request_object: Raw = field(default=_NO_OBJECT, name="requestObject")
-    response_object: Raw = field(default=_NO_OBJECT, name="responseObject")
-    annotations: Raw = _NO_OBJECT
+    request_object: Raw = field(default=Raw(), name="requestObject")
+    response_object: Raw = field(default=Raw(), name="responseObject")
+    annotations: Raw = Raw()
 
 
 class EventFields(RequiredFields, gc=False, kw_only=True):
@@ -93,14 +91,14 @@ def lost(fields: EventFields, event: bytes) -> frozenset[str]:
     """Return the fields of rules that need what a completed event has lost."""
     missing: frozenset[str] = frozenset()
     if (fields.target is None or not fields.uri) and _TRUNCATED in event:
-        missing |= ON_TARGETS
+        missing |= _ON_TARGETS
     if UNKNOWN in (fields.verb, fields.user.username) and _MISSING in event:
         if fields.verb == UNKNOWN:
             missing |= {"verbs"}
         if fields.user.username == UNKNOWN:
-            missing |= ON_USERS
+            missing |= _ON_USERS
         if "?" not in fields.uri:  # cut off in the path
-            missing |= ON_TARGETS
+            missing |= _ON_TARGETS
     return missing
 
 

@@ -29,11 +29,6 @@ _MANY_GROUPS: Final = 100
 _NOTHING: Final = frozenset[str]()
 
 _Condition = Callable[[Request], bool]
-Outcome = tuple[bytes | None, tuple[str, str]]
-"""The edited event (None: drop it), the rule's number (or `none`, `unsure`), and the new level.
-
-The level is `unknown` if it is not one of audit.k8s.io/v1.
-"""
 
 
 class Decision(NamedTuple):
@@ -63,8 +58,12 @@ class Engine:
         )
         self._cached = lru_cache(_CACHED)(self._decide)
 
-    def apply(self, event: bytes, fields: EventFields) -> Outcome:
-        """Apply the first rule that matches; removed objects are also removed from `fields`."""
+    def apply(self, event: bytes, fields: EventFields) -> tuple[bytes | None, tuple[str, str]]:
+        """Apply the first rule that matches; return what it leaves (None: drop it), rule and level.
+
+        The rule is its number, `none` or `unsure`; the level is `unknown` if it is not one of
+        audit.k8s.io/v1. Removed objects are also removed from `fields`.
+        """
         request, response = fields.request_object, fields.response_object
         used, user = attributes(fields, self._used), fields.user
         missing = _NOTHING
@@ -93,7 +92,7 @@ class Engine:
         return left, (rule, label)
 
     def steps(
-        self, request: Request, lost: frozenset[str] = _NOTHING
+        self, request: Request, lost: frozenset[str]
     ) -> Iterator[tuple[Decision, str | None]]:
         """Yield each rule up to the first that matches, with the field that does not match.
 
@@ -101,13 +100,12 @@ class Engine:
         event has `lost`. Nothing is yielded after either.
         """
         for decision, conditions in self._rules:
-            failed = None
             for name, met in conditions.items():
                 if name not in lost and not met(request):
-                    failed = name
+                    failed: str | None = name
                     break
-            if failed is None and not lost.isdisjoint(conditions):
-                failed = UNSURE
+            else:
+                failed = None if lost.isdisjoint(conditions) else UNSURE
             yield decision, failed
             if failed in (None, UNSURE):
                 return
@@ -168,10 +166,8 @@ def _on_resources(listed: tuple[GroupResources, ...]) -> _Condition:
             return False
         resource, subresource = request.resource, request.subresource
         # `pods/*` also matches pods, contrary to the documentation of the field.
-        spellings = {"*", f"{resource}/*"}
-        spellings |= (
-            {f"{resource}/{subresource}", f"*/{subresource}"} if subresource else {resource}
-        )
+        own = {f"{resource}/{subresource}", f"*/{subresource}"} if subresource else {resource}
+        spellings = {"*", f"{resource}/*", *own}
         return any(
             not resources
             or ((not names or request.name in names) and not resources.isdisjoint(spellings))
