@@ -491,6 +491,45 @@ def test_the_pod_of_helm_test_passes_where_an_admission_policy_lets_the_forwarde
         assert container.get(key) == forwarder.get(key)
 
 
+# The initiatives "Kubernetes cluster pod security restricted standards" and "Deployment safeguards"
+# of Azure Policy. Unlike Kubernetes, the first requires runAsGroup, fsGroup and supplementalGroups.
+VOLUMES = {"configMap", "csi", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+
+
+def refusals(spec: dict[str, Any]) -> Iterator[str]:
+    """Yield what Azure Policy refuses of a pod."""
+    pod, (container,) = spec["securityContext"], spec["containers"]
+    own = container["securityContext"]
+    groups = [pod.get("runAsGroup"), pod.get("fsGroup"), *pod.get("supplementalGroups", [None])]
+    found = {
+        "user": pod["runAsNonRoot"] and pod["runAsUser"],
+        "groups": all(group and 1 <= group <= 65535 for group in groups),
+        "seccomp": pod["seccompProfile"] == {"type": "RuntimeDefault"},
+        "privileges": own["allowPrivilegeEscalation"] is False and "privileged" not in own,
+        "capabilities": own["capabilities"] == {"drop": ["ALL"]},
+        "root file system": own["readOnlyRootFilesystem"],
+        "host": not [key for key in spec if key.startswith("host") and key != "hostAliases"],
+        "host ports": not [port for port in container.get("ports", []) if "hostPort" in port],
+        "volumes": {key for one in spec.get("volumes", []) for key in one} <= {"name", *VOLUMES},
+        "probes": {"livenessProbe", "readinessProbe"} <= container.keys(),
+        "requests": {"cpu", "memory"} <= container["resources"]["requests"].keys(),
+        "tag": re.search(r":[^/]+$", container["image"]) and "latest" not in container["image"],
+        "token": spec["automountServiceAccountToken"] is False,
+    }
+    yield from (name for name, meets in found.items() if not meets)
+
+
+@value_files
+def test_azure_policy_admits_the_pods(values: Path) -> None:
+    manifests = chart.render("--values", values)
+    (check,) = chart.of_kind(manifests, "Pod")
+    (deployment,) = chart.of_kind(manifests, "Deployment")
+    for spec in (check["spec"], chart.pod(manifests)):
+        assert list(refusals(spec)) == []
+    several = deployment["spec"].get("replicas", 2) > 1
+    assert several == ("topologySpreadConstraints" in chart.pod(manifests))
+
+
 @pytest.mark.parametrize(
     ("release", "name"),
     [

@@ -134,6 +134,7 @@ DROPPED_0 = 'aks_audit_events_total{partition="0",outcome="dropped"}'
 LOST_0 = 'aks_audit_lost_messages_total{partition="0"}'
 OLDEST_0 = 'aks_audit_oldest_undelivered_seconds{partition="0"}'
 LAG_0 = 'aks_audit_lag_messages{partition="0"}'
+DOWN_FOR_FOUR = " stale _x3 {}"
 CASES = {
     "all is well": Case({}, {5: "", 60: "", 240: ""}),
     "always a little behind": Case(series("aks_audit_lag_messages", values="5x240"), {240: ""}),
@@ -152,6 +153,13 @@ CASES = {
         {DELIVERED_0: "0+220x60 13200x180", LAG_0: "0x60 0+10x180"},
         {74: "", 80: "PartitionStalled"},
     ),
+    "one partition does not move, and its pod is restarted": Case(
+        {DELIVERED_0: "0+220x60" + " 0x5 stale" * 26, LAG_0: "0x60" + " 10x5 stale" * 26},
+        {74: ""} | dict.fromkeys(range(84, 91), "PartitionStalled"),
+    ),
+    "a partition is claimed with much to deliver, and the webhook is slow": Case(
+        {DELIVERED_0: "_x60 0x3 220+220x180", LAG_0: "_x60 9x5 0x180"}, {62: "", 63: "", 64: ""}
+    ),
     "one partition does not move, for the webhook takes nothing": Case(
         {
             DELIVERED_0: "0+220x60 13200x180",
@@ -161,7 +169,10 @@ CASES = {
         {80: "SinkDown"},
     ),
     "behind by a quarter of the retention": Case(
-        {OLDEST_0: "0x60 21500x60 21700x120"}, {119: "", 123: "Behind"}
+        {OLDEST_0: "0x60 21500x60 21700x120"}, {119: "", 128: "Behind"}
+    ),
+    "behind at the first start, which reads what the hub has": Case(
+        {OLDEST_0: "_x60 86000x4 9x180"}, {62: "", 64: "", 70: ""}
     ),
     "behind, but the hub keeps more": Case(
         {OLDEST_0: "21700x240"}, {100: ""}, ("prometheusRule.retentionHours=168",)
@@ -248,6 +259,22 @@ CASES = {
     ),
     "restarts without end": Case(
         {"process_start_time_seconds": "100x60 3700+300x180"}, {62: "", 64: "Restarting"}
+    ),
+    "restarts every five minutes and runs for one": Case(
+        {
+            "aks_audit_build_info": "1x60" + DOWN_FOR_FOUR.format(1) * 36,
+            "process_start_time_seconds": "100x60"
+            + "".join(DOWN_FOR_FOUR.format(3900 + 300 * count) for count in range(36)),
+        },
+        {64: ""} | dict.fromkeys(range(80, 86), "Restarting"),
+    ),
+    "a pod that restarted is replaced": Case(
+        {
+            "aks_audit_build_info": "1x64 stale",
+            'aks_audit_build_info{pod="b",instance="b"}': "_x64 1x180",
+            "process_start_time_seconds": "100x60 3700+300x4 stale",
+        },
+        {64: "Restarting", 76: ""},
     ),
 }
 
