@@ -139,7 +139,7 @@ without any of its kinds. A list: the root, the kind, the value that asks for it
 {{- define "aks-audit.endpoint" -}}
 {{- range $key := list "interval" "scrapeTimeout" "relabelings" "metricRelabelings" }}
 {{- with get $ $key }}
-{{ $key }}: {{ kindIs "string" . | ternary . (toYaml . | nindent 2) }}
+{{ $key }}: {{- kindIs "string" . | ternary (print " " .) (toYaml . | nindent 2) }}
 {{- end }}
 {{- end }}
 {{- end }}

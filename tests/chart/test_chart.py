@@ -292,6 +292,7 @@ def test_a_policy_that_is_explained_can_be_installed_as_it_is(tmp_path: Path) ->
 def test_an_unchanged_render_is_the_same_byte_for_byte(values: Path) -> None:
     once, again = (chart.template("--values", values) for _ in range(2))
     assert once == again
+    assert not re.search(r"[ \t]$", once, re.MULTILINE)
 
 
 NAMES = {

@@ -240,6 +240,8 @@ def test_examples_for_argo_cd_and_flux_set_values_of_the_chart(tmp_path: Path) -
         assert container["image"] == f"registry.example.com/aks-audit:{__version__}"
     paths = application["source"]["path"], release["chart"]["spec"]["chart"]
     assert {(ROOT / path).resolve() for path in paths} == {chart.CHART}
+    assert release["install"]["disableWait"]
+    assert release["upgrade"]["disableWait"]
     source = release["chart"]["spec"]["sourceRef"]
     assert source == {"kind": "GitRepository", "name": objects["GitRepository"]["metadata"]["name"]}
 
