@@ -350,15 +350,18 @@ def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
         if item and item["metadata"]["name"] == "aks-audit-rule-group"
     )
     template = json.loads(data["template.json"])
-    assert template["parameters"].keys() == {"workspaceId", "clusterName"}
+    assert template["parameters"].keys() == {"workspaceId", "clusterName", "actionGroupId"}
     (group,) = template["resources"]
-    assert group["name"] == "a-aks-audit"
+    # Clusters may share a resource group, and a deployment replaces what it does not have.
+    assert group["name"] == "[concat('a-aks-audit-', parameters('clusterName'))]"
+    assert "parameters('actionGroupId')" in template["variables"]["actions"]
     found = group["properties"]["rules"]
     assert len(found) <= 20
     assert [one["alert"] for one in found] == [one["alert"] for one in rules()]
     for one in found:
         assert one["expression"]
         assert re.fullmatch(r"PT\d+[MH]", one["for"])
+        assert one["actions"] == "[variables('actions')]"
         assert one["severity"] == {"critical": 1, "warning": 2}[one["labels"]["severity"]]
 
 

@@ -18,7 +18,10 @@ from support.documents import PAGES, page, prose
 
 AZURE = page("azure.md")
 AZ = ROOT / ".bin" / "az" / "bin" / "python"
-_OTHERS = "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\nMIRROR=a\nWORKSPACE_ID=/a\n"
+_OTHERS = (
+    "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\nMIRROR=a\n"
+    "WORKSPACE_ID=/a\nACTION_GROUP_ID=/b\n"
+)
 """Names that blocks beside the way through Azure use too."""
 _LONGEST = 300  # seconds; the first command of a group has its modules compiled
 # Stands for az, kubectl and helm while the documented programs run: notes with which arguments each
