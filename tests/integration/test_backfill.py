@@ -136,9 +136,10 @@ async def test_the_policy_applies_and_what_is_refused_is_counted(
 async def test_it_reads_on_when_the_connection_breaks(env: Environment, sensor: Webhook) -> None:
     for message in events.messages(3000, per_message=10):
         env.hub.publish(0, message.body)
-    variables = env.settings(WebSinkURL=sensor.url)
+    variables = env.settings(WebSinkURL=sensor.url, ReceiveBufferBytes="65536")
     async with Forwarder(variables, "replay", "--hub", "--since", "1h") as command:
         await sensor.until(lambda: sensor.total > 100)
+        env.server.faults.refuse("put-token", 500, 1)
         env.server.faults.drop()
         assert await command.wait() == 0, command.stderr
     assert (len(sensor.taken), sensor.duplicates) == (3000, 0)

@@ -10,7 +10,7 @@ counted, because the forwarder has stored them as dead letters.
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from forwarder.hub.message import Received
 from forwarder.hub.transport import Link
 
 _WAIT: Final = 20.0  # seconds for the next message
-_ATTEMPTS: Final = 3  # to open a link, without a message in between
+_ATTEMPTS: Final = 3  # links in a row without a message
 _TICK: Final = timedelta(milliseconds=1)  # of the hub's clock; positions are exclusive
 _COUNTED: Final = ["messages", "events", "accepted", "refused", "filtered", "skipped", "unusable"]
 
@@ -83,23 +83,22 @@ class Backfill(Replay):
         wanted = not properties["is_empty"] and properties["last_enqueued_time_utc"] > self._after
         try:
             while wanted:
-                link = await self._open(client, number, position)
                 try:
-                    while wanted:
-                        await link.read(_WAIT)
-                        if not (messages := link.take()):
-                            raise TimeoutError
-                        while wanted and messages:
-                            received = messages.popleft()
-                            wanted = await self._submit(partition, received, last)
-                            position, failures = (received.sequence_number or 0) + 1, 0
-                        partition.dispatch()
+                    async with aclosing(await self._open(client, number, position)) as link:
+                        while wanted:
+                            await link.read(_WAIT)
+                            if not (messages := link.take()):
+                                raise TimeoutError
+                            while wanted and messages:
+                                received = messages.popleft()
+                                wanted = await self._submit(partition, received, last)
+                                position, failures = (received.sequence_number or 0) + 1, 0
+                            partition.dispatch()
                 except Exception:
                     failures += 1
                     if failures == _ATTEMPTS:
                         raise
-                finally:
-                    await link.aclose()
+                    await asyncio.sleep(failures)
             await partition.drain()
         finally:
             partition.cancel()

@@ -55,12 +55,25 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
     """Run `replay` with these arguments; True if everything that was selected was accepted."""
     if wrong := _contradiction(given):
         given.error(wrong)
+    work: Replay
     if given.hub:
         settings = replace(settings, consumer_group=given.consumer_group or settings.consumer_group)
         dry_run = given.action == "count"
-        return await _run(Backfill(settings, given.since, given.until, dry_run=dry_run), stop)
-    work = Repost(settings, given.since, given.reason, given.action)
-    return await _run(work, stop, quiet=given.action == "show")
+        work = Backfill(settings, given.since, given.until, dry_run=dry_run)
+    else:
+        work = Repost(settings, given.since, given.reason, given.action)
+    succeeded, failure = False, ""
+    try:
+        async with AsyncExitStack() as stack, work.sink, asyncio.TaskGroup() as group:
+            watch = group.create_task(_watch(work, stop))
+            succeeded = await work.run(stack)
+            watch.cancel()
+    except* (ForwarderError, AzureError, OSError) as errors:
+        failure = f"{log.describe(errors)}\n"
+    sys.stderr.write(failure)
+    counts = sys.stderr if given.action == "show" else sys.stdout
+    counts.write("".join(f"{line}\n" for line in work.report()))
+    return succeeded and not failure
 
 
 def _contradiction(given: argparse.Namespace) -> str:
@@ -75,21 +88,6 @@ def _contradiction(given: argparse.Namespace) -> str:
     if not given.since:
         return "--hub needs --since"
     return "--until is before --since" if given.until and given.until <= given.since else ""
-
-
-async def _run(work: Replay, stop: asyncio.Event, *, quiet: bool = False) -> bool:
-    """Run a replay, and print its counts."""
-    succeeded, failure = False, ""
-    try:
-        async with AsyncExitStack() as stack, work.sink, asyncio.TaskGroup() as group:
-            watch = group.create_task(_watch(work, stop))
-            succeeded = await work.run(stack)
-            watch.cancel()
-    except* (ForwarderError, AzureError, OSError) as errors:
-        failure = f"{log.describe(errors)}\n"
-    sys.stderr.write(failure)
-    (sys.stderr if quiet else sys.stdout).write("".join(f"{line}\n" for line in work.report()))
-    return succeeded and not failure
 
 
 async def _watch(work: Replay, stop: asyncio.Event) -> None:

@@ -157,9 +157,8 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The texts that no output may show, as read at the start and as read again now."""
-        names = [item.name for item in self.variables().values() if item.metadata["secret"]]
-        values = [getattr(self, name) for name in names] + [*map(self.current, names)]
+        """The texts that no output may show; `current` protects those that it reads later."""
+        values = [getattr(self, item.name) for item in fields(self) if item.metadata.get("secret")]
         found = [secret for value in values for secret in _secrets_of(value)]
         if self.web_sink_token_file:
             with suppress(OSError):  # it was there at the start

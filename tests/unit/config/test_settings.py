@@ -21,6 +21,7 @@ from forwarder.config.connection_strings import blob_connection, hub_connection
 from forwarder.config.settings import Settings
 from forwarder.errors import SettingsError
 from forwarder.policy import document
+from forwarder.redaction import configure, redact
 
 KEY = "c2VjcmV0IG9mIHRoZSBodWI="
 ACCOUNT_KEY = "c2VjcmV0IG9mIHRoZSBzdG9yZQ=="
@@ -615,7 +616,8 @@ def test_a_secret_in_a_wrong_place_is_refused_and_never_repeated(
 
 
 def test_every_secret_is_known(tmp_path: Path) -> None:
-    """For redaction, which knows their encodings; those in files as they are now."""
+    """For redaction, which knows their encodings; those in files also when they are read again."""
+    configure(())
     connection, token = tmp_path / "connection", tmp_path / "token"
     connection.write_text(HUB)
     token.write_text("b3arer-token\n")
@@ -626,6 +628,9 @@ def test_every_secret_is_known(tmp_path: Path) -> None:
         WebSinkTokenFile=str(token),
         HTTPS_PROXY="http://someone:pr0xy%2Fpassword@proxy:3128",
     )
-    connection.write_text(HUB.replace(KEY, "cmVuZXdlZA=="))
-    known = {KEY, "cmVuZXdlZA==", "signature", "s3cret-in-query", "b3arer-token", "pr0xy/password"}
+    known = {KEY, "signature", "s3cret-in-query", "b3arer-token", "pr0xy/password"}
     assert known <= set(settings.secrets)
+    connection.write_text(HUB.replace(KEY, "cmVuZXdlZA=="))
+    assert redact("of cmVuZXdlZA==") == "of cmVuZXdlZA=="
+    assert settings.current("hub_connection").key == "cmVuZXdlZA=="
+    assert redact("of cmVuZXdlZA==") == "of ***"

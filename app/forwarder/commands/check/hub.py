@@ -123,10 +123,9 @@ class HubCheck(Check):
         if age > QUIET.total_seconds():
             silent = causes.of_silence(newest, self.settings.event_hub_name)
             return Finding("warn", silent.what, silent.remedy)
+        behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint"
         if stored is None:
             behind = "checkpoints are not visible here"
-        else:
-            behind = f"{waiting:,} behind the checkpoints" if stored else "no checkpoint"
         return f"{total:,} in the hub, {behind}; the newest came {max(0, age):,.0f} s ago"
 
     async def _categories(self) -> Finding | str:

@@ -22,10 +22,6 @@ from forwarder.errors import StateError
 
 _MAX_READ: Final = 20_000_000  # bytes of dead letters
 _REASON: Final = 80  # characters
-_ELSEWHERE: Final = (
-    "'{}' is not in this pod, ask the forwarder: "
-    "kubectl exec deployment/{} -- python -m forwarder check"
-)
 
 
 class StoreCheck(Check):
@@ -71,8 +67,9 @@ class StoreCheck(Check):
     async def _directory(self) -> Finding | str:
         path = self.settings.state_directory
         if not path.is_dir():
-            name, check, _ = os.uname().nodename.rpartition("-check")  # the pod of helm test
-            return Finding("skipped", _ELSEWHERE.format(path, name if check else "aks-audit"))
+            deployment = os.uname().nodename.rpartition("-check")[0] or "aks-audit"  # of helm test
+            ask = f"kubectl exec deployment/{deployment} -- python -m forwarder check"
+            return Finding("skipped", f"'{path}' is not in this pod, ask the forwarder: {ask}")
         if not os.access(path, os.W_OK | os.X_OK):
             raise StateError(f"'{path}' cannot be written by user {os.getuid()}")
         if (path / DIRECTORY).is_dir():
