@@ -258,6 +258,17 @@ async def test_a_failure_is_named_in_check_log_and_probe(world: World, failure: 
     assert remedy in check.lines[line + 1]
 
 
+async def test_the_subject_is_quoted_from_the_refusal_if_the_token_does_not_show_it(
+    world: World,
+) -> None:
+    world.entra.answer = refusal(700213, f"{NO_MATCH} subject '{SUBJECT}'.")
+    settings = world.settings()
+    (world.path / "token").write_text("e30.e30.c2ln")
+    async with Forwarder(settings) as forwarder:
+        reason = (await forwarder.wait_for("hub does not answer"))["reason"]
+    assert f"--subject '{SUBJECT}'" in reason
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(90):
         while not condition():  # noqa: ASYNC110 - of another process

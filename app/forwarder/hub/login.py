@@ -130,7 +130,7 @@ class Identity:
                 return network
         text = causes.searchable(error)
         code = re.search(r"AADSTS(\d+)", text)
-        names = self._names | _presented(self._file)
+        names = self._names | _presented(self._file, text)
         names["code"] = code[1] if code else "no code"
         statuses = (getattr(one, "status_code", None) for one in causes.chain(error))
         names["status"] = str(next(filter(None, statuses), ""))
@@ -146,14 +146,17 @@ def _unreadable(file: Path) -> str:
         return str(getattr(error, "strerror", None) or error)
 
 
-def _presented(file: str) -> dict[str, str]:
-    """Return issuer, subject and audience of the token in a file; "" for a claim it lacks."""
+def _presented(file: str, text: str) -> dict[str, str]:
+    """Return issuer, subject and audience of the token in a file, or as the error quotes them."""
     claims: dict[str, Any] = {}
     with suppress(OSError, ValueError, IndexError, msgspec.DecodeError):
         body = Path(file).read_text(encoding="ascii").split(".")[1]
         claims = msgspec.json.decode(base64.urlsafe_b64decode(body + "=="), type=dict[str, Any])
-    audience = claims.get("aud") or "api://AzureADTokenExchange"
+    audience = claims.get("aud")
     if isinstance(audience, list):
-        audience = audience[0]
-    names = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": audience}
-    return {name: str(value or "") for name, value in names.items()}
+        audience = next(iter(audience), None)
+    quoted = dict(re.findall(r"(issuer|subject|audience):? '([^']+)'", text, re.IGNORECASE))
+    names = {"issuer": "", "subject": "", "audience": "api://AzureADTokenExchange"}
+    names |= {name.lower(): value for name, value in quoted.items()}
+    found = {"issuer": claims.get("iss"), "subject": claims.get("sub"), "audience": audience}
+    return names | {name: str(value) for name, value in found.items() if value}
