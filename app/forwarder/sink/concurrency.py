@@ -26,9 +26,8 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import Gauge
 
@@ -48,14 +47,12 @@ _MAX_TRIAL_INTERVAL: Final = 320.0
 _LOG_AFTER: Final = 5.0  # seconds below a quarter of the demand
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A POST in flight."""
 
     started: float
     events: int
     load: int  # events in flight when it started, its own included
-    released: bool = False
 
 
 class _Speed:
@@ -101,7 +98,7 @@ class _Speed:
 
 
 class AdaptiveConcurrency:
-    """Grants slots for POSTs. Each is returned by `succeeded`, `failed` or `release`."""
+    """Grants slots for POSTs. Each is returned by `release`, at once after the verdict if any."""
 
     def __init__(self, timeout: float, gauge: Gauge) -> None:
         self._timeout = timeout
@@ -147,16 +144,13 @@ class AdaptiveConcurrency:
             raise
 
     def release(self, slot: Slot) -> None:
-        """Return a slot without a verdict on the sink, unless it has been returned."""
-        if slot.released:
-            return
-        slot.released = True
+        """Return a slot."""
         self._in_flight -= 1
         self._load -= slot.events
         self._dispatch()
 
     def succeeded(self, slot: Slot) -> None:
-        """Return a slot: the sink answered, and can take other POSTs."""
+        """Note that the sink answered, and can take other POSTs."""
         now = time.monotonic()
         # Retry-After is honoured although a POST that started before it has succeeded.
         if not self._retry_after or slot.started >= self._resume_at:
@@ -166,10 +160,9 @@ class AdaptiveConcurrency:
         self._failed_rounds = 0
         self._adapt(slot, now - slot.started, now)
         self._report(now)
-        self.release(slot)
 
     def failed(self, slot: Slot, *, timed_out: bool = False, retry_after: float = 0.0) -> None:
-        """Return a slot: the sink did not accept the events this time."""
+        """Note that the sink did not accept the events this time."""
         now = time.monotonic()
         if slot.started >= self._reduced_at:  # POSTs that were in flight together fail as one
             self._failed_rounds += 1
@@ -184,7 +177,6 @@ class AdaptiveConcurrency:
         backoff *= random.uniform(0.5, 1)  # noqa: S311 - not a secret
         self._retry_after = self._retry_after or retry_after > backoff
         self._resume_at = max(self._resume_at, now + max(backoff, retry_after))
-        self.release(slot)
 
     def _adapt(self, slot: Slot, seconds: float, now: float) -> None:
         """Adjust the limit to a response that took this long."""

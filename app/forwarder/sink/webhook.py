@@ -3,8 +3,7 @@
 `Sink.post` returns when the sink has accepted the events. It repeats a POST for as long as the sink
 is away, busy or misconfigured, and raises only where repeating does not help: Rejected for events
 that this sink never accepts, OversizedError and FaultError for a list whose halves may be accepted.
-A single event with such faults goes to `Sink.retry_event`: if others are accepted meanwhile, the
-event is the cause, and not an outage. `concurrency` decides when POSTs may start.
+`concurrency` decides when POSTs may start.
 """
 
 import asyncio
@@ -115,7 +114,7 @@ class Sink:
     async def retry_event(self, events: Sequence[bytes]) -> None:
         """Post a single event at which the sink fails, until it is accepted.
 
-        Raises Rejected also if it fails for a minute while the sink accepts others.
+        Raises Rejected also if it fails for a minute while the sink accepts others: no outage then.
         """
         faults = 0
         while True:

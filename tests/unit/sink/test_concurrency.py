@@ -18,7 +18,10 @@ def test_the_end_of_a_back_off_is_never_missed() -> None:
             waiting = asyncio.create_task(concurrency.acquire(1))
             await asyncio.sleep(0)
             concurrency.failed(slot)
-            concurrency.succeeded(await waiting)
+            concurrency.release(slot)
+            slot = await waiting
+            concurrency.succeeded(slot)
+            concurrency.release(slot)
 
     async def many() -> None:
         async with asyncio.timeout(90):
@@ -48,6 +51,7 @@ async def test_lists_of_different_lengths_do_not_make_a_serial_sink_look_paralle
             concurrency.failed(slot, timed_out=True)
         else:
             concurrency.succeeded(slot)
+        concurrency.release(slot)
         await served
 
     await asyncio.gather(*map(post, [22, 100, 22, 66, 100, 22, 100, 22, 66, 22, 22, 100]))
