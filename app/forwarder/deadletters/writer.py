@@ -66,7 +66,6 @@ class DeadLetterWriter:
         """
         for kind, reason in {record.reason_class: record.reason for record in records}.items():
             self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
-        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         size = sum(len(record.original) for record in records) + _OVERHEAD
         self.waiting += len(records)
         while self._bytes and self._bytes + size > self._max_waiting:
@@ -74,11 +73,11 @@ class DeadLetterWriter:
                 self.evicted += len(records)
                 reason = self.outage.reason
                 self._evictions.error("dead letters evicted", evicted=self.evicted, reason=reason)
-                written.set_exception(EvictedError(reason))
-                return written
+                raise EvictedError(reason)
             self._room.clear()
             await self._room.wait()
         self._bytes += size
+        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(records, size, written))
         if not self._writer or self._writer.done():
             self._writer = asyncio.create_task(self._write())

@@ -17,21 +17,21 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, repeat
+from itertools import groupby, islice, repeat
 from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from forwarder import log
-from forwarder.audit.envelope import Unpacked, Unusable
+from forwarder.audit.envelope import Event, Unpacked, Unusable
 from forwarder.config.settings import Settings
 from forwarder.deadletters.record import Record
 from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.delivery.event_queue import Queued, next_list
 from forwarder.delivery.watermark import Message, Watermark
 from forwarder.errors import EvictedError, FaultError, OversizedError, Rejected
 from forwarder.metrics import Metrics, PartitionMetrics
-from forwarder.sink.webhook import Sink
+from forwarder.sink.webhook import LIST_OVERHEAD, Sink
 
+Queued = tuple[Event, Message]  # an event, and the message that it came in
 Post = Callable[[Sequence[bytes]], Awaitable[None]]
 _IN_ORDER: Final = 60.0  # seconds for which one event holds up the others of an ordered partition
 
@@ -40,9 +40,9 @@ class DeadLetterSink(Protocol):
     """Stores what cannot be delivered; implemented by DeadLetterWriter."""
 
     async def dead_letter(self, records: Sequence[Record]) -> Awaitable[int]:
-        """Accept records. Once they are durable, the result is how many count as dropped.
+        """Accept records, or raise EvictedError: they cannot be written, and memory has no room.
 
-        It raises EvictedError if there was no room in memory while they could not be written.
+        Once they are durable, the result is how many of them count as dropped.
         """
 
 
@@ -124,7 +124,7 @@ class Partition:
         try:
             while self._queue:
                 most = min(concurrency.max_events, settings.web_sink_max_events)
-                events = next_list(self._queue, most, settings.web_sink_max_bytes)
+                events = _next_list(self._queue, most, settings.web_sink_max_bytes)
                 await self._deliver(events, self._sink.post)
         finally:
             self._workers -= 1
@@ -164,16 +164,16 @@ class Partition:
     async def _dead_letter(self, message: Message, unusable: Sequence[Unusable]) -> None:
         """Pass records to the dead-letter sink. Only the message's checkpoint waits for it."""
         records = [Record.of(self.number, message.sequence_number, item) for item in unusable]
-        durable = await self._context.dead_letters.dead_letter(records)
-        message.release(len(records), self._buffer)
-        self._spawn(self._await_durable(message, len(records), durable))
-
-    async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
         try:
-            dropped = await durable
+            durable = await self._context.dead_letters.dead_letter(records)
         except EvictedError:
             self.watermark.mark_unsettleable(message)
-            return
+        else:
+            self._spawn(self._await_durable(message, len(records), durable))
+        message.release(len(records), self._buffer)
+
+    async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
+        dropped = await durable
         self.metrics.outcomes["dead_lettered"].inc(records - dropped)
         self.metrics.outcomes["dropped"].inc(dropped)
         self.progress = time.monotonic()
@@ -193,13 +193,9 @@ class Partition:
             self.start_after = message.sequence_number - 1
         elif lost := message.sequence_number - self.last - 1:
             self.metrics.lost.inc(lost)
-            log.error(
-                "messages lost",
-                partition=self.number,
-                first=self.last + 1,
-                last=self.last + lost,
-                reason="they expired in the hub before they were read: see its retention",
-            )
+            first, last = self.last + 1, self.last + lost
+            reason = "they expired in the hub before they were read: see its retention"
+            log.error("messages lost", partition=self.number, first=first, last=last, reason=reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -211,3 +207,20 @@ class Partition:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("internal error", partition=self.number, reason=log.describe(error))
+
+
+def _next_list(queue: deque[Queued], max_events: int, max_bytes: int) -> list[Queued]:
+    """Remove the events of the next POST from a queue that is not empty.
+
+    A deeply nested event, or one larger than a quarter of `max_bytes`, is posted alone, so that a
+    sink that cannot handle it loses no other.
+    """
+    size, count, alone = LIST_OVERHEAD, 0, max_bytes // 4
+    for event, _ in islice(queue, max_events):
+        length = len(event.body)
+        size += length + 1
+        if length > alone or event.post_alone or size > max_bytes:
+            count = count or 1
+            break
+        count += 1
+    return [queue.popleft() for _ in range(count)]
