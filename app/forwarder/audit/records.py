@@ -54,7 +54,7 @@ class Record(Struct, gc=False):
     """A record; only the category must have the expected type."""
 
     category: str
-    properties: Raw = field(default_factory=lambda: Raw(b"null"))
+    properties: Raw = Raw(b"null")
     time: Any = None
     resource_id: Any = field(default=None, name="resourceId")
 

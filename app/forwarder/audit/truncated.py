@@ -63,7 +63,7 @@ def complete(log: str, time: str | None) -> str:
     """Return an event made of the whole fields of a log and of the fields that it must have.
 
     Control characters in strings are escaped, which does not count as completing the event. Raises
-    UnusableError if auditID or stage is lost.
+    UnusableError if auditID or stage is lost, or other text follows.
     """
     event = _parsed(records.escape_controls(log.encode()).decode().strip("\ufeff\0"))
     fields = event.fields

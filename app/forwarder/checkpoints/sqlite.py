@@ -54,12 +54,8 @@ class EmbeddedCheckpointStore(CheckpointStore):
             entries = intact(path)
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.rename(aside)
-            log.error(
-                "checkpoints damaged, partitions without one start at StartPosition",
-                file=str(aside),
-                kept=len(entries),
-                reason=log.describe(error),
-            )
+            text = "checkpoints damaged, partitions without one start at StartPosition"
+            log.error(text, file=str(aside), kept=len(entries), reason=log.describe(error))
             self._database = _open(path)
             for entry in entries:
                 self._execute(_WRITE, *_encode(entry))
