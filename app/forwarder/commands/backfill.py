@@ -61,8 +61,7 @@ class Backfill(Replay):
 
     async def run(self, stack: AsyncExitStack) -> bool:
         """Read all partitions, and post; ForwarderError if one cannot be read."""
-        credential = login(self._settings, stack)
-        client = connect(self._settings, credential, retry_total=0)
+        client = connect(self._settings, login(self._settings, stack), retry_total=0)
         stack.push_async_callback(client.close)
         try:
             numbers = await client.get_partition_ids()

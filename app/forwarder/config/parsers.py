@@ -152,8 +152,7 @@ def headers(text: str) -> tuple[tuple[str, str], ...]:
     try:
         found = msgspec.json.decode(text, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeError):
-        message = 'is not a JSON object of strings such as {"X-Cluster": "prod"}'
-        raise ValueError(message) from None
+        raise ValueError('is not a JSON object of strings such as {"X-Cluster": "prod"}') from None
     for name, value in found.items():
         if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
             raise ValueError(f"'{name}' is not the name of a header, or its value cannot be sent")

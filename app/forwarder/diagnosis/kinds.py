@@ -5,8 +5,8 @@ import socket
 import ssl
 from typing import Final
 
-_CERTIFICATE: Final = {9: "early", 10: "expired", 62: "misnamed", 64: "misnamed"}  # by code
-_UNKNOWN_CA: Final = {2, 18, 19, 20, 21}  # OpenSSL's codes, as those above
+_UNKNOWN_CA: Final = dict.fromkeys((2, 18, 19, 20, 21), "untrusted")  # by OpenSSL's code
+_CERTIFICATE: Final = {**_UNKNOWN_CA, 9: "early", 10: "expired", 62: "misnamed", 64: "misnamed"}
 _TLS_ERRORS: Final = {
     re.compile("ALERT.*(CERT|_CA$)"): "client_certificate",  # the peer's alert about it
     re.compile("PROTOCOL_VERSION$|UNSUPPORTED_PROTOCOL$|HANDSHAKE_FAILURE|SECURITY$"): "tls_terms",
@@ -21,8 +21,7 @@ def kind_of(error: BaseException) -> str | None:  # noqa: PLR0911 - a table
         case ssl.SSLCertVerificationError() if not hasattr(error, "verify_code"):
             return None  # aiohttp's, which wraps the real one
         case ssl.SSLCertVerificationError():
-            other = "untrusted" if error.verify_code in _UNKNOWN_CA else "invalid"
-            return _CERTIFICATE.get(error.verify_code, other)
+            return _CERTIFICATE.get(error.verify_code, "invalid")
         case ssl.SSLError():
             reason = getattr(error, "reason", None) or ""
             return next((k for rule, k in _TLS_ERRORS.items() if rule.search(reason)), "no_tls")

@@ -77,7 +77,7 @@ async def serve(settings: Settings, metrics: Metrics, health: Health) -> AsyncIt
             connection.abort()
 
 
-class _Connection(asyncio.BufferedProtocol):
+class _Connection(asyncio.Protocol):
     """One request and its response."""
 
     def __init__(
@@ -85,8 +85,7 @@ class _Connection(asyncio.BufferedProtocol):
     ) -> None:
         self._handlers = handlers
         self._connections = connections
-        self._buffer = bytearray(_REQUEST)
-        self._used = 0
+        self._request = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -110,18 +109,15 @@ class _Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         return self._task is not None  # True keeps the connection for the response
 
-    def get_buffer(self, _: int) -> memoryview:
-        return memoryview(self._buffer)[self._used :]
-
-    def buffer_updated(self, count: int) -> None:
-        self._used += count
-        complete = self._buffer.find(b"\r\n\r\n", 0, self._used) >= 0
-        if complete or self._used == len(self._buffer):
+    def data_received(self, data: bytes) -> None:
+        self._request = (self._request + data)[:_REQUEST]
+        complete = b"\r\n\r\n" in self._request
+        if complete or len(self._request) == _REQUEST:
             self._transport.pause_reading()
             self._task = asyncio.create_task(self._respond(complete=complete))
 
     async def _respond(self, *, complete: bool) -> None:
-        line, accept = _REQUEST_LINE.match(self._buffer), _ACCEPT.search(self._buffer)
+        line, accept = _REQUEST_LINE.match(self._request), _ACCEPT.search(self._request)
         method, path = (part.decode() for part in line.groups()) if line else ("", "")
         handler = self._handlers.get(path.partition("?")[0])
         if not complete:
