@@ -184,10 +184,23 @@ CASES = {
     "messages were lost before the start": Case(
         {LOST_0: "_x60 500x180"}, {59: "", 62: "MessagesLost", 130: ""}
     ),
+    "messages were lost before the start, at a time that Prometheus does not keep": Case(
+        {LOST_0: "_x60 500x180", "process_start_time_seconds": "_x240"}, {62: "MessagesLost"}
+    ),
     "an event becomes a dead letter": Case(
         {DEAD_0: "0x60 1x180"}, {60: "", 62: "DeadLetters", 130: ""}
     ),
     "one before the start": Case({DEAD_0: "_x60 1x180"}, {62: "DeadLetters", 130: ""}),
+    "Prometheus begins with a pod that lost messages long ago, and loses some now": Case(
+        {name: f"_x60 {values}" for name, values in WELL.items()}
+        | {
+            "process_start_time_seconds": "_x60 -7200x180",
+            LOST_0: "_x60 500x60 600x120",
+            DEAD_0: "_x60 500x180",
+            DROPPED_0: "_x60 500x180",
+        },
+        {62: "", 65: "", 119: "", 125: "MessagesLost", 190: ""},
+    ),
     "few dead letters where some are expected": Case(
         {DEAD_0: "0x60 5x180"}, {62: ""}, ("prometheusRule.deadLettersPerHour=10",)
     ),
