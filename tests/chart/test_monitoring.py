@@ -363,8 +363,11 @@ def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
         if item and item["metadata"]["name"] == "aks-audit-rule-group"
     )
     template = json.loads(data["template.json"])
-    assert template["parameters"].keys() == {"workspaceId", "clusterName", "actionGroupId"}
+    optional = {name for name, one in template["parameters"].items() if "defaultValue" in one}
+    assert optional == {"actionGroupId", "location"}
+    assert template["parameters"].keys() - optional == {"workspaceId", "clusterName"}
     (group,) = template["resources"]
+    assert group["location"] == "[parameters('location')]"
     # Clusters may share a resource group, and a deployment replaces what it does not have.
     assert group["name"] == "[concat('a-aks-audit-', parameters('clusterName'))]"
     assert "parameters('actionGroupId')" in template["variables"]["actions"]
