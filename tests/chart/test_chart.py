@@ -503,7 +503,7 @@ def refusals(spec: dict[str, Any]) -> Iterator[str]:
     own = container["securityContext"]
     groups = [pod.get("runAsGroup"), pod.get("fsGroup"), *pod.get("supplementalGroups", [None])]
     found = {
-        "user": pod["runAsNonRoot"] and pod["runAsUser"],
+        "user": pod["runAsNonRoot"] and pod["runAsUser"] and own.get("runAsNonRoot"),
         "groups": all(group and 1 <= group <= 65535 for group in groups),
         "seccomp": pod["seccompProfile"] == {"type": "RuntimeDefault"},
         "privileges": own["allowPrivilegeEscalation"] is False and "privileged" not in own,
