@@ -53,11 +53,9 @@ def main(arguments: Sequence[str], *, stopped: Callable[[], bool]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(until_signal())
-    except ForwarderError as error:
-        log.error("cannot run", reason=str(error))
-        return 1
     except Exception as error:  # noqa: BLE001 - the last output must be a log entry
-        log.error("stopped by an error", reason=log.describe(error))
+        known = isinstance(error, ForwarderError)
+        log.error("cannot run" if known else "stopped by an error", reason=log.describe(error))
         return 1
 
 

@@ -110,14 +110,10 @@ class Balancer:
                 await self._store.announce(self._scope, self._id)
             replicas |= await self._store.list_replicas(self._scope, self._expiry)
         minimum, remainder = divmod(partitions, len(replicas))
-        for_others = 0
         order = sorted(replicas, key=lambda name: (owned[name] <= minimum, name))
-        for rank, replica in enumerate(order):
-            share = minimum + 1 if rank < remainder else minimum
-            if replica == self._id:
-                break
-            for_others += max(0, share - owned[replica])
-        return share, for_others
+        shares = {name: minimum + (rank < remainder) for rank, name in enumerate(order)}
+        earlier = order[: order.index(self._id)]
+        return shares[self._id], sum(max(0, shares[name] - owned[name]) for name in earlier)
 
 
 def _to_steal(owners: Mapping[str, str]) -> list[str]:

@@ -22,7 +22,7 @@ from forwarder import log
 from forwarder.checkpoints.generation import GenerationStore
 from forwarder.checkpoints.listing import scope_of
 from forwarder.checkpoints.writer import Checkpoints
-from forwarder.delivery.partition import DeliveryContext
+from forwarder.delivery.partition import DeliveryContext, Partition
 from forwarder.diagnosis import causes
 from forwarder.errors import ForwarderError, SupersededError
 from forwarder.hub.balancer import Balancer
@@ -154,8 +154,9 @@ class Consumer:
         """Read the checkpoints of partitions, and begin to receive after them."""
         await self._store.list_checkpoints(*self._scope.values())
         for number in numbers:
+            partition = Partition(number, self._delivery)
             try:
-                claim = await self.owned.claim(number)
+                claim = await self._checkpoints.claim(partition, self._hub.starting_position)
             except SupersededError:
                 self._wake.set()  # to list the checkpoints again
             except ForwarderError as error:  # the hub did not tell where StartPosition is

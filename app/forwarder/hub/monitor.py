@@ -70,8 +70,8 @@ class HubMonitor:
         self.skew = 0.0
         """Least number of seconds that the local clock is ahead of the hub's, or < 0 if behind."""
         self._ages = deque[float](maxlen=_AGES)  # least ages of messages at their arrival
-        self.polled: float | None = None
-        """When the properties were last read, by the monotonic clock."""
+        self.polled = 0.0
+        """When the properties were last read, by the monotonic clock; 0 before the first time."""
 
     async def poll(self) -> None:
         """Read the properties once. A failure is logged, not raised."""

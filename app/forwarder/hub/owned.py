@@ -20,7 +20,7 @@ from forwarder.hub.reader import Handle, OnEnd, Reader
 
 @dataclass(slots=True, eq=False)
 class OwnedPartitions:
-    """Claims, opens and closes partitions; each has a reader while it is open."""
+    """Opens and closes partitions; each has a reader while it is open."""
 
     _delivery: DeliveryContext
     _hub: HubMonitor
@@ -40,8 +40,7 @@ class OwnedPartitions:
     def unread(self, number: str) -> int:
         """Return how many messages of a partition were not received yet."""
         partition = self.partitions.get(number)
-        received = partition.last if partition else None
-        return self._hub.last.get(number, -1) - (received or 0)
+        return self._hub.last.get(number, -1) - ((partition and partition.last) or 0)
 
     def cancel(self) -> None:
         """Stop delivering; what is not acknowledged is read again from the checkpoint."""
@@ -56,11 +55,6 @@ class OwnedPartitions:
     async def drain(self) -> None:
         """Wait until everything received is acknowledged."""
         await asyncio.gather(*(p.drain() for p in {*self.partitions.values(), *self._closed}))
-
-    async def claim(self, number: str) -> Claim:
-        """Claim a partition's checkpoint; SupersededError if another process has moved it."""
-        partition = Partition(number, self._delivery)
-        return await self._checkpoints.claim(partition, self._hub.starting_position)
 
     def open(self, claim: Claim, client: EventHubConsumerClient) -> None:
         """Begin to receive after the checkpoint."""

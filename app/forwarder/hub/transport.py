@@ -19,6 +19,7 @@ Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longe
 import asyncio
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -130,9 +131,7 @@ class Link:
         if self._buffer:
             self._buffer.release(self._reserved + sum(m.reserved for m in self.take()))
             self._reserved, self.blocked = 0, False
-        with suppress(Exception):
-            async with asyncio.timeout(_CLOSING):
-                await self._receiver.close()
+        await close_in_time(self._receiver.close)
 
     async def _on_transfer(self, frame: Any) -> None:
         """Handle a transfer instead of the SDK: parse the message, keep no delivery tag."""
@@ -155,7 +154,6 @@ class Management:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._auth: Any = None
         self._amqp: Any = None
 
     async def read(self, kind: str, **where: str) -> dict[bytes, Any]:
@@ -173,21 +171,17 @@ class Management:
         """Close the connection."""
         amqp, self._amqp = self._amqp, None
         if amqp:
-            with suppress(Exception):
-                async with asyncio.timeout(_CLOSING):
-                    await amqp.close_async()
+            await close_in_time(amqp.close_async)
 
     async def _read(self, kind: str, where: dict[str, str]) -> dict[bytes, Any]:
         client, sdk = self._client, self._client._amqp_transport
         if self._amqp is None:
-            self._auth = await client._create_auth_async()
-            self._amqp = sdk.create_mgmt_client(
-                client._address, mgmt_auth=self._auth, config=client._config
-            )
+            auth = await client._create_auth_async()
+            self._amqp = sdk.create_mgmt_client(client._address, auth, client._config)
             await self._amqp.open_async()
             while not await self._amqp.client_ready_async():
                 pass
-        token = (await self._auth.get_token()).token
+        token = (await self._amqp._auth.get_token()).token
         request = {"name": client.eventhub_name, **where, "security_token": token}
         status, description, response = await self._amqp.mgmt_request_async(
             sdk.build_message(application_properties=request),
@@ -201,3 +195,10 @@ class Management:
             raise sdk.get_error(int(status), text)
         properties: dict[bytes, Any] = response.value
         return properties
+
+
+async def close_in_time(close: Callable[[], Awaitable[object]]) -> None:
+    """Call and await `close`, for two seconds at most; the server may not answer."""
+    with suppress(Exception):
+        async with asyncio.timeout(_CLOSING):
+            await close()

@@ -56,7 +56,7 @@ class Watchdog:
         interval = min(_INTERVAL, self._timeout / _STEPS / 2)
         while True:
             await self._hub.poll()
-            if not self._hub.outage.reason:
+            if not (down := self._hub.outage.reason):
                 self._consumer.check()
                 for number, partition in self._consumer.partitions.items():
                     if not self.is_behind(number):
@@ -67,7 +67,6 @@ class Watchdog:
                 since = time.monotonic() - self._timeout
                 # guard: silence-outlives-reopening
                 self._stalls = {n: s for n, s in self._stalls.items() if s.owned > since}
-            down = self._hub.outage.reason
             await asyncio.sleep(min(interval, _INTERVAL_DOWN) if down else interval)
 
     def is_behind(self, number: str) -> bool:
@@ -108,9 +107,7 @@ class Watchdog:
 
     def _hub_down(self) -> float:
         """Return for how many seconds the properties could not be read; 0 while they can."""
-        if not self._hub.outage.reason or self._hub.polled is None:
-            return 0.0
-        seconds = time.monotonic() - self._hub.polled
+        seconds = time.monotonic() - self._hub.polled if self._hub.outage.reason else 0.0
         return seconds if seconds > _DOWN_AFTER else 0.0
 
     def _watch(self, number: str, partition: Partition) -> None:

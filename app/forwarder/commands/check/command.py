@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from yarl import URL
@@ -21,11 +21,11 @@ from forwarder.config.parsers import shown_url
 from forwarder.config.settings import Settings
 from forwarder.hub.client import connect
 from forwarder.hub.login import login
+from forwarder.hub.transport import close_in_time
 from forwarder.redaction import printable
 from forwarder.storage import has_account, open_container
 
 _SECONDS: Final = 50.0  # for all steps, without closing
-_CLOSE: Final = 2.0  # seconds for a client
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
 
 HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
@@ -64,11 +64,11 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
     async with AsyncExitStack() as stack:
         credential = login(settings, stack)
         client = connect(settings, credential, retry_total=0)
-        stack.push_async_callback(_close, client)
+        stack.push_async_callback(close_in_time, client.close)
         container = None
         if has_account(settings):
             container = open_container(settings, credential)
-            stack.push_async_callback(_close, container)
+            stack.push_async_callback(close_in_time, container.close)
         store = StoreCheck(settings, container)
         checks: list[Check] = [
             HubCheck(settings, client, store),
@@ -82,13 +82,6 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
                 while result := await check.findings.get():
                     report.add(*result)
     return report.end()
-
-
-async def _close(client: Any) -> None:
-    """Close a client, even if its server does not answer."""
-    with suppress(Exception):
-        async with asyncio.timeout(_CLOSE):
-            await client.close()
 
 
 async def _forwarder_state(port: int) -> str:
