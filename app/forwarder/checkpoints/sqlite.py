@@ -29,7 +29,7 @@ from forwarder.checkpoints.listing import SCOPE
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS checkpoint (key TEXT PRIMARY KEY, value TEXT)"
+_TABLE: Final = "CREATE TABLE checkpoint (key TEXT PRIMARY KEY, value TEXT)"
 UNUSABLE: Final = (ValueError, KeyError, TypeError, RecursionError)  # raised by `decode`
 _JSON: Final = re.compile(rb'\{"[^{}]*"checksum": \d+\}')
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
@@ -151,12 +151,11 @@ def _open(path: Path) -> sqlite3.Connection:
         problem = database.execute("PRAGMA integrity_check").fetchone()[0]
         if problem != "ok":
             raise sqlite3.DatabaseError(problem)
-        database.execute(_TABLE)
-        tables = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-        if tables.fetchall() != [("checkpoint",)]:
-            raise sqlite3.DatabaseError("its table has another name")
-        database.execute("SELECT key, value FROM checkpoint LIMIT 1")
-        database.execute(f"EXPLAIN {_WRITE}", ("", ""))  # does not write
+        tables = database.execute("SELECT sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+        if not tables:
+            database.execute(_TABLE)
+        elif tables != [(_TABLE,)]:
+            raise sqlite3.DatabaseError("its table has another definition")
     except BaseException:
         database.close()
         raise
