@@ -78,14 +78,7 @@ async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path)
 async def test_an_application_with_a_higher_epoch_is_the_reason(tmp_path: Path) -> None:
     """It keeps every partition: the forwarder is refused again and again."""
     async with environment(tmp_path, partitions=1) as env:
-        other = EventHubConsumerClient.from_connection_string(
-            env.server.connection_string(), "$Default", eventhub_name=HUB
-        )
-        reading = asyncio.create_task(
-            other.receive(on_event=_ignore, partition_id="0", owner_level=9)
-        )
-        while not env.server.receivers:  # noqa: ASYNC110 - of another client
-            await asyncio.sleep(0.05)
+        other, reading = await _read_elsewhere(env)
         env.ledger.publish(100)
         async with env.forwarder(None, **SETTINGS) as forwarder:
             entry = await forwarder.wait_for("receiving failed")
@@ -94,6 +87,33 @@ async def test_an_application_with_a_higher_epoch_is_the_reason(tmp_path: Path) 
             reading.cancel()
             await other.close()
             await env.ledger.settled()
+
+
+async def test_an_application_that_keeps_all_partitions_makes_it_unready(tmp_path: Path) -> None:
+    """The reason lasts until a partition is opened again, in 27 s at the earliest."""
+    variables = {"LoadBalancingInterval": "30", "OwnershipExpiry": "60"}
+    async with environment(tmp_path, partitions=1) as env:
+        other, reading = await _read_elsewhere(env)
+        async with env.forwarder(None, **variables) as forwarder:
+            await forwarder.wait_for("hub answers")
+            await forwarder.wait_for("receiving failed")
+            await asyncio.sleep(1)
+            status, up, told = await _hub(forwarder)
+            assert (status, up) == (503, 0)
+            assert f"another process reads this partition of hub '{HUB}'" in told
+        reading.cancel()
+        await other.close()
+
+
+async def _read_elsewhere(env: Environment) -> tuple[EventHubConsumerClient, asyncio.Task[None]]:
+    """Read partition 0 with a higher epoch; return the client, and the task that reads."""
+    other = EventHubConsumerClient.from_connection_string(
+        env.server.connection_string(), "$Default", eventhub_name=HUB
+    )
+    reading = asyncio.create_task(other.receive(on_event=_ignore, partition_id="0", owner_level=9))
+    while not env.server.receivers:  # noqa: ASYNC110 - of another client
+        await asyncio.sleep(0.05)
+    return other, reading
 
 
 async def _ignore(*_: object) -> None:
