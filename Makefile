@@ -21,7 +21,7 @@ test: tools lint test-chart ## Lint and run all tests, including the chart's
 
 .PHONY: faults
 faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
-	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 6 --maxschedchunk 1 --durations 10 tests/faults/test_fuzz.py tests/integration/test_sink_pressure.py tests/faults $(if $(ONLY),-k '$(ONLY)'))
+	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 6 --maxschedchunk 1 --durations 10 tests/integration/test_sink_pressure.py tests/faults $(if $(ONLY),-k '$(ONLY)'))
 
 JAVA = $(shell command -v java >/dev/null && command -v mvn)
 
