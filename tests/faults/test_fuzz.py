@@ -23,5 +23,6 @@ def test_fuzzing_finds_no_message_that_is_lost_or_raises(tmp_path: Path) -> None
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # The traceback is on standard output, and the input and the progress on standard error.
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Done " in done.stderr

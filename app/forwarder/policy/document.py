@@ -131,7 +131,8 @@ def _convert(kind: Any, found: Any, where: str, problems: list[str]) -> Any:
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
-        what, place = _ERROR.fullmatch(str(error)).groups("")  # type: ignore[union-attr]
+        line = " ".join(str(error).split())  # it quotes names of the policy, which may have breaks
+        what, place = _ERROR.fullmatch(line).groups("")  # type: ignore[union-attr]
         if unknown := _FIELD.fullmatch(what):
             what = f"{unknown[2]}: " + ("missing" if "missing" in unknown[1] else "unknown field")
         if place:

@@ -85,6 +85,17 @@ OBJECTS = {"requestObject": {"a": [1.0, "\u00e9"]}, "responseObject": {"b": 1e5}
             ],
         ),
         (
+            (
+                'rules: [{level: None, resources: [{group: "a\\nb"}]}, {level: None, "a\\nb": 1}, '
+                '{level: None, nonResourceURLs: ["a\\nb"]}]'
+            ),
+            [
+                "rule 1: resources[0].group: 'a b' is not an API group",
+                "rule 2: a b: unknown field",
+                "rule 3: nonResourceURLs: 'a b' does not begin",
+            ],
+        ),
+        (
             "rules: [{level: None, resources: [{group: a}], nonResourceURLs: [/a]}]",
             ["rule 1: nonResourceURLs: excludes resources"],
         ),
