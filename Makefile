@@ -20,7 +20,7 @@ test: tools lint test-chart ## Lint and run all tests, including the chart's
 	$(WITH_TOOLS) $(VENV)/bin/python -m pytest --quiet --numprocesses 4 --dist loadfile
 
 .PHONY: faults
-faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: does it notice missing guards?
+faults: $(VENV)/.stamp $(VENV)/.fuzz $(BIN)/js/.stamp ## Run the whole fault suite, ONLY=part-of-a-name; MUTATE=1: report guards whose removal no test notices
 	$(WITH_TOOLS) $(if $(MUTATE),PYTHONPATH=app:tests $(VENV)/bin/python -m faults.mutations $(if $(ONLY),'$(ONLY)'),$(VENV)/bin/python -m pytest --quiet -m "" --numprocesses 6 --maxschedchunk 1 --durations 10 tests/integration/test_sink_pressure.py tests/faults $(if $(ONLY),-k '$(ONLY)'))
 
 JAVA = $(shell command -v java >/dev/null && command -v mvn)
@@ -178,7 +178,7 @@ test-chart: $(VENV)/.stamp $(BIN)/.stamp $(BIN)/schemas/.stamp ## Lint and test 
 ##@ Azure
 
 .PHONY: azure
-azure: ## Print the commands of chart/docs/azure.md; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... are its names
+azure: ## Print the commands of chart/docs/azure.md; RUN=1 runs them, PART=identity or down, CLUSTER=, GROUP=, ... set the names
 	@PYTHONPATH=tests $(PYTHON) -m docs.azcli $(if $(RUN),--run) $(PART)
 
 $(BIN)/az/.stamp: tests/docs/azcli/requirements.txt

@@ -77,8 +77,14 @@ class Size:
 
     @property
     def writes(self) -> float:
-        """Writes to the storage account in a month; a single replica needs none."""
+        """Metadata writes to the storage account in a month; a single replica needs none."""
         each = self.partitions * (1 / CHECKPOINT + 1 / BALANCING)
+        return 0 if self.replicas == 1 else self.namespaces * each * MONTH
+
+    @property
+    def lists(self) -> float:
+        """List operations in a month: each replica lists ownerships and replicas."""
+        each = self.replicas * 2 / BALANCING
         return 0 if self.replicas == 1 else self.namespaces * each * MONTH
 
 
@@ -95,14 +101,14 @@ def markdown(results: Results) -> str:
             lambda s: f"{s.namespaces}",
         ),
         (
-            "*of each namespace:* events a second",
+            "*of each namespace:* events per second",
             f"clusters × {EVENTS:g}",
             lambda s: f"{s.events:,.0f}",
         ),
         ("at the peak", f"× {PEAK:g}", lambda s: f"{s.events * PEAK:,.0f}"),
         ("MB/s into the hub at the peak", f"× {KB:g} KB", lambda s: f"{s.inward:.1f}"),
         (
-            "messages a second on average",
+            "messages per second on average",
             f"÷ {PER_MESSAGE}",
             lambda s: f"{s.events / PER_MESSAGE:,.0f}",
         ),
@@ -135,9 +141,14 @@ def markdown(results: Results) -> str:
             lambda s: f"{s.namespaces * s.events / PER_MESSAGE * MONTH / 1e6:,.0f}",
         ),
         (
-            "million writes to the storage account",
+            "million metadata writes to the storage account",
             f"partitions × (1/{CHECKPOINT} s + 1/{BALANCING} s)",
             lambda s: f"{s.writes / 1e6:,.0f}" if s.writes else "none",
+        ),
+        (
+            "million list operations on it",
+            f"replicas × 2 ÷ {BALANCING} s",
+            lambda s: f"{s.lists / 1e6:,.0f}" if s.lists else "none",
         ),
     )
     lines = ["| clusters | | " + " | ".join(f"{s.clusters:,}" for s in sizes) + " |"]

@@ -119,7 +119,7 @@ WORKS: dict[str, Work] = {
         rounds=3,
     ),
     "pressed": Work(
-        f"sink takes {_SLOW} events per second, time-out 3 s",
+        f"sink takes {_SLOW} events per second, timeout 3 s",
         Load(messages=909, unique=True, capacity=_SLOW),
         {"goodput": 85, "copies": 5},
         carrier=Carrier(settings={"WebSinkTimeout": "3"}),

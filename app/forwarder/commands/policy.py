@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "FILE (- for standard input), quiet or security; overrides AuditPolicyFile"
     explain.add_argument("--policy", default="", metavar="POLICY", help=text)
     explain.add_argument("--event", action="store_true", help="the first event, rule by rule")
-    text = "print a preset, to start your own policy from"
+    text = "print a preset as a starting point for your own policy"
     show = verbs.add_parser("show", help=text, description=text)
     show.add_argument("name", choices=document.PRESETS)
 

@@ -28,7 +28,7 @@ from forwarder.storage import has_account, open_container
 _SECONDS: Final = 50.0  # for all steps, without closing
 _COLOURS: Final = {"ok": "32", "warn": "33", "FAIL": "1;31", "skipped": "2"}
 
-HELP: Final = "check the way from the hub to the sink, step by step, with causes and remedies"
+HELP: Final = "check the path from the hub to the sink, step by step, with causes and remedies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +58,8 @@ async def _check(settings: Settings, given: argparse.Namespace) -> bool:
         remedy = "set webhook.url to WebSinkURL without password: TLS and NetworkPolicy follow it"
         report.add("sink URL", Finding("warn", found, remedy))
     if await _forwarder_state(settings.http_port) == "draining":
-        found = "this pod was told to stop and delivers what it has: its faults may be repaired"
-        remedy = "ask the new pod, after: kubectl rollout status deployment/aks-audit"
+        found = "this pod is shutting down: what fails here may work in the new pod"
+        remedy = "check the new pod, after: kubectl rollout status deployment/aks-audit"
         report.add("forwarder", Finding("warn", found, remedy))
     async with AsyncExitStack() as stack:
         credential = login(settings, stack)
