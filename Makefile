@@ -140,14 +140,14 @@ e2e: tools ## Test image and chart on the cluster of KUBECONFIG (tests/e2e/READM
 ##@ Chart
 
 CHART_DOCS := $(BIN)/helm-docs --chart-search-root chart --sort-values-order file --log-level warning
-KUBERNETES := 1.29 1.30 1.31 1.32 1.33 1.34
+KUBERNETES := 1.29 1.30 1.31 1.32 1.33 1.34 1.35 1.36 1.37
 # Kinds that others bring: helm template asks no cluster whether it serves them, and no package has their schemas.
 APIS := monitoring.coreos.com/v1/PodMonitor,monitoring.coreos.com/v1/PrometheusRule,monitoring.coreos.com/v1/ServiceMonitor,keda.sh/v1alpha1/ScaledObject
 OTHERS := PodMonitor,PrometheusRule,ServiceMonitor,ScaledObject,SecretProviderClass,TriggerAuthentication
 SCHEMAS := $(BIN)/schemas/{{.NormalizedKubernetesVersion}}/{{.ResourceKind}}{{.KindSuffix}}.json
 
 # The schemas that kubernetes-validate brings; kubeconform resolves relative references only.
-$(BIN)/schemas/.stamp: $(VENV)/.stamp
+$(BIN)/schemas/.stamp: Makefile $(VENV)/.stamp
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	brought=$$($(VENV)/bin/python -c 'import kubernetes_validate; print(kubernetes_validate.__path__[0])'); \
