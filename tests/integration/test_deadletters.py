@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import stat
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
@@ -179,6 +180,21 @@ async def test_the_oldest_go_and_no_more_than_must(tmp_path: Path) -> None:
         found = kept(tmp_path)
         assert found == list(range(number + 1 - len(found), number + 1))
     assert 20_000 * 0.9 < total(tmp_path) <= 20_000
+
+
+@pytest.mark.parametrize("size", [1, 250])
+async def test_a_file_costs_the_same_however_many_there_are(tmp_path: Path, size: int) -> None:
+    """The second directory is full, so that others are dropped for it, each of one record."""
+    writer = local(tmp_path, 10**6)
+    for number in range(4_000):
+        file = tmp_path / f"20260101T000000.000000Z-{number:016x}-because.jsonl"
+        file.write_bytes(b"\n".rjust(size))
+    began = time.process_time()
+    await DeadLetterFiles(tmp_path, 10**6).sizes()
+    listed = time.process_time()
+    dropped = [await keep(writer, numbered([number])) for number in range(60)]
+    assert time.process_time() - listed < 20 * (listed - began)
+    assert sum(dropped) == 4_060 - len(files(tmp_path))
 
 
 async def test_a_flood_of_one_reason_does_not_push_out_the_others(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ A file is therefore complete or absent, and no process needs a lock: the forward
 drops old ones, a replay rewrites or removes them. All files together stay within
 DeadLetterMaxBytes. To make room, the oldest file of the reason class that uses most space is
 dropped, so that a flood of one kind does not push out the others.
+
+A slow stream of dead letters makes up to 50,000 files, and reading their sizes takes a second of
+CPU. So they are read only when the limit may be reached, and then some room is made in advance.
 """
 
 import asyncio
 import os
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +27,7 @@ _NAME: Final = re.compile(  # TIME-DIGEST-CLASS, or a number in version 0.1.0
 )
 _MAX_BATCH: Final = 1_048_576
 _MIN_BATCHES: Final = 10  # that fit into DeadLetterMaxBytes
+_ADVANCE: Final = 100  # the part of DeadLetterMaxBytes that is freed in advance is 1/100
 _ABANDONED: Final = 3600.0  # seconds after which a temporary file belongs to a killed process
 
 
@@ -34,6 +38,8 @@ class DeadLetterFiles:
         self.max_batch = min(max_bytes // _MIN_BATCHES, _MAX_BATCH)
         self._directory = directory
         self._max_bytes = max_bytes
+        self._at_most = max_bytes  # bytes in the directory
+        self._dropped = 0  # records for which no `put` has returned yet
         self._versions: dict[str, int] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._adopt_files()
@@ -44,8 +50,9 @@ class DeadLetterFiles:
             records = data.count(b"\n")
             _log_dropped(records, bytes=len(data))
             return records
-        dropped = await asyncio.to_thread(self._make_room, len(data))
+        self._dropped += await asyncio.to_thread(self._make_room, len(data))
         await asyncio.to_thread(self._write, name, data)
+        dropped, self._dropped = self._dropped, 0
         return dropped
 
     async def sizes(self) -> dict[str, int]:
@@ -69,22 +76,30 @@ class DeadLetterFiles:
             (self._directory / name).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> int:
-        """Drop files until this many bytes fit; return the number of records dropped."""
-        sizes, dropped = self._sizes(), 0
-        by_class = Counter[str]()
-        for name, used in sizes.items():
-            by_class[_class(name)] += used
-        while sizes and by_class.total() + size > self._max_bytes:
-            largest = by_class.most_common(1)[0][0]
-            name = next(name for name in sizes if _class(name) == largest)
-            with suppress(FileNotFoundError):  # a replay has removed it
-                path = self._directory / name
-                records = path.read_bytes().count(b"\n")
-                path.unlink()
-                dropped += records
-                _log_dropped(records, file=name)
-            by_class[largest] -= sizes.pop(name)
-        return dropped
+        """Drop files if this many bytes may not fit; return the number of records dropped."""
+        self._at_most += size
+        if self._at_most <= self._max_bytes:
+            return 0
+        sizes, used, names = self._sizes(), Counter[str](), defaultdict[str, deque[str]](deque)
+        for name, bytes_used in sizes.items():
+            used[_class(name)] += bytes_used
+            names[_class(name)].append(name)
+        records = files = 0
+        if used.total() + size > self._max_bytes:
+            room = size + self._max_bytes // _ADVANCE
+            while used.total() and used.total() + room > self._max_bytes:
+                largest = used.most_common(1)[0][0]
+                name = names[largest].popleft()
+                with suppress(FileNotFoundError):  # a replay has removed it
+                    path = self._directory / name
+                    lines = path.read_bytes().count(b"\n")
+                    path.unlink()
+                    records, files = records + lines, files + 1
+                used[largest] -= sizes[name]
+        if files:
+            _log_dropped(records, files=files)
+        self._at_most = used.total() + size
+        return records
 
     def _write(self, name: str, data: bytes) -> None:
         """Write a file durably and atomically, readable by its owner only."""

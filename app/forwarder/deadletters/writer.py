@@ -49,6 +49,7 @@ class DeadLetterWriter:
         self._pause = pause
         self._waiting: deque[_Waiting] = deque()
         self._bytes = 0
+        self._dropped = 0  # older records that no result has counted yet
         self._room = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._logged: defaultdict[str, log.RateLimited] = defaultdict(log.RateLimited)
@@ -62,7 +63,8 @@ class DeadLetterWriter:
     async def dead_letter(self, records: Sequence[Record]) -> asyncio.Future[int]:
         """Accept records of one message, as `DeadLetterSink` describes.
 
-        As many count as dropped as older records, which are counted already, were dropped for them.
+        Older records are dropped several at a time. They are counted as dead letters already, so
+        that many of these and of the next ones count as dropped instead.
         """
         for kind, reason in {record.reason_class: record.reason for record in records}.items():
             self._logged[kind].error("event dead-lettered", kind=kind, reason=reason)
@@ -90,17 +92,16 @@ class DeadLetterWriter:
             while self._waiting and sum(entry.size for entry in group) < self._store.max_batch:
                 group.append(self._waiting.popleft())
             records = [record for entry in group for record in entry.records]
-            dropped = 0
             for name, data in batches(records, self._store.max_batch):
-                dropped += await self._put(name, data)
+                self._dropped += await self._put(name, data)
             self.outage.end()
             for entry in group:
-                dropped_here = min(dropped, len(entry.records))
-                dropped -= dropped_here
+                dropped = min(self._dropped, len(entry.records))
+                self._dropped -= dropped
                 self.waiting -= len(entry.records)
                 self._bytes -= entry.size
                 if not entry.written.done():
-                    entry.written.set_result(dropped_here)
+                    entry.written.set_result(dropped)
             self._room.set()
             if self._bytes < self._store.max_batch:
                 await asyncio.sleep(self._pause)
