@@ -28,12 +28,12 @@ _MAX_RETRY_AFTER: Final = 300.0  # seconds
 _SHOWN_CHARACTERS: Final = 200
 
 
-def classify(status: int, body: bytes, retry_after: str) -> None:
+def classify(status: int, body: bytes, retry_after: str, date: str = "") -> None:
     """Return if the events are accepted: any 2xx, as for kube-apiserver.
 
     Otherwise raise Rejected (these events will never be accepted), RetryableError (they may be, not
     before `after` seconds), FaultError (they may be, perhaps without one of them), or
-    MisconfiguredError (they may be, once a setting is changed).
+    MisconfiguredError (they may be, once a setting is changed). `date` is the header Date.
     """
     if status in range(200, 300):  # guard: accepted-statuses
         return
@@ -44,7 +44,7 @@ def classify(status: int, body: bytes, retry_after: str) -> None:
         raise Rejected(shown)
     if status in _RETRYABLE:
         kind = FaultError if status in _FAULTS else RetryableError
-        raise kind(shown, reason=str(status), after=_seconds(retry_after))
+        raise kind(shown, reason=str(status), after=_seconds(retry_after, date))
     diagnosis, remedy = _REMEDIES.get(status, _UNKNOWN)
     raise MisconfiguredError(f"{shown}: {diagnosis}", reason=str(status), remedy=remedy)
 
@@ -54,13 +54,17 @@ def is_html(content_type: str, body: bytes) -> bool:
     return content_type == "text/html" or body[:64].lstrip()[:1] == b"<"  # guard: html-is-logged
 
 
-def _seconds(retry_after: str) -> float:
-    """Return the wait that Retry-After asks for, in seconds or as an HTTP date (RFC 9110); or 0."""
+def _seconds(retry_after: str, date: str) -> float:
+    """Return the wait that Retry-After asks for, in seconds or as an HTTP date (RFC 9110); or 0.
+
+    A date is compared with that of the response, because the clock of either side may be wrong.
+    """
     try:
         if retry_after.isdecimal():
             wait = float(retry_after)
         else:
-            wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            now = parsedate_to_datetime(date).timestamp() if date else time.time()
+            wait = parsedate_to_datetime(retry_after).timestamp() - now
     except (ValueError, OverflowError):
         return 0.0
     return min(max(wait, 0.0), _MAX_RETRY_AFTER)

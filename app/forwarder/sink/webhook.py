@@ -157,7 +157,8 @@ class Sink:
         log.write(log.POST, "response", status=status, milliseconds=round(seconds * 1000, 1))
         if status not in range(200, 300):  # some sinks repeat the credentials they refuse
             protect(response.request_info.headers.get("Authorization", "").partition(" ")[2])
-        classify(status, content, response.headers.get("Retry-After", ""))
+        headers = response.headers
+        classify(status, content, headers.get("Retry-After", ""), headers.get("Date", ""))
         if is_html(response.content_type, content) and not self.html_logged:
             self.html_logged = True
             why = "it counts as acceptance, but is this an audit webhook? see WebSinkURL"

@@ -19,9 +19,11 @@ REMEDIES = {
 }
 
 
-def _outcome(status: int, body: bytes = b"", retry_after: str = "") -> Exception | None:
+def _outcome(
+    status: int, body: bytes = b"", retry_after: str = "", date: str = ""
+) -> Exception | None:
     try:
-        classify(status, body, retry_after)
+        classify(status, body, retry_after, date)
     except (Rejected, RetryableError) as error:
         return error
     return None
@@ -93,6 +95,16 @@ def test_retry_after_may_be_a_date() -> None:
     error = _outcome(503, retry_after=date)
     assert isinstance(error, RetryableError)
     assert 50 < error.after <= 60
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_date_counts_by_the_clock_of_the_sink(hours: int) -> None:
+    """A clock that is behind would make 3 seconds the maximum, and one that is ahead none."""
+    now = datetime.now(UTC) + timedelta(hours=hours)
+    dates = [format_datetime(now + timedelta(seconds=n), usegmt=True) for n in (3, 0)]
+    error = _outcome(503, b"", *dates)
+    assert isinstance(error, RetryableError)
+    assert error.after == 3
 
 
 def test_what_the_sink_said_is_shown_in_one_short_line() -> None:
