@@ -84,6 +84,30 @@ async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> 
         assert delivery.entries("post concurrency restored")
 
 
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_burst_after_idle_time_or_an_outage_does_not_make_a_sink_look_slow(
+    webhook: Webhook, tmp_path: Path, *, idle: bool
+) -> None:
+    """After the outage of a moment the limit is 1 until several POSTs wait, hours later perhaps."""
+    async with backlog(webhook, tmp_path, 3_000) as delivery:
+        await delivery.drain()
+        webhook.rule = lambda _: 503
+        await delivery.take(next(events.messages(1)).body)
+        await delivery.wait_for("sink down")
+        webhook.rule = None
+        await delivery.drain()
+        assert await delivery.total("post_concurrency") == 1
+        if idle:
+            await asyncio.sleep(6)
+        else:
+            webhook.answers.append(Answer(429, {"Retry-After": "6"}))
+        for number, message in enumerate(events.messages(400, per_message=100)):
+            await delivery.take(message.body, str(number))
+        await delivery.drain()
+        assert await delivery.total("post_concurrency") > 1
+        assert not delivery.entries("post concurrency")
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize("rate", [50, 150, 500])

@@ -130,6 +130,8 @@ class AdaptiveConcurrency:
             return self._start(events)
         waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         entry = (waiter, events)
+        if not self._waiting:
+            self._sufficient_at = time.monotonic()  # an idle hour is not a slow sink
         self._waiting.insert(0 if retry else len(self._waiting), entry)
         self._demand = max(self._demand, self._in_flight + len(self._waiting))
         self._dispatch()
@@ -175,6 +177,8 @@ class AdaptiveConcurrency:
             self._threshold = math.inf if outage else self._limit
         backoff = min(_BACKOFF * 2 ** min(self._failed_rounds - 1, 10), MAX_BACKOFF)
         backoff *= random.uniform(0.5, 1)  # noqa: S311 - not a secret
+        if retry_after > MAX_BACKOFF:
+            self._sufficient_at = now + retry_after  # the sink is down, which is not slow
         self._retry_after = self._retry_after or retry_after > backoff
         self._resume_at = max(self._resume_at, now + max(backoff, retry_after))
 
