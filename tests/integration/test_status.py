@@ -113,6 +113,14 @@ def test_a_partition_that_comes_back_starts_a_new_curve() -> None:
     assert curve(history, 120, delivered=5)[0] == [120, 0, 0]
 
 
+def test_a_partition_that_was_claimed_again_between_two_points_has_no_negative_rate() -> None:
+    """It counts from 0 again, as after everything was opened again with a new client."""
+    history = History()
+    history.note(0, [state(0)])
+    history.note(30, [state(600)])
+    assert curve(history, 60, delivered=90) == [[0, 0, 0], [30, 0, 20], [60, 0, 3]]
+
+
 def report(points: list[tuple[float, int]], word: str = "x") -> dict[str, object]:
     """Return a report with one partition, whose lag was such at so many seconds ago."""
     hour = [{"secondsAgo": ago, "lag": lag, "oldest": 0.0, "rate": 0.0} for ago, lag in points]

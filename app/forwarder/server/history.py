@@ -17,7 +17,7 @@ class State(NamedTuple):
     lag: int  # messages in the hub behind the checkpoint
     oldest: float  # seconds: the age of the oldest undelivered message
     checkpoint: int | None  # its sequence number
-    delivered: int  # events since the process started
+    delivered: int  # events since this process claimed the partition
 
 
 class History:
@@ -43,7 +43,8 @@ class History:
         curve, rate = [], 0.0
         for (before, old), (at, new) in pairwise([points[0], *points]):
             if at - before >= _MIN_RATE:
-                rate = (new.delivered - old.delivered) / (at - before)
+                counted = old.delivered if old.delivered <= new.delivered else 0  # claimed again
+                rate = (new.delivered - counted) / (at - before)
             ago = now - at
             curve.append({"secondsAgo": ago, "lag": new.lag, "oldest": new.oldest, "rate": rate})
         return curve
