@@ -5,11 +5,9 @@ from collections.abc import Collection
 from contextlib import AsyncExitStack, closing, suppress
 from typing import Final
 
-from azure.eventhub.aio import CheckpointStore
-
 from forwarder import log
 from forwarder.checkpoints.blob import BlobCheckpointStore
-from forwarder.checkpoints.generation import GenerationStore
+from forwarder.checkpoints.generation import CheckpointStore, GenerationStore
 from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.checkpoints.writer import Checkpoints

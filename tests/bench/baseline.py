@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 from azure.eventhub import EventData
-from azure.eventhub.aio import CheckpointStore, EventHubConsumerClient, PartitionContext
+from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 
@@ -15,10 +15,10 @@ _HUB = "insights-logs-kube-audit"
 _JSON = {"Content-Type": "application/json"}
 
 
-async def forward(connection: str, url: str, store: CheckpointStore) -> None:
+async def forward(connection: str, url: str, store: EmbeddedCheckpointStore) -> None:
     """Forward what is in the hub, and what comes, without end."""
     client = EventHubConsumerClient.from_connection_string(
-        connection, "$Default", eventhub_name=_HUB, checkpoint_store=store
+        connection, "$Default", eventhub_name=_HUB
     )
     async with client, aiohttp.ClientSession() as http:
 
@@ -28,7 +28,16 @@ async def forward(connection: str, url: str, store: CheckpointStore) -> None:
                 event = record["properties"]["log"].strip().encode()
                 async with http.post(url, data=event, headers=_JSON) as response:
                     response.raise_for_status()
-            await partition.update_checkpoint(message)
+            await store.update_checkpoint(
+                {
+                    "fully_qualified_namespace": partition.fully_qualified_namespace,
+                    "eventhub_name": partition.eventhub_name,
+                    "consumer_group": partition.consumer_group,
+                    "partition_id": partition.partition_id,
+                    "offset": message.offset,
+                    "sequence_number": message.sequence_number,
+                }
+            )
 
         await client.receive(take, starting_position="-1")
 

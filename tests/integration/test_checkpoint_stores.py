@@ -1,4 +1,4 @@
-"""The checkpoint stores keep the contract of azure.eventhub; the embedded one survives abuse."""
+"""Both checkpoint stores keep one contract; the embedded one survives abuse."""
 
 import asyncio
 import json
@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 from forwarder.checkpoints.blob import BlobCheckpointStore
-from forwarder.checkpoints.generation import GenerationStore
+from forwarder.checkpoints.generation import CheckpointStore, GenerationStore
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from forwarder.config.settings import Settings
 from forwarder.errors import StateError, SupersededError
@@ -65,102 +64,47 @@ def errors() -> Iterator[Callable[[], list[dict[str, Any]]]]:
 
 
 class Contract:
-    """What azure.eventhub's client and this package ask of a store."""
+    """What holds for the checkpoints in each store."""
 
     async def test_there_is_nothing_at_first(self, store: CheckpointStore) -> None:
-        assert list(await store.list_ownership(*SCOPE.values())) == []
-        assert list(await store.list_checkpoints(*SCOPE.values())) == []
+        assert await store.list_checkpoints(SCOPE) == []
 
     async def test_a_checkpoint_is_listed_as_it_was_written(self, store: CheckpointStore) -> None:
         written = [checkpoint(2**40, "0"), checkpoint(0, "1"), checkpoint(7, "10")]
         for one in written:
             await store.update_checkpoint(dict(one))
-        assert places(await store.list_checkpoints(*SCOPE.values())) == written
-        assert places(await store.list_checkpoints(**SCOPE)) == written
+        assert places(await store.list_checkpoints(SCOPE)) == written
 
     async def test_a_later_checkpoint_replaces_the_one_before(self, store: CheckpointStore) -> None:
         await store.update_checkpoint(checkpoint(5))
         await store.update_checkpoint(checkpoint(9))
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(9)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(9)]
 
     async def test_a_checkpoint_moves_back_if_it_is_as_it_was_listed(
         self, store: CheckpointStore
     ) -> None:
         """Numbers start again in a hub that is recreated."""
         await store.update_checkpoint(checkpoint(9))
-        (found,) = await store.list_checkpoints(**SCOPE)
+        (found,) = await store.list_checkpoints(SCOPE)
         for number in 5, 3:
             found |= checkpoint(number)
             await store.update_checkpoint(found)
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(3)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(3)]
 
     async def test_other_hubs_and_groups_are_kept_apart(self, store: CheckpointStore) -> None:
         await store.update_checkpoint(checkpoint(1))
-        await store.claim_ownership([ownership()])
         for number, scope in enumerate(OTHER_SCOPES):
-            assert list(await store.list_checkpoints(**scope)) == []
-            assert list(await store.list_ownership(**scope)) == []
+            assert await store.list_checkpoints(scope) == []
             await store.update_checkpoint(checkpoint(number, **scope))
-            await store.claim_ownership([ownership(owner=f"{number}", **scope)])
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(1)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(1)]
         for number, scope in enumerate(OTHER_SCOPES):
-            assert places(await store.list_checkpoints(**scope)) == [checkpoint(number, **scope)]
-            (owned,) = await store.list_ownership(**scope)
-            assert owned["owner_id"] == f"{number}"
+            assert places(await store.list_checkpoints(scope)) == [checkpoint(number, **scope)]
 
     async def test_a_hub_is_the_same_in_any_case_of_its_name(self, store: CheckpointStore) -> None:
         await store.update_checkpoint(checkpoint(3))
         upper = {name: value.upper() for name, value in SCOPE.items()}
-        (found,) = await store.list_checkpoints(**upper)
+        (found,) = await store.list_checkpoints(upper)
         assert (found["partition_id"], found["sequence_number"]) == ("0", 3)
-
-    async def test_a_claim_is_granted_with_tag_and_time_and_listed(
-        self, store: CheckpointStore
-    ) -> None:
-        claims = [ownership("0"), ownership("1")]
-        granted = by_partition(await store.claim_ownership(claims))
-        for one, claim in zip(granted, claims, strict=True):
-            assert one.items() >= claim.items()
-            assert one["etag"]
-        for found in (
-            await store.list_ownership(*SCOPE.values()),
-            await store.list_ownership(**SCOPE),
-        ):
-            for one, grant in zip(by_partition(found), granted, strict=True):
-                assert unquoted(one).items() <= unquoted(grant).items()
-            assert all(abs(one["last_modified_time"] - time.time()) < 60 for one in found)
-
-    async def test_a_claim_has_its_age_whatever_the_time_is(
-        self, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await store.claim_ownership([ownership()])
-        now = time.time
-        for jump in 3600, -3600:
-            with monkeypatch.context() as clock:
-                clock.setattr(time, "time", lambda jump=jump: now() + jump)
-                (found,) = await store.list_ownership(**SCOPE)
-                assert abs(found["last_modified_time"] - time.time()) < 60
-
-    async def test_a_claim_is_renewed_and_given_up(self, store: CheckpointStore) -> None:
-        (first,) = await store.claim_ownership([ownership()])
-        (renewed,) = await store.claim_ownership([first])
-        assert renewed["etag"] != first["etag"]
-        (given_up,) = await store.claim_ownership([{**renewed, "owner_id": ""}])
-        (found,) = await store.list_ownership(**SCOPE)
-        assert not found["owner_id"]
-        assert unquoted(found)["etag"] == unquoted(given_up)["etag"]
-
-    async def test_what_is_handed_out_is_no_handle_to_the_store(
-        self, store: CheckpointStore
-    ) -> None:
-        claim = ownership()
-        for one in (
-            await store.claim_ownership([claim]),
-            [claim],
-            await store.list_ownership(**SCOPE),
-        ):
-            next(iter(one))["owner_id"] = "another"
-        assert [one["owner_id"] for one in await store.list_ownership(**SCOPE)] == ["me"]
 
 
 class TestEmbedded(Contract):
@@ -178,7 +122,7 @@ async def storage() -> AsyncIterator[Azurite]:
 
 class TestBlob(Contract):
     @pytest.fixture
-    async def store(self, storage: Azurite) -> AsyncIterator[CheckpointStore]:
+    async def store(self, storage: Azurite) -> AsyncIterator[BlobCheckpointStore]:
         settings = Settings.from_env(
             {
                 "EhubNamespaceConnectionString": "Endpoint=sb://demo.servicebus.windows.net/;"
@@ -189,38 +133,94 @@ class TestBlob(Contract):
         )
         async with open_container(settings, None) as container:
             store = BlobCheckpointStore(container)
-            await store.list_ownership(*SCOPE.values())  # makes the container
+            await store.list_ownership(SCOPE)  # makes the container
             yield store
 
+    async def test_a_claim_is_granted_with_tag_and_time_and_listed(
+        self, store: BlobCheckpointStore
+    ) -> None:
+        claims = [ownership("0"), ownership("1")]
+        granted = by_partition(await store.claim_ownership(claims))
+        for one, claim in zip(granted, claims, strict=True):
+            assert one.items() >= claim.items()
+            assert one["etag"]
+        found = by_partition(await store.list_ownership(SCOPE))
+        for one, grant in zip(found, granted, strict=True):
+            assert unquoted(one).items() <= unquoted(grant).items()
+        assert all(abs(one["last_modified_time"] - time.time()) < 60 for one in found)
+
+    async def test_claims_of_other_hubs_and_groups_are_kept_apart(
+        self, store: BlobCheckpointStore
+    ) -> None:
+        await store.claim_ownership([ownership()])
+        for number, scope in enumerate(OTHER_SCOPES):
+            assert await store.list_ownership(scope) == []
+            await store.claim_ownership([ownership(owner=f"{number}", **scope)])
+        for number, scope in enumerate(OTHER_SCOPES):
+            (owned,) = await store.list_ownership(scope)
+            assert owned["owner_id"] == f"{number}"
+
+    async def test_a_claim_has_its_age_whatever_the_time_is(
+        self, store: BlobCheckpointStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.claim_ownership([ownership()])
+        now = time.time
+        for jump in 3600, -3600:
+            with monkeypatch.context() as clock:
+                clock.setattr(time, "time", lambda jump=jump: now() + jump)
+                (found,) = await store.list_ownership(SCOPE)
+                assert abs(found["last_modified_time"] - time.time()) < 60
+
+    async def test_a_claim_is_renewed_and_given_up(self, store: BlobCheckpointStore) -> None:
+        (first,) = await store.claim_ownership([ownership()])
+        (renewed,) = await store.claim_ownership([first])
+        assert renewed["etag"] != first["etag"]
+        (given_up,) = await store.claim_ownership([{**renewed, "owner_id": ""}])
+        (found,) = await store.list_ownership(SCOPE)
+        assert not found["owner_id"]
+        assert unquoted(found)["etag"] == unquoted(given_up)["etag"]
+
+    async def test_what_is_handed_out_is_no_handle_to_the_store(
+        self, store: BlobCheckpointStore
+    ) -> None:
+        claim = ownership()
+        for one in (
+            await store.claim_ownership([claim]),
+            [claim],
+            await store.list_ownership(SCOPE),
+        ):
+            next(iter(one))["owner_id"] = "another"
+        assert [one["owner_id"] for one in await store.list_ownership(SCOPE)] == ["me"]
+
     async def test_a_claim_with_a_tag_of_the_past_is_not_granted(
-        self, store: CheckpointStore
+        self, store: BlobCheckpointStore
     ) -> None:
         (first,) = await store.claim_ownership([ownership()])
         await store.claim_ownership([{**first, "owner_id": "another"}])
-        assert list(await store.claim_ownership([first])) == []
-        assert [one["owner_id"] for one in await store.list_ownership(**SCOPE)] == ["another"]
+        assert await store.claim_ownership([first]) == []
+        assert [one["owner_id"] for one in await store.list_ownership(SCOPE)] == ["another"]
 
     async def test_a_checkpoint_that_is_behind_another_process_s_is_not_written(
-        self, store: CheckpointStore
+        self, store: BlobCheckpointStore
     ) -> None:
         """It is compared with what is there by then, and written once it is ahead of that."""
         await store.update_checkpoint(checkpoint(5))
-        (ours,) = await store.list_checkpoints(**SCOPE)
-        (theirs,) = await store.list_checkpoints(**SCOPE)
+        (ours,) = await store.list_checkpoints(SCOPE)
+        (theirs,) = await store.list_checkpoints(SCOPE)
         await store.update_checkpoint(theirs | checkpoint(7))
         with pytest.raises(SupersededError):
             await store.update_checkpoint(ours | checkpoint(6))
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(7)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(7)]
         await store.update_checkpoint(ours | checkpoint(8))
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(8)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(8)]
 
-    async def test_a_start_replaces_no_checkpoint(self, store: CheckpointStore) -> None:
+    async def test_a_start_replaces_no_checkpoint(self, store: BlobCheckpointStore) -> None:
         """Neither one that another process has written meanwhile, nor one that is behind."""
         await store.update_checkpoint(checkpoint(5), start=True)
         for number in 3, 9:
             with pytest.raises(SupersededError):
                 await store.update_checkpoint(checkpoint(number), start=True)
-        assert places(await store.list_checkpoints(**SCOPE)) == [checkpoint(5)]
+        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(5)]
 
     @pytest.mark.parametrize(
         "metadata",
@@ -237,26 +237,26 @@ class TestBlob(Contract):
         ],
     )
     async def test_a_blob_of_another_shape_counts_as_missing_and_is_replaced(
-        self, store: Any, metadata: dict[str, str]
+        self, store: BlobCheckpointStore, metadata: dict[str, str]
     ) -> None:
         await store.update_checkpoint(checkpoint(5, "1"))
         name = "/".join([*SCOPE.values(), "checkpoint", "0"]).lower()
         await store.container.upload_blob(name, b"", metadata=metadata)
         generation = GenerationStore(store)
-        assert places(await generation.list_checkpoints(**SCOPE)) == [checkpoint(5, "1")]
+        assert places(await generation.list_checkpoints(SCOPE)) == [checkpoint(5, "1")]
         place = checkpoint(-1) | {"offset": "-1"}
         await generation.update_checkpoint({**generation.listed["0"], **place}, start=True)
-        assert places(await store.list_checkpoints(**SCOPE)) == [place, checkpoint(5, "1")]
+        assert places(await store.list_checkpoints(SCOPE)) == [place, checkpoint(5, "1")]
 
-    async def test_an_owner_of_another_shape_owns_nothing(self, store: Any) -> None:
+    async def test_an_owner_of_another_shape_owns_nothing(self, store: BlobCheckpointStore) -> None:
         await store.claim_ownership([ownership("1")])
         name = "/".join([*SCOPE.values(), "ownership", "0"]).lower()
         await store.container.upload_blob(name, b"")
-        found = by_partition(await store.list_ownership(**SCOPE))
+        found = by_partition(await store.list_ownership(SCOPE))
         assert [one["owner_id"] for one in found] == ["", "me"]
 
     async def test_checkpoints_of_the_sdk_for_go_are_found_and_the_higher_number_wins(
-        self, store: Any, errors: Callable[[], list[dict[str, Any]]]
+        self, store: BlobCheckpointStore, errors: Callable[[], list[dict[str, Any]]]
     ) -> None:
         """It keeps the capitals of the names; what is written here stays in lower case."""
         hub = "/".join(SCOPE.values())
@@ -271,12 +271,12 @@ class TestBlob(Contract):
         for partition, number in {"0": 7, "1": 8, "2": 3}.items():
             await lay(partition, number)
         generation = GenerationStore(store)
-        found = places(await generation.list_checkpoints(**SCOPE))
+        found = places(await generation.list_checkpoints(SCOPE))
         assert found == [checkpoint(7, "0"), checkpoint(9, "1"), checkpoint(3, "2")]
         assert not errors()
         await lay("0", 0, "ownership")
         another = BlobCheckpointStore(store.container)  # it looks for owners when it starts
-        await another.list_checkpoints(**SCOPE)
+        await another.list_checkpoints(SCOPE)
         (entry,) = errors()
         assert entry["message"] == "consumer group is read by another program"
         assert entry["blob"] == f"{hub}/ownership/0"
@@ -284,7 +284,7 @@ class TestBlob(Contract):
             await generation.update_checkpoint(
                 generation.listed[partition] | checkpoint(10 + number, partition)
             )
-        found = places(await generation.list_checkpoints(**SCOPE))
+        found = places(await generation.list_checkpoints(SCOPE))
         assert found == [checkpoint(10, "0"), checkpoint(11, "1"), checkpoint(12, "2")]
         names = [one async for one in store.container.list_blob_names(name_starts_with=hub.lower())]
         assert names == [f"{hub.lower()}/checkpoint/{partition}" for partition in "012"]
@@ -297,7 +297,7 @@ def path(tmp_path: Path) -> Path:
 
 async def written_to(path: Path) -> list[dict[str, Any]]:
     with closing(EmbeddedCheckpointStore(path)) as store:
-        return by_partition(await store.list_checkpoints(**SCOPE))
+        return by_partition(await store.list_checkpoints(SCOPE))
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
@@ -313,20 +313,11 @@ def write(path: Path, *checkpoints: dict[str, Any]) -> None:
     asyncio.run(each())
 
 
-async def test_checkpoints_survive_and_ownership_does_not(path: Path) -> None:
-    with closing(EmbeddedCheckpointStore(path)) as store:
-        await store.claim_ownership([ownership()])
-        await store.update_checkpoint(checkpoint(5))
-    with closing(EmbeddedCheckpointStore(path)) as store:
-        assert list(await store.list_ownership(**SCOPE)) == []
-        assert list(await store.list_checkpoints(**SCOPE)) == [checkpoint(5)]
-
-
 async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
     with closing(EmbeddedCheckpointStore(path)) as store:
         written = [checkpoint(n, f"{n:02}") for n in range(50)]
         await asyncio.gather(*map(store.update_checkpoint, written))
-        assert by_partition(await store.list_checkpoints(**SCOPE)) == written
+        assert by_partition(await store.list_checkpoints(SCOPE)) == written
 
 
 async def child_of(script: str, *arguments: str) -> asyncio.subprocess.Process:

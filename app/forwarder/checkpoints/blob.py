@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
-from azure.eventhub.aio import CheckpointStore
 
 from forwarder import log
 from forwarder.checkpoints import listing
-from forwarder.checkpoints.listing import SCOPE, path
+from forwarder.checkpoints.listing import path
 from forwarder.errors import SupersededError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _SEARCH_INTERVAL: Final = 600.0  # seconds between two searches for blobs of the
 _CHANGED = (ResourceExistsError, ResourceModifiedError, ResourceNotFoundError)
 
 
-class BlobCheckpointStore(CheckpointStore):
+class BlobCheckpointStore:
     """Checkpoints and ownerships as blobs; creates its container if it is missing."""
 
     shared = True  # with other replicas
@@ -39,9 +38,8 @@ class BlobCheckpointStore(CheckpointStore):
         self._others: list[str] = []  # prefixes of the SDK for Go
         self._search_at = 0.0
 
-    async def list_ownership(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
+    async def list_ownership(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the ownerships, in local time. It is called first, so it creates the container."""
-        scope = names or dict(zip(SCOPE, where, strict=True))
         prefix = path(scope, "", "ownership")
         dates: list[str] = []
         blobs = self.container.list_blobs(
@@ -68,15 +66,13 @@ class BlobCheckpointStore(CheckpointStore):
             for blob in found
         ]
 
-    async def claim_ownership(
-        self, ownership_list: Iterable[dict[str, Any]], **_: Any
-    ) -> Iterable[dict[str, Any]]:
+    async def claim_ownership(self, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write ownerships, with owner "" to release a partition; return the granted entries.
 
         An entry is not granted if another replica has changed it. While the store does not answer,
         it counts as granted, so that delivery continues.
         """
-        return [entry for entry in await gather(*map(self._claim, ownership_list)) if entry]
+        return [entry for entry in await gather(*map(self._claim, wanted)) if entry]
 
     async def _claim(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
         blob = self.container.get_blob_client(path(wanted, wanted["partition_id"], "ownership"))
@@ -88,9 +84,8 @@ class BlobCheckpointStore(CheckpointStore):
             return wanted
         return {**wanted, "etag": etag, "last_modified_time": time.time()}
 
-    async def list_checkpoints(self, *where: str, **names: Any) -> Iterable[dict[str, Any]]:
+    async def list_checkpoints(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the checkpoints of any SDK, ours first."""
-        scope = names or dict(zip(SCOPE, where, strict=True))
         if time.monotonic() >= self._search_at:
             self._search_at = time.monotonic() + _SEARCH_INTERVAL
             self._others = await listing.other_prefixes(self.container, scope)
@@ -123,9 +118,7 @@ class BlobCheckpointStore(CheckpointStore):
                 replicas.add(replica)
         return replicas
 
-    async def update_checkpoint(
-        self, checkpoint: dict[str, Any], *, start: bool = False, **_: Any
-    ) -> None:
+    async def update_checkpoint(self, checkpoint: dict[str, Any], *, start: bool = False) -> None:
         """Write a checkpoint and update its ETag in place.
 
         SupersededError if another process has written one that is ahead; with `start`, if it has

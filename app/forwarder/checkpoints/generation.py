@@ -10,21 +10,19 @@ A stale checkpoint is not deleted. Reading starts at StartPosition, and the next
 the stale one, unless another process has replaced it in the meantime.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from azure.eventhub.aio import CheckpointStore
-
 from forwarder import log
+from forwarder.checkpoints.blob import BlobCheckpointStore
+from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 
 _RESOLUTION: Final = 1.0  # seconds: a blob's time has no fractions
 _POSITION: Final = {"sequence_number", "offset"}
-# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
-OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
-_TIMES: Final = ("hub_created", "enqueued", "written")
-LATEST: Final = 1e11  # in Unix seconds
+
+CheckpointStore = BlobCheckpointStore | EmbeddedCheckpointStore
+"""Lists checkpoints of a scope as dicts with the SDK's names, and writes one at a time."""
 
 
 class GenerationStore:
@@ -47,12 +45,12 @@ class GenerationStore:
             when = datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")
             log.error("hub was recreated, reading starts at StartPosition", created=when)
 
-    async def list_checkpoints(self, *where: Any, **options: Any) -> Iterable[dict[str, Any]]:
+    async def list_checkpoints(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the checkpoints of this hub; if a partition has two, the one that is ahead.
 
         An entry has `hub_created` or `written`, the time when it was written, in Unix seconds.
         """
-        entries = list(await self._store.list_checkpoints(*where, **options))
+        entries = await self._store.list_checkpoints(scope)
         own = {one["partition_id"]: one for one in sorted(entries, key=_rank) if self._is_own(one)}
         self.listed = dict(own)
         for entry in entries:
@@ -72,26 +70,15 @@ class GenerationStore:
         number = entry["partition_id"]
         return number not in self.stale or self.stale[number] != entry["sequence_number"]
 
-    async def update_checkpoint(self, checkpoint: dict[str, Any], **options: Any) -> None:
+    async def update_checkpoint(self, checkpoint: dict[str, Any], *, start: bool = False) -> None:
         """Write a checkpoint, with the creation time of the hub."""
         checkpoint["hub_created"] = self.created
-        await self._store.update_checkpoint(checkpoint, **options)
+        await self._store.update_checkpoint(checkpoint, start=start)
         self.stale.pop(checkpoint["partition_id"], None)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the balancer needs of the other store; ownerships are never stale."""
         return getattr(self._store, name)
-
-
-def validate(entry: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError for a checkpoint that no SDK would write."""
-    number, offset = entry["sequence_number"], entry["offset"]
-    if number is not None and not (type(number) is int and -1 <= number < 2**63):
-        raise ValueError(f"sequence number {number}")
-    if offset is not None and not OFFSET.fullmatch(str(offset)):
-        raise ValueError(f"offset '{offset}'")
-    if not all(0 <= entry[name] < LATEST for name in _TIMES if entry.get(name) is not None):
-        raise ValueError("a time is out of range")
 
 
 def _rank(entry: Mapping[str, Any]) -> int:

@@ -9,12 +9,12 @@ owners are reported.
 Metadata that no SDK writes counts as missing, so that a damaged blob affects its partition only.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from forwarder import log
-from forwarder.checkpoints.generation import validate
 from forwarder.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,11 +24,26 @@ if TYPE_CHECKING:
 _NO_OFFSET: Final = (None, "", "no offset")
 SCOPE: Final = ("fully_qualified_namespace", "eventhub_name", "consumer_group")
 """What a set of checkpoints and ownerships belongs to; the SDK's names."""
+# "-1" is before the first message; geo-replicated hubs have offsets such as "1:42:9216".
+OFFSET: Final = re.compile(r"-1|[\w:.-]{1,100}", re.ASCII)
+_TIMES: Final = ("hub_created", "enqueued", "written")
+LATEST: Final = 1e11  # in Unix seconds
 _ACTIVE: Final = 60.0  # seconds after which any SDK has renewed its claims
 GO_READER: Final = (
     "it uses the Azure SDK for Go, which does not see this forwarder: both take the same "
     "partitions again and again; stop it, or set ConsumerGroup to a group of its own"
 )
+
+
+def validate(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError for a checkpoint that no SDK would write."""
+    number, offset = entry["sequence_number"], entry["offset"]
+    if number is not None and not (type(number) is int and -1 <= number < 2**63):
+        raise ValueError(f"sequence number {number}")
+    if offset is not None and not OFFSET.fullmatch(str(offset)):
+        raise ValueError(f"offset '{offset}'")
+    if not all(0 <= entry[name] < LATEST for name in _TIMES if entry.get(name) is not None):
+        raise ValueError("a time is out of range")
 
 
 def scope_of(settings: Settings) -> dict[str, str]:

@@ -4,8 +4,6 @@ A row has a key, made of namespace, hub, consumer group and partition, and a che
 a checksum of both. SQLite detects damaged pages, but not damaged content: a flipped bit may change
 a number, or assign a checkpoint to another partition. A row with a wrong checksum is ignored. The
 intact rows of a damaged file are copied to a new one. Version 0.1.0 wrote no checksums.
-
-Ownerships are kept in memory: the state directory is locked, so no other process has any.
 """
 
 import asyncio
@@ -13,19 +11,15 @@ import json
 import re
 import sqlite3
 import time
-import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-from azure.eventhub.aio import CheckpointStore
-
 from forwarder import log
-from forwarder.checkpoints.generation import validate
-from forwarder.checkpoints.listing import SCOPE
+from forwarder.checkpoints.listing import SCOPE, validate
 from forwarder.diagnosis import causes
 from forwarder.errors import StateError
 
@@ -35,13 +29,12 @@ _JSON: Final = re.compile(rb'\{"[^{}]*"checksum": \d+\}')
 _WRITE: Final = "INSERT OR REPLACE INTO checkpoint VALUES (?, ?)"
 
 
-class EmbeddedCheckpointStore(CheckpointStore):
+class EmbeddedCheckpointStore:
     """Checkpoints in a file, which is created if it is missing."""
 
-    shared = False  # with other replicas
+    shared = False  # with other replicas, because the state directory is locked
 
     def __init__(self, path: Path) -> None:
-        self._ownership: dict[str, dict[str, Any]] = {}
         self._lock = Lock()  # several threads use the one connection
         try:
             self._database = _open(path)
@@ -66,33 +59,11 @@ class EmbeddedCheckpointStore(CheckpointStore):
         with self._lock:
             self._database.close()
 
-    async def list_ownership(
-        self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
-    ) -> Iterable[dict[str, Any]]:
-        """Return this process's claims on partitions, which do not expire."""
-        prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
-        return [
-            {**entry, "last_modified_time": time.time()}
-            for key, entry in self._ownership.items()
-            if key.startswith(prefix)
-        ]
-
-    async def claim_ownership(
-        self, ownership_list: Iterable[dict[str, Any]], **_: Any
-    ) -> Iterable[dict[str, Any]]:
-        """Grant every claim."""
-        claimed = [{**wanted, "etag": str(uuid.uuid4())} for wanted in ownership_list]
-        self._ownership |= {_key_of(entry): entry for entry in claimed}
-        return [dict(entry) for entry in claimed]
-
-    async def list_checkpoints(
-        self, fully_qualified_namespace: str, eventhub_name: str, consumer_group: str, **_: Any
-    ) -> Iterable[dict[str, Any]]:
-        """Return the checkpoints of a consumer group."""
+    async def list_checkpoints(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the checkpoints of a hub and consumer group."""
         statement = "SELECT key, value FROM checkpoint WHERE substr(key, 1, length(?1)) = ?1"
-        prefix = _key(fully_qualified_namespace, eventhub_name, consumer_group)
         checkpoints = []
-        for key, value in await asyncio.to_thread(self._execute, statement, prefix):
+        for key, value in await asyncio.to_thread(self._execute, statement, _prefix(scope)):
             try:
                 checkpoints.append(decode(key, value))
             except UNUSABLE as error:
@@ -110,16 +81,16 @@ class EmbeddedCheckpointStore(CheckpointStore):
             return self._database.execute(statement, values).fetchall()
 
 
-def _key(*parts: str) -> str:
-    return "".join(f"{part}/" for part in parts).lower()
+def _prefix(scope: Mapping[str, str]) -> str:
+    return "".join(f"{scope[part]}/" for part in SCOPE).lower()
 
 
-def _key_of(entry: dict[str, Any]) -> str:
-    return _key(*(entry[name] for name in (*SCOPE, "partition_id")))
+def _key(entry: Mapping[str, Any]) -> str:
+    return f"{_prefix(entry)}{entry['partition_id']}/".lower()
 
 
 def _encode(checkpoint: dict[str, Any]) -> tuple[str, str]:
-    key = _key_of(checkpoint)
+    key = _key(checkpoint)
     return key, json.dumps({**checkpoint, "checksum": _checksum(key, checkpoint)})
 
 
@@ -129,7 +100,7 @@ def decode(key: str, value: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise TypeError("it is not an object")
     checksum = entry.pop("checksum", None)
-    if checksum not in {None, _checksum(key, entry)} or key != _key_of(entry):
+    if checksum not in {None, _checksum(key, entry)} or key != _key(entry):
         raise ValueError("its checksum is wrong")
     if entry["sequence_number"] is None or (checksum is None and entry["offset"] is None):
         raise ValueError("it has no position")
@@ -171,7 +142,7 @@ def intact(path: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in _JSON.findall(path.read_bytes() if path.is_file() else b""):
         with suppress(*UNUSABLE):
-            key = _key_of(json.loads(text))
+            key = _key(json.loads(text))
             entry = decode(key, text.decode())
             found[key] = max(found.get(key, entry), entry, key=_order)
     return list(found.values())

@@ -49,13 +49,16 @@ class Balancer:
     ) -> Shares:
         """Renew the ownerships of this replica, and claim free partitions up to its share.
 
-        The share is 0 while the hub is not `readable` from here. Raises the store's errors.
+        The share is 0 while the hub is not `readable` from here. A store that is not shared has no
+        ownerships: its replica is the only one. Raises the store's errors.
         """
-        listed = await self._store.list_ownership(*self._scope.values())
-        entries = {str(entry["partition_id"]): entry for entry in listed}
+        if not self._store.shared:
+            return Shares(partitions, (), waiting=False)
+        listed = await self._store.list_ownership(self._scope)
+        entries = {entry["partition_id"]: entry for entry in listed}
         oldest = time.time() - self._expiry
         owners = {
-            number: str(entry["owner_id"])
+            number: entry["owner_id"]
             for number, entry in entries.items()
             if entry["owner_id"] and entry["last_modified_time"] >= oldest
         }
@@ -73,8 +76,8 @@ class Balancer:
             {**self._scope, "partition_id": number, **entries.get(number, {}), "owner_id": self._id}
             for number in (*owned, *wanted)
         ]
-        granted = await self._store.claim_ownership(claims) if claims else []
-        self._entries = {str(entry["partition_id"]): entry for entry in granted}
+        granted = await self._store.claim_ownership(claims)
+        self._entries = {entry["partition_id"]: entry for entry in granted}
         # Not in the round of the first claim: a replica that listed the ownerships before that
         # claim still counts this one by its announcement.
         if owned:
@@ -104,11 +107,10 @@ class Balancer:
         by ID. How much more they own does not count, or shares would change while some are moved.
         """
         replicas = {self._id, *owned}
-        if self._store.shared:
-            if not owned[self._id] and owned:
-                self._announced = True
-                await self._store.announce(self._scope, self._id)
-            replicas |= await self._store.list_replicas(self._scope, self._expiry)
+        if not owned[self._id] and owned:
+            self._announced = True
+            await self._store.announce(self._scope, self._id)
+        replicas |= await self._store.list_replicas(self._scope, self._expiry)
         minimum, remainder = divmod(partitions, len(replicas))
         order = sorted(replicas, key=lambda name: (owned[name] <= minimum, name))
         shares = {name: minimum + (rank < remainder) for rank, name in enumerate(order)}

@@ -152,7 +152,7 @@ class Consumer:
 
     async def _open(self, numbers: Iterable[str]) -> None:
         """Read the checkpoints of partitions, and begin to receive after them."""
-        await self._store.list_checkpoints(*self._scope.values())
+        await self._store.list_checkpoints(self._scope)
         for number in numbers:
             partition = Partition(number, self._delivery)
             try:

@@ -9,7 +9,7 @@ or one that no checkpoint may have, counts as missing.
 
 from typing import Final, NamedTuple
 
-from forwarder.checkpoints.generation import LATEST, OFFSET
+from forwarder.checkpoints.listing import LATEST, OFFSET
 
 _FIXED: Final = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}  # bytes, by a type's high digit
 _SHORT: Final = {0xA, 0xC, 0xE}  # the length is in the next byte

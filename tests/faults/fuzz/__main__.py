@@ -102,7 +102,7 @@ class Listed:
 
     entries: Sequence[dict[str, Any]] = ()
 
-    async def list_checkpoints(self) -> Sequence[dict[str, Any]]:
+    async def list_checkpoints(self, _: object) -> Sequence[dict[str, Any]]:
         """Return them."""
         return self.entries
 
@@ -125,7 +125,7 @@ def checkpoint(data: bytes) -> None:
     blob.metadata = dict(zip(METADATA, value.split("\n"), strict=False))
     found.append({**PLACE, **listing.entry(blob)})
     STORE.entries = found
-    for one in LOOP.run_until_complete(GenerationStore(STORE).list_checkpoints()):
+    for one in LOOP.run_until_complete(GenerationStore(STORE).list_checkpoints(PLACE)):
         assert one["sequence_number"] is None or -1 <= one["sequence_number"] < 2**63
         assert all(math.isfinite(one.get(name) or 0) for name in ("written", "hub_created"))
         datetime.fromtimestamp(one.get("enqueued") or 0, UTC)
