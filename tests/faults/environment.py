@@ -52,7 +52,7 @@ class FaultEnvironment(Environment):
 
     async def start(self, name: str = "one") -> Forwarder:
         """Start a forwarder, or one again that has ended."""
-        settings = {"PYTHONPATH": f"{CHILD}:{APP}", "WebSinkTimeout": "2"}
+        settings = {"PYTHONPATH": f"{CHILD}:{APP}"}
         settings |= {key: text.format(folder=self.folder) for key, text in self.defaults.items()}
         made = (
             self.replica(name, self.store.front, **settings)

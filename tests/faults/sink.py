@@ -12,6 +12,10 @@ from cryptography import x509
 from faults.environment import FaultEnvironment
 from support.webhook import Answer, Rule
 
+SHORT_TIMEOUT = {"WebSinkTimeout": "2"}
+"""For a sink that hangs. Elsewhere a POST has 20 seconds: it may take more than two on a busy
+machine, and a forwarder that was killed cannot tell whether it repeated one."""
+
 
 async def away(env: FaultEnvironment, seconds: float) -> None:
     """Nobody listens, and connections are closed."""

@@ -92,6 +92,7 @@ async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
     told: list[str] = []
     try:
         async with fault_environment(tmp_path, blobs=bool(seed % 2)) as env:
+            env.defaults = sink.SHORT_TIMEOUT
             await env.start()
             async with asyncio.timeout(600):
                 await inject_at_once(env, seed, told)

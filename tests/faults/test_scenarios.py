@@ -38,13 +38,11 @@ class Scenario:
 
 TOKEN = {"WebSinkTokenFile": "{folder}/token"}
 CA = {"WebSinkCAFile": "{folder}/ca.pem"}
-GRACE = {"ShutdownGrace": "1"}
 LOOKS = {"StallTimeout": "6"}
 """Looks at the hub every second, and reopens a silent partition after two."""
-REPLICAS = {"OwnershipExpiry": "30", "LoadBalancingInterval": "2", "WebSinkTimeout": "20"}
-"""On a busy machine a round takes seconds: a claim must not expire before the next one. A POST
-takes seconds as well, and a forwarder that was killed has no metrics that say it was repeated."""
-WHOLE = {"WebSinkTimeout": "20", "WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
+REPLICAS = {"OwnershipExpiry": "30", "LoadBalancingInterval": "2"}
+"""On a busy machine a round takes seconds: a claim must not expire before the next one."""
+WHOLE = {"WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
 
 SCENARIOS: dict[str, Scenario] = {
     # The hub: reading goes on by itself, without a duplicate.
@@ -90,7 +88,9 @@ SCENARIOS: dict[str, Scenario] = {
         quick=True,
     ),
     "sink slow": Scenario(
-        [(sink.is_slow, 2), (sink.hangs, 12), (sink.answers_too_late, 6)], said=["sink down"]
+        [(sink.is_slow, 2), (sink.hangs, 12), (sink.answers_too_late, 6)],
+        said=["sink down"],
+        settings=sink.SHORT_TIMEOUT,
     ),
     "token rotated": Scenario([(sink.changes_its_token, 8)], settings=TOKEN, said=["sink up"]),
     "certificate expired and renewed": Scenario(
@@ -115,7 +115,7 @@ SCENARIOS: dict[str, Scenario] = {
     "killed": Scenario([(processes.killed, 0.1)] * 3, quick=True),
     "killed fifty times in a minute": Scenario([(processes.killed_over_and_over, 60)]),
     "killed over and over while the sink hangs": Scenario(
-        [(together(sink.hangs, processes.killed_over_and_over), 15)],
+        [(together(sink.hangs, processes.killed_over_and_over), 15)], settings=sink.SHORT_TIMEOUT
     ),
     "poison": Scenario(
         [(processes.poisoned, 300)],
@@ -128,7 +128,8 @@ SCENARIOS: dict[str, Scenario] = {
         [(together(sink.is_slow, processes.stopped), 2)], traffic=100
     ),
     "stopped while the sink hangs": Scenario(
-        [(together(sink.hangs, processes.stopped), 2)], settings=GRACE
+        [(together(sink.hangs, processes.stopped), 2)],
+        settings={"ShutdownGrace": "1", **sink.SHORT_TIMEOUT},
     ),
     # Replicas: partitions change hands, checkpoints never go back.
     "replicas come and go": Scenario(
