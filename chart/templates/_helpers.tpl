@@ -1,3 +1,11 @@
+{{/* Removes what is null from a map and from all that is in it. Helm keeps null where the chart has no default to remove. */}}
+{{- define "aks-audit.prune" -}}
+{{- range $key, $value := . }}
+{{- if and (kindIs "string" $key) (kindIs "invalid" $value) }}{{ $_ := unset $ $key }}
+{{- else if or (kindIs "map" $value) (kindIs "slice" $value) }}{{ include "aks-audit.prune" $value }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Name of the chart, for labels. An alias in a parent chart may have capitals and underscores. */}}
 {{- define "aks-audit.name" -}}
 {{- default .Chart.Name .Values.nameOverride | lower | replace "_" "-" | trunc 63 | trimSuffix "-" }}

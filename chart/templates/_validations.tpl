@@ -55,6 +55,7 @@ used: >-
 {{- end }}
 
 {{- define "aks-audit.validate" -}}
+{{- include "aks-audit.prune" (omit .Values "extraObjects") }}
 {{- $missing := list }}
 {{- range $scope, $paths := include "aks-audit.required" . | fromYaml }}
 {{- range $path := splitList " " $paths }}
@@ -78,6 +79,7 @@ used: >-
 {{- $wrapped := "^[\"'{\\[]" }}
 {{- $shared := include "aks-audit.sharedStorage" . }}
 {{- $secret := or .Values.existingSecret .Values.secretProviderClass }}
+{{- $existing := and .Values.existingSecret (lookup "v1" "Secret" .Release.Namespace .Values.existingSecret) | default dict }}
 {{- $given := or $hub .Values.eventHub.namespace $secret (include "aks-audit.inExtraEnv" (list . "EhubNamespaceConnectionString")) (include "aks-audit.inExtraEnv" (list . "EventHubNamespace")) }}
 {{- $blobLogins := list }}
 {{- range $key := list "connectionString" "accountUrl" "inExistingSecret" }}
@@ -126,6 +128,8 @@ used: >-
   (list (le (float64 .Values.eventHub.ownershipExpirySeconds) (float64 .Values.eventHub.loadBalancingIntervalSeconds))
     "eventHub.ownershipExpirySeconds must exceed eventHub.loadBalancingIntervalSeconds: otherwise partitions expire between two renewals.")
   (list (gt (len $blobLogins) 1) (printf "%s are mutually exclusive." (join ", " $blobLogins)))
+  (list (and (eq (include "aks-audit.name" .) (dig "metadata" "labels" "app.kubernetes.io/name" "" $existing)) (ne "keep" (dig "metadata" "annotations" "helm.sh/resource-policy" "" $existing)))
+    "existingSecret is the Secret that this release created, which Helm deletes as soon as existingSecret is set: copy it to a Secret of another name.")
   (list (and .Values.blobStorage.inExistingSecret (not $secret))
     "blobStorage.inExistingSecret requires existingSecret or secretProviderClass, which has BlobStorageConnectionString.")
   (list (and .Values.persistence.existingClaim $shared)

@@ -169,7 +169,7 @@ REFUSED = {
     "webhook.maxEvents=0": "/webhook/maxEvents': minimum: got 0",
     "webhook.concurrency=101": "/webhook/concurrency': maximum: got 101",
     "webhook.maxRejects=0": "/webhook/maxRejects': minimum: got 0",
-    "webhook.headers.X-Number=1": "/webhook/headers/X-Number': got number, want string",
+    "webhook.headers.X-Number=1": "/webhook/headers/X-Number': got number, want null or string",
     "webhook.service.name=Up": "/webhook/service/name': value must be 'a name of",
     "webhook.service.port=0": "/webhook/service/port': minimum: got 0",
     "webhook.service.targetPort=0": "/webhook/service/targetPort': minimum: got 0",
@@ -410,6 +410,34 @@ def test_null_removes_what_is_optional_and_is_refused_in_one_sentence_elsewhere(
             assert not text or re.search(rf"No value for {block}\.", text), text
 
 
+def without_default(schema: Any, values: Any, root: Any) -> dict[str, Any]:
+    """Return null for each key that the schema knows and the values lack, and in maps of texts."""
+    reference = str(schema.get("$ref", "")).rpartition("/")[2]
+    known = {**root["definitions"].get(reference, {}), **schema}
+    nulls: dict[str, Any] = {}
+    if reference in {"texts", "quantities"}:
+        return {"other": None}
+    for key, part in known.get("properties", {}).items():
+        if key not in (values or {}):
+            nulls[key] = None
+        elif below := without_default(part, values[key], root):
+            nulls[key] = below
+    return nulls
+
+
+def test_null_is_as_good_as_nothing_where_the_chart_has_no_default(tmp_path: Path) -> None:
+    """Helm removes a default that is null, and keeps any other null."""
+    schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
+    defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    nulls = without_default(schema, defaults, schema)
+    assert nulls["securityContext"]["runAsUser"] is nulls["resources"]["limits"]["other"] is None
+    nulls["tolerations"] = [{"key": "spot", "value": None}]
+    (tmp_path / "nulls.yaml").write_text(yaml.safe_dump(nulls))
+    arguments = ["--values", chart.DEFAULT, *(word for one in ON for word in ("--set", one))]
+    without = chart.template(*arguments, "--set", "tolerations[0].key=spot")
+    assert chart.template(*arguments, "--values", tmp_path / "nulls.yaml") == without
+
+
 def umbrella(place: Path) -> Path:
     """Make a parent chart that has this one as a dependency."""
     dependency = {"name": "aks-audit", "version": ">=0.1.0-0", "condition": "aks-audit.enabled"}
@@ -488,7 +516,7 @@ def test_the_pod_of_helm_test_passes_where_an_admission_policy_lets_the_forwarde
     (container,) = check["spec"]["containers"]
     (forwarder,) = ours["spec"]["containers"]
     assert {"livenessProbe", "readinessProbe"} <= container.keys()
-    for key in ("image", "resources", "securityContext"):
+    for key in ("name", "image", "resources", "securityContext"):  # annotations may name it
         assert container.get(key) == forwarder.get(key)
 
 
