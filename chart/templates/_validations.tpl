@@ -86,10 +86,9 @@ used: >-
 {{- if index $.Values.blobStorage $key }}{{ $blobLogins = append $blobLogins (print "blobStorage." $key) }}{{ end }}
 {{- end }}
 {{- $tls := default dict .Values.webhook.tls }}
-{{- $scrapes := list }}
-{{- if .Values.metrics.scrapeAnnotations }}{{ $scrapes = append $scrapes "metrics.scrapeAnnotations" }}{{ end }}
-{{- if (.Values.metrics.serviceMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.serviceMonitor.enabled" }}{{ end }}
-{{- if (.Values.metrics.podMonitor).enabled }}{{ $scrapes = append $scrapes "metrics.podMonitor.enabled" }}{{ end }}
+{{- $headers := keys (default dict .Values.webhook.headers) | join " " | lower }}
+{{- $logins := list (and (regexMatch "//[^/?#]*@" (default "" .Values.webhook.url)) "a user in webhook.url") (and (regexMatch "(^| )authorization( |$)" $headers) "Authorization in webhook.headers") (and (.Values.webhook.token).secretName "webhook.token.secretName") | compact }}
+{{- $scrapes := list (and .Values.metrics.scrapeAnnotations "metrics.scrapeAnnotations") (and (.Values.metrics.serviceMonitor).enabled "metrics.serviceMonitor.enabled") (and (.Values.metrics.podMonitor).enabled "metrics.podMonitor.enabled") | compact }}
 {{- $keda := and (.Values.keda).enabled .Values.keda | default dict }}
 {{- $maxReplicas := int $keda.maxReplicas | default (int $keda.partitions) }}
 
@@ -150,6 +149,7 @@ used: >-
     "webhook.tls.clientCertificate requires webhook.tls.secretName, a Secret with tls.crt and tls.key.")
   (list (and $tls.secretName (not (hasPrefix "https://" (default "" .Values.webhook.url))))
     "webhook.tls.secretName requires an https:// URL in webhook.url. If existingSecret has WebSinkURL, set webhook.url to the same URL without user, password and query.")
+  (list (gt (len $logins) 1) (printf "%s are mutually exclusive: a request has one login." (join ", " $logins)))
   (list (gt (len $scrapes) 1)
     (printf "%s are mutually exclusive: each has the pods scraped, and everything would be counted more than once." (join ", " $scrapes)))
   (list (and (.Values.metrics.serviceMonitor).enabled (not (.Values.metrics.service).enabled))

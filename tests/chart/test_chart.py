@@ -159,6 +159,8 @@ REFUSED = {
     "imagePullSecrets[0].nam=a": "/imagePullSecrets/0': missing property 'name'",
     "eventHub.transport=http": "/eventHub/transport': value must be one of 'amqp', 'websockets'",
     "eventHub.categories[0]=a b": "/eventHub/categories/0': value must be one of 'kube-audit',",
+    "eventHub.consumerGroup=$default": "/eventHub/consumerGroup': value must be '$Default'",
+    "blobStorage.accountUrl=https://a.dfs.core.windows.net": "/blobStorage/accountUrl': value must",
     "blobStorage.containerName=Up": "/blobStorage/containerName': value must be 'a name of",
     "persistence.size=big": "/persistence/size': value must be 'a quantity such as",
     "persistence.stateDirectory=a": "/persistence/stateDirectory': value must be 'an absolute",
@@ -170,6 +172,9 @@ REFUSED = {
     "webhook.concurrency=101": "/webhook/concurrency': maximum: got 101",
     "webhook.maxRejects=0": "/webhook/maxRejects': minimum: got 0",
     "webhook.headers.X-Number=1": "/webhook/headers/X-Number': got number, want null or string",
+    "webhook.headers.Host=a": "/webhook/headers/Host': value must be 'left out: the forwarder",
+    "webhook.headers.a b=c": "/webhook/headers/a b': value must be 'left out: its key is",
+    "webhook.headers.X-Lines=a\nb": "/webhook/headers/X-Lines': value must be 'a text of one line'",
     "webhook.service.name=Up": "/webhook/service/name': value must be 'a name of",
     "webhook.service.port=0": "/webhook/service/port': minimum: got 0",
     "webhook.service.targetPort=0": "/webhook/service/targetPort': minimum: got 0",
@@ -433,9 +438,9 @@ def test_null_is_as_good_as_nothing_where_the_chart_has_no_default(tmp_path: Pat
     assert nulls["securityContext"]["runAsUser"] is nulls["resources"]["limits"]["other"] is None
     nulls["tolerations"] = [{"key": "spot", "value": None}]
     (tmp_path / "nulls.yaml").write_text(yaml.safe_dump(nulls))
-    arguments = ["--values", chart.DEFAULT, *(word for one in ON for word in ("--set", one))]
-    without = chart.template(*arguments, "--set", "tolerations[0].key=spot")
-    assert chart.template(*arguments, "--values", tmp_path / "nulls.yaml") == without
+    on = ("--values", chart.DEFAULT, "--set", ",".join(ON))
+    without = chart.template(*on, "--set", "tolerations[0].key=spot")
+    assert chart.template(*on, "--values", tmp_path / "nulls.yaml") == without
 
 
 def umbrella(place: Path) -> Path:
