@@ -45,6 +45,7 @@ MEASURES = {
     "cpu": Measure("CPU per event, us", lambda r, _: r.cpu_each * 1e6, digits=1),
     "memory": Measure("memory, MiB", lambda r, _: r.memory),
     "start": Measure("exec to first event, s", lambda r, _: r.start, digits=2),
+    "ramp": Measure("exec to full rate, s", lambda r, _: r.start + _recovery(r), digits=2),
     "delay": Measure("enqueued to accepted, ms", lambda r, _: statistics.median(r.ages) * 1e3),
     "share": Measure("CPU, % of a core", lambda r, _: 100 * r.cpu / r.seconds, digits=1),
     "recovery": Measure("first 2xx to full rate, s", lambda r, _: _recovery(r), digits=2),

@@ -125,7 +125,7 @@ async def test_smallest_work_gives_figures(tmp_path: Path, monkeypatch: pytest.M
     console = Console(file=io.StringIO(), width=100)
     measured = await run(["lists"], growth, console, short=False)
     assert measured.failed == []
-    assert [one.measure for one in measured.figures] == ["rate", "cpu", "memory", "start"]
+    assert [one.measure for one in measured.figures] == ["rate", "cpu", "memory", "start", "ramp"]
     assert all(min(*one.now, *one.baseline) > 0 for one in measured.figures if one.measure != "cpu")
     plots.draw(measured, tmp_path)
     svg = (tmp_path / "partitions.svg").read_text()

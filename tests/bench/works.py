@@ -77,7 +77,7 @@ WORKS: dict[str, Work] = {
     "lists": Work(
         "lists, messages of 33 KB",
         Load(),
-        {"rate": None, "cpu": None, "memory": 80, "start": 1},
+        {"rate": None, "cpu": None, "memory": 80, "start": 1, "ramp": 2},
         {"cpu": 0.85},
         against=PLAIN,
     ),
@@ -99,7 +99,7 @@ WORKS: dict[str, Work] = {
     "single": Work(
         "one event per POST",
         Load(messages=20_000),
-        {"rate": None, "cpu": None},
+        {"rate": None, "cpu": None, "ramp": 2},
         {"cpu": 0.75},
         carrier=Carrier(settings=_SINGLE),
         against=PLAIN,
