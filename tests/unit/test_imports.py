@@ -13,24 +13,31 @@ from support.process import APP
     ("ours", "stock", "parts"),
     [
         ("import_storage", "azure.storage.blob.aio", {"requests", "cryptography"}),
-        ("import_basics", "aiohttp, prometheus_client", {"http.server", "frozenlist._frozenlist"}),
+        (
+            "import_basics",
+            "aiohttp, prometheus_client",
+            {"aiohttp.tracing", "http.server", "frozenlist._frozenlist"},
+        ),
     ],
 )
 def test_unused_parts_are_not_imported(ours: str, stock: str, parts: set[str]) -> None:
     """The test fails when a library no longer imports a part by itself."""
     assert parts <= _modules(f"import {stock}")
     assert not parts & _modules(f"from forwarder.imports import {ours}; {ours}()")
-    later = "import http.server, requests, cryptography; assert http.server.HTTPServer"
+    later = "import aiohttp.tracing, http.server, requests, cryptography; http.server.HTTPServer"
     assert parts - {"frozenlist._frozenlist"} <= _modules(
         f"from forwarder.imports import {ours}; {ours}(); {later}"
     )
 
 
-def test_the_default_context_of_aiohttp_trusts_nobody() -> None:
-    trusted = "print(aiohttp.connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509_ca'])"
-    assert int(_run(f"import aiohttp; {trusted}")) > 0
-    ours = "from forwarder.imports import import_basics; import_basics(); import aiohttp; "
-    assert int(_run(ours + trusted)) == 0
+def test_the_default_contexts_of_aiohttp_trust_nobody() -> None:
+    names = "connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFIED"
+    contexts = f"{names}, ssl.create_default_context()"
+    trusting = f"print([bool(one.get_ca_certs()) for one in ({contexts})])"
+    stock = "import ssl; from aiohttp import connector; "
+    assert _run(stock + trusting) == "[True, True, True]\n"
+    ours = "from forwarder.imports import import_basics; import_basics(); "
+    assert _run(ours + stock + trusting) == "[False, False, True]\n"
 
 
 def _modules(statements: str) -> set[str]:
