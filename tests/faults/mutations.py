@@ -19,8 +19,17 @@ from support.process import APP
 
 ROOT = APP.parent
 AT_ONCE = 3
-SECONDS = 300.0
-"""A test that has not ended by then has noticed."""
+SECONDS = 1000.0
+"""Each test has a shorter time limit of its own, at which it fails."""
+
+STORES = "tests/integration/test_checkpoint_stores.py"
+WATERMARK = "tests/unit/delivery/test_watermark.py"
+START = "tests/faults/test_start.py::test_a_partition_is_not_read_while_its_start_cannot_be_written"
+ANOTHER_HUB = (
+    "tests/integration/test_checkpoints.py"
+    "::test_a_checkpoint_of_another_hub_is_left_for_start_position"
+)
+NEW = "tests/integration/test_delivery.py::test_latest_skips_nothing_in_what_is_new"
 
 _MARK = re.compile(r"^(?P<indent> *)(?P<code>.*?) *# guard: (?P<name>[a-z0-9-]+)$")
 
@@ -61,6 +70,18 @@ def guard_of(mutation: str) -> str:
 MUTATIONS: dict[str, Mutation] = {
     "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink away")),
     "checkpoint-in-order": Mutation("self.position = self._messages.pop()", scenario("killed")),
+    "pending-records": Mutation("message.pending = 0", WATERMARK),
+    "acknowledged-records": Mutation("message.pending = 0", WATERMARK),
+    "compaction": Mutation("if kept and not message.pending:", WATERMARK),
+    "evicted-dead-letter": Mutation(
+        "self.watermark.acknowledge(message, len(records))",
+        "tests/integration/test_disk.py::test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart",
+    ),
+    "durable-dead-letter": Mutation(
+        "dropped = 0",
+        "tests/integration/test_disk.py::test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_after",
+    ),
+    "loss-is-counted": Mutation("elif lost := 0:", scenario("hub forgets")),
     "already-received": Mutation("return message", scenario("hub drops")),
     "nothing-received-while-stopping": Mutation(
         "pass", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
@@ -76,19 +97,18 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
     ),
     "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
-    "conditional-write": Mutation("blob.set_blob_metadata(metadata)", scenario("replica frozen")),
+    "conditional-write": Mutation(
+        "blob.set_blob_metadata(metadata)",
+        f"{STORES}::TestBlob::test_a_checkpoint_that_is_behind_another_process_s_is_not_written",
+    ),
     "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clocks of replicas jump")),
     "quarantine-after-three-deaths": Mutation("return False", scenario("poison")),
     "count-starts": Mutation("self._notes.starts[partition] = checkpoint, 1", scenario("poison")),
     "survivor-is-cleared": Mutation('name = ""', "tests/unit/checkpoints/test_quarantine.py"),
     "end-of-one-by-one": Mutation("pass", scenario("poison")),
-    "start-is-written": Mutation(
-        "if False:",
-        "tests/faults/test_start.py::test_a_partition_is_not_read_while_its_start_cannot_be_written",
-    ),
+    "start-is-written": Mutation("if False:", START),
     "start-replaces-nothing": Mutation(
-        "if False:",
-        "tests/integration/test_checkpoint_stores.py::TestBlob::test_a_start_replaces_no_checkpoint",
+        "if False:", f"{STORES}::TestBlob::test_a_start_replaces_no_checkpoint"
     ),
     "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store away")),
     "accepted-statuses": Mutation(
@@ -111,11 +131,29 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "second-half": Mutation("pass", scenario("killed")),
     "earliest": Mutation('return "latest"', scenario("killed")),
+    "no-position": Mutation('return [offset or "@latest"]', START),
+    "same-millisecond": Mutation(
+        'by_time: Position = datetime.fromtimestamp(enqueued, UTC) if enqueued else "-1"',
+        "tests/integration/test_refused_receivers.py::test_a_refused_sequence_number_is_replaced_by_the_time",
+    ),
+    "instant-is-included": Mutation(
+        "return instant",
+        "tests/integration/test_delivery.py::test_an_instant_includes_the_message_that_came_at_it",
+    ),
+    "latest-at-the-start": Mutation("if True:", START),
+    "latest-in-a-new-hub": Mutation("pass", NEW),
+    "latest-in-an-added-partition": Mutation(
+        'number, offset = self._latest.get(partition, (self.last[partition], "@latest"))', NEW
+    ),
     "checkpoints-on-disk": Mutation(
         'database = sqlite3.connect(":memory:", check_same_thread=False, timeout=5)',
         scenario("killed"),
     ),
-    "buffer-limit": Mutation("return True", "tests/integration/test_memory.py"),
+    "checksum": Mutation(
+        "if key != _key(entry):",
+        f"{STORES}::test_a_damaged_file_is_reported_and_only_intact_checkpoints_are_read",
+    ),
+    "buffer-limit": Mutation("return True", "tests/unit/delivery/test_buffer.py"),
     "bounded-response": Mutation(
         "content = await response.content.read()", "tests/integration/test_lying_sinks.py"
     ),
@@ -128,10 +166,11 @@ MUTATIONS: dict[str, Mutation] = {
         "if created not in {None, self.created}:",
         "tests/integration/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_another_hubs",
     ),
-    "checkpoint-ahead-of-hub": Mutation(
-        "pass",
-        "tests/integration/test_checkpoints.py::test_a_checkpoint_of_another_hub_is_left_for_start_position",
-    ),
+    "checkpoint-ahead-of-hub": Mutation("pass", ANOTHER_HUB),
+    "checkpoint-passed-by-hub": Mutation("if False:", ANOTHER_HUB),
+    "stale-checkpoint": Mutation("return True", ANOTHER_HUB),
+    "stale-checkpoint-has-no-position": Mutation("rest = dict(entry)", ANOTHER_HUB),
+    "checkpoint-names-its-hub": Mutation("pass", scenario("hub recreated while nobody reads")),
     "added-partitions": Mutation("if False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
         "if not behind or partition.watermark.oldest or reader.blocked or behind:",
@@ -150,8 +189,7 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
     ),
     "close-after-statement": Mutation(
-        "if True:",
-        "tests/integration/test_checkpoint_stores.py::test_closing_waits_for_a_statement_that_nobody_waits_for",
+        "if True:", f"{STORES}::test_closing_waits_for_a_statement_that_nobody_waits_for"
     ),
     "html-is-logged": Mutation(
         'return body[:64].lstrip()[:1] == b"<"', "tests/integration/test_lying_sinks.py"
@@ -186,7 +224,7 @@ async def survives(name: str, mutation: Mutation) -> str:
         except TimeoutError:
             process.kill()
             await process.wait()
-            return ""
+            return f"no result after {SECONDS:g} s"
         # 1: a test failed. Anything else but success is no verdict on the line.
         return {0: "nobody noticed", 1: ""}.get(process.returncode or 0, output.decode()[-500:])
 

@@ -104,7 +104,7 @@ async def test_a_partition_is_not_read_while_its_start_cannot_be_written(
     """Unless it is the earliest message, before which nothing can be lost."""
     async with fault_environment(tmp_path, blobs=True) as env:
         assert env.store
-        env.defaults = {"StartPosition": start}
+        env.defaults = {"StartPosition": start, "StallTimeout": "6"}  # the hub is polled meanwhile
         env.store.refused_path = "/checkpoint/"
         forwarder = await env.start()
         await forwarder.wait_for("checkpoints cannot be written")

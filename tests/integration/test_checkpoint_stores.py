@@ -410,6 +410,7 @@ DAMAGE = {
     "a page": lambda data: data[:4096] + b"\x55" * 4096 + data[8192:],
     "the index": lambda data: data[:8192] + data[8192:].replace(b"/3/", b"/x/"),
     "a value": lambda data: _flip(data, data.rindex(b'"sequence_number"')),
+    "a digit": lambda data: data.replace(b'"sequence_number": 3', b'"sequence_number": 7'),
     "a value's JSON": lambda data: data.replace(b'"sequence_number"', b'"sequence_number '),
 }
 

@@ -319,6 +319,36 @@ async def test_a_partition_without_a_checkpoint_starts_where_it_is_told(  # noqa
         assert [*webhook.bytes.values()] == published[-read:]
 
 
+async def test_an_instant_includes_the_message_that_came_at_it(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    publish(hub, fresh(1), age=timedelta(hours=2))
+    published = publish(hub, fresh(1), age=timedelta(hours=1)) + publish(hub, fresh(1))
+    instant = datetime.fromtimestamp(hub.partitions[0].messages[1].enqueued / 1000, UTC).isoformat()
+    async with forwarding(server, webhook.url, tmp_path, StartPosition=instant):
+        await webhook.until(lambda: events.key(published[-1]) in webhook.taken)
+        assert [*webhook.bytes.values()] == published
+
+
+@pytest.mark.parametrize("new", ["hub", "partition"])
+async def test_latest_skips_nothing_in_what_is_new(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, new: str
+) -> None:
+    """All messages of a recreated hub, or of an added partition, came after the start."""
+    publish(hub, *(fresh(1) for _ in range(5)))
+    variables = {"StartPosition": "latest", "StallTimeout": "3"}
+    async with forwarding(server, webhook.url, tmp_path, **variables) as running:
+        await running.until(lambda: bool(server.receivers))
+        if new == "hub":
+            hub = server.recreate(HUB)
+        else:
+            hub.add_partitions(1)
+        message = fresh(2)
+        hub.publish(len(hub.partitions) - 1, message.body)
+        await webhook.until(lambda: webhook.total == 2)
+    assert sorted(webhook.bytes.values()) == sorted(message.events)
+
+
 async def test_other_categories_are_skipped_and_counted(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:

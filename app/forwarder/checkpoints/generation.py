@@ -54,6 +54,7 @@ class GenerationStore:
         own = {one["partition_id"]: one for one in sorted(entries, key=_rank) if self._is_own(one)}
         self.listed = dict(own)
         for entry in entries:
+            # guard: stale-checkpoint-has-no-position
             rest = {name: value for name, value in entry.items() if name not in _POSITION}
             self.listed.setdefault(entry["partition_id"], rest)
         return list(own.values())
@@ -68,11 +69,12 @@ class GenerationStore:
             self.log_recreated(self.created)
             return False
         number = entry["partition_id"]
+        # guard: stale-checkpoint
         return number not in self.stale or self.stale[number] != entry["sequence_number"]
 
     async def update_checkpoint(self, checkpoint: dict[str, Any], *, start: bool = False) -> None:
         """Write a checkpoint, with the creation time of the hub."""
-        checkpoint["hub_created"] = self.created
+        checkpoint["hub_created"] = self.created  # guard: checkpoint-names-its-hub
         await self._store.update_checkpoint(checkpoint, start=start)
         self.stale.pop(checkpoint["partition_id"], None)
 

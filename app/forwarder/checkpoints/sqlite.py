@@ -100,6 +100,7 @@ def decode(key: str, value: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise TypeError("it is not an object")
     checksum = entry.pop("checksum", None)
+    # guard: checksum
     if checksum not in {None, _checksum(key, entry)} or key != _key(entry):
         raise ValueError("its checksum is wrong")
     if entry["sequence_number"] is None or (checksum is None and entry["offset"] is None):

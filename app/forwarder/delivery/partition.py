@@ -167,13 +167,13 @@ class Partition:
         try:
             durable = await self._context.dead_letters.dead_letter(records)
         except EvictedError:
-            self.watermark.mark_unsettleable(message)
+            self.watermark.mark_unsettleable(message)  # guard: evicted-dead-letter
         else:
             self._spawn(self._await_durable(message, len(records), durable))
         message.release(len(records), self._buffer)
 
     async def _await_durable(self, message: Message, records: int, durable: Awaitable[int]) -> None:
-        dropped = await durable
+        dropped = await durable  # guard: durable-dead-letter
         self.metrics.outcomes["dead_lettered"].inc(records - dropped)
         self.metrics.outcomes["dropped"].inc(dropped)
         self.progress = time.monotonic()
@@ -191,7 +191,7 @@ class Partition:
         self.metrics.salvaged.inc(sum(event.completed for event in unpacked.events))
         if self.last is None:
             self.start_after = message.sequence_number - 1
-        elif lost := message.sequence_number - self.last - 1:
+        elif lost := message.sequence_number - self.last - 1:  # guard: loss-is-counted
             self.metrics.lost.inc(lost)
             first, last = self.last + 1, self.last + lost
             reason = "they expired in the hub before they were read: see its retention"

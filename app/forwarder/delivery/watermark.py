@@ -60,7 +60,7 @@ class Watermark:
 
     def track(self, message: Message, records: int) -> None:
         """Add the next message, which is complete once `records` are acknowledged."""
-        message.pending = records
+        message.pending = records  # guard: pending-records
         if self._closed:
             return
         self._messages.append(message)
@@ -71,7 +71,7 @@ class Watermark:
 
     def acknowledge(self, message: Message, records: int) -> None:
         """Complete this many of the message's records."""
-        message.pending -= records
+        message.pending -= records  # guard: acknowledged-records
         self._advance()
 
     def mark_unsettleable(self, message: Message) -> None:
@@ -96,7 +96,7 @@ class Watermark:
         """
         kept = deque[Message]()
         for message in self._messages:
-            if kept and not kept[-1].pending and not message.pending:
+            if kept and not kept[-1].pending and not message.pending:  # guard: compaction
                 kept.pop()
             kept.append(message)
         self._buffer.release(_ENTRY_BYTES * (len(self._messages) - len(kept)))

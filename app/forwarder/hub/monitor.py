@@ -42,6 +42,7 @@ def _start_position(settings: Settings) -> str | datetime:
     if isinstance(start, str):
         return start  # guard: earliest
     instant = start if isinstance(start, datetime) else datetime.now(UTC) - start
+    # guard: instant-is-included
     return instant - timedelta(milliseconds=1)  # a position is exclusive, in milliseconds
 
 
@@ -115,6 +116,7 @@ class HubMonitor:
         """
         number, offset = self.first[partition] - 1, "-1"
         if self._start == "latest":
+            # guard: latest-in-an-added-partition
             number, offset = self._latest.get(partition, (-1, "-1"))
         elif isinstance(self._start, datetime):
             try:
@@ -186,9 +188,10 @@ class HubMonitor:
 
     def _update(self, created: float, partitions: Sequence[_Partition]) -> None:
         last = {p.number: p.last for p in partitions}
-        if not self.answered.is_set():
+        if not self.answered.is_set():  # guard: latest-at-the-start
             self._latest = {p.number: (p.last, p.last_offset) for p in partitions}
         elif created != self.created:
+            # guard: latest-in-a-new-hub
             self._latest = {}  # all messages of a new hub came after the first poll
         elif self.last.keys() < last.keys():  # guard: added-partitions
             log.info("partitions added", partitions=len(last))

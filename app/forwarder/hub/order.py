@@ -78,7 +78,7 @@ class Order:
             await self._hub.poll()
         if self._is_recreated():
             return None
-        if not newest and number <= last:
+        if not newest and number <= last:  # guard: checkpoint-passed-by-hub
             self._mark_stale(partition)
             raise EndError(STALE)
         return message if number > last else None

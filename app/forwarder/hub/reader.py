@@ -153,7 +153,8 @@ class Reader:
         last = asdict(newest) if newest else self._claim.checkpoint
         offset, number, enqueued = map(last.get, ("offset", "sequence_number", "enqueued"))
         if number is None:
-            return [offset or "-1"]
+            return [offset or "-1"]  # guard: no-position
+        # guard: same-millisecond
         by_time: Position = datetime.fromtimestamp(enqueued - _TICK, UTC) if enqueued else "-1"
         return list(dict.fromkeys((offset or number, number, by_time)))
 
