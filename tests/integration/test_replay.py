@@ -22,6 +22,7 @@ from forwarder.deadletters.record import Record, batches, parse
 from support import events
 from support.azurite import azurite
 from support.environment import environment
+from support.faulty_store import faulty_store
 from support.ledger import judge_sums
 from support.process import Forwarder
 from support.stores import container
@@ -375,6 +376,23 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
     status, said = await replay(variables)
     assert status == 1
     assert "127.0.0.1" in said
+
+
+async def test_a_store_that_refuses_changes_is_named_and_keeps_all(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    """As with a role that may only read, or an immutability policy of the container."""
+    records = [Record.of("0", n, Unusable(one, "")) for n, one in enumerate(fresh(3))]
+    ((name, data),) = batches(records, 10**6)
+    async with faulty_store() as store, container(store.back) as client:
+        await client.create_container()
+        await DeadLetterBlobs(client).put(name, data)
+        store.status = 403
+        account = {"BlobStorageConnectionString": store.front.connection_string}
+        status, said = await replay(settings(webhook, tmp_path, **account))
+        assert status == 1
+        assert "HttpResponseError: Operation returned an invalid status 'Forbidden'" in said
+        assert await DeadLetterBlobs(client).read(name) == data
 
 
 async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:

@@ -60,7 +60,10 @@ class Backfill(Replay):
         return ", ".join(f"{total[name]:,} {name}" for name in _COUNTED)
 
     async def run(self, stack: AsyncExitStack) -> bool:
-        """Read all partitions, and post; ForwarderError if one cannot be read."""
+        """Read all partitions, and post; True if the sink accepted everything.
+
+        ForwarderError if a partition cannot be read.
+        """
         client = connect(self._settings, login(self._settings, stack), retry_total=0)
         stack.push_async_callback(client.close)
         try:

@@ -7,7 +7,6 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from forwarder.audit.envelope import Unpacked, unpack
@@ -33,14 +32,6 @@ class Replay(ABC):
         self.sink = Sink(self._settings, metrics)
         self._buffer = ReceiveBuffer(settings.receive_buffer_bytes)
         self._delivery = DeliveryContext(self._settings, self.sink, self, self._buffer, metrics)
-
-    @abstractmethod
-    async def run(self, stack: AsyncExitStack) -> bool:
-        """Post everything; True if the sink accepted all of it. Clients are added to `stack`."""
-
-    @abstractmethod
-    def report(self) -> list[str]:
-        """Return the counts so far: the total on the first line, then details."""
 
     @abstractmethod
     def _refuse(self, record: Record) -> None:

@@ -13,7 +13,6 @@ from azure.core.exceptions import AzureError
 
 from forwarder import log
 from forwarder.commands.backfill import Backfill
-from forwarder.commands.posting import Replay
 from forwarder.commands.repost import Repost
 from forwarder.config.parsers import start_position
 from forwarder.config.settings import Settings
@@ -55,7 +54,7 @@ async def run(given: argparse.Namespace, settings: Settings, stop: asyncio.Event
     """Run `replay` with these arguments; True if everything that was selected was accepted."""
     if wrong := _contradiction(given):
         given.error(wrong)
-    work: Replay
+    work: Backfill | Repost
     if given.hub:
         settings = replace(settings, consumer_group=given.consumer_group or settings.consumer_group)
         dry_run = given.action == "count"
@@ -90,7 +89,7 @@ def _contradiction(given: argparse.Namespace) -> str:
     return "--until is before --since" if given.until and given.until <= given.since else ""
 
 
-async def _watch(work: Replay, stop: asyncio.Event) -> None:
+async def _watch(work: Backfill | Repost, stop: asyncio.Event) -> None:
     """Print the counts every 2 s; ForwarderError when the sink stays down or `stop` is set."""
     printed = time.monotonic()
     while not stop.is_set():

@@ -61,7 +61,7 @@ class Repost(Replay):
         return [counts, *(f"{count:10,} {printable(reason)}" for reason, count in reasons)]
 
     async def run(self, stack: AsyncExitStack) -> bool:
-        """Process the batches that exist now, several at once."""
+        """Process the batches that exist now; True if the sink accepted all that was posted."""
         stores = await self._stores(stack)
         batches = iter([(store, name) for store in stores for name in await store.sizes()])
 

@@ -7,7 +7,7 @@ still has the ETag that was read, so the slower one of two concurrent replays fa
 from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
-from azure.core.exceptions import HttpResponseError, ResourceModifiedError, ResourceNotFoundError
+from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
 from forwarder.errors import ForwarderError
 
@@ -59,5 +59,3 @@ class DeadLetterBlobs:
                 await blob.delete_blob(**same)
         except (ResourceModifiedError, ResourceNotFoundError):
             raise ForwarderError(f"{name} was changed by another replay") from None
-        except HttpResponseError as error:
-            raise ForwarderError(f"{name} cannot be changed: {error.reason}") from None
