@@ -5,10 +5,16 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
+import psutil
+import pytest
+from aiohttp import ClientSession
 from azure.eventhub import EventData
 from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
+from azure.eventhub._pyamqp.error import AMQPConnectionError
 from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 
 from forwarder.config.settings import Settings
@@ -83,13 +89,83 @@ async def test_questions_share_a_connection() -> None:
         assert len(opened) == 2
 
 
+@pytest.mark.parametrize("stock", [True, False])
+async def test_the_socket_of_a_connection_that_failed_is_closed(*, stock: bool) -> None:
+    """The SDK leaves it to the garbage collector."""
+    async with Server({HUB: 1}) as server, _client(server) as client:
+        with _sockets(server.port) as left:
+            link = await open_link(client, "0", owner=True)
+            server.faults.drop_mid_message = True
+            server.hubs[HUB].publish(0, bytes(200_000))
+            with pytest.raises(AMQPConnectionError):
+                await link.read(90)
+            await (link._amqp.close_async if stock else link.aclose)()  # noqa: SLF001 - as above
+            assert await left() == stock
+
+
+@pytest.mark.parametrize("stock", [True, False])
+async def test_the_socket_of_an_opening_that_is_given_up_is_closed(*, stock: bool) -> None:
+    """The same, while a hub does not answer."""
+    silent = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with connect(_settings(Server({}, port=port)), None) as client:
+        with _sockets(port) as left:
+            receiver: Any = client._create_consumer("g", "0", "-1", cast("Any", None))  # noqa: SLF001
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await (receiver._open() if stock else open_link(client, "0"))  # noqa: SLF001
+            await receiver.close()
+            assert await left() == stock
+    silent.close()
+
+
+@pytest.mark.parametrize("stock", [True, False])
+async def test_the_session_of_a_websocket_that_is_refused_is_closed(*, stock: bool) -> None:
+    """The same; the port is 443, where nothing listens at this address."""
+    server = Server({}, host=f"127.7.{random.randrange(256)}.{random.randrange(1, 255)}")
+    async with connect(_settings(server, HubTransport="websockets"), None) as client:
+        before = _open_sessions()
+        receiver: Any = client._create_consumer("g", "0", "-1", cast("Any", None))  # noqa: SLF001
+        with pytest.raises(AMQPConnectionError):
+            await (receiver._open() if stock else open_link(client, "0"))  # noqa: SLF001
+        with suppress(AttributeError):
+            await receiver.close()
+        assert len(_open_sessions() - before) == stock
+
+
+def _open_sessions() -> set[ClientSession]:
+    return {one for one in gc.get_objects() if isinstance(one, ClientSession) and not one.closed}
+
+
+@contextmanager
+def _sockets(port: int) -> Iterator[Callable[[], Awaitable[int]]]:
+    """Yield what counts connections to a port, without those that are about to be closed."""
+
+    async def left() -> int:
+        for _ in range(20):
+            found = [
+                c for c in psutil.Process().net_connections() if c.raddr and c.raddr[1] == port
+            ]
+            if not found:
+                break
+            await asyncio.sleep(0.05)
+        return len(found)
+
+    gc.collect()
+    gc.disable()
+    try:
+        yield left
+    finally:
+        gc.enable()
+
+
 def _publish_value(hub: Hub, value: bytes) -> int:
     """Publish a message whose body is an AMQP value, encoded already."""
     return hub.partitions[0].append(b"\x00\x53\x77" + value, b"", None)
 
 
-def _settings(server: Server) -> Settings:
-    return Settings.from_env({"EhubNamespaceConnectionString": server.connection_string()})
+def _settings(server: Server, **more: str) -> Settings:
+    return Settings.from_env({"EhubNamespaceConnectionString": server.connection_string(), **more})
 
 
 def _client(server: Server, *, stock: bool = False) -> EventHubConsumerClient:

@@ -16,7 +16,7 @@ from azure.eventhub.aio._consumer_async import EventHubConsumer
 from forwarder.config.network import proxy_for, trusted
 from forwarder.config.settings import Settings
 from forwarder.delivery.buffer import ReceiveBuffer
-from forwarder.hub.transport import Link, Transport
+from forwarder.hub.transport import Link, Transport, close_client
 
 Position = str | int | datetime
 """An offset, a sequence number, or the time when the hub received a message."""
@@ -107,7 +107,8 @@ async def open_link(  # noqa: PLR0913 - options of a link
     try:
         await receiver._open()  # noqa: SLF001 - the same
     except BaseException:
-        await receiver.close()
+        if amqp := receiver._handler:  # noqa: SLF001 - the same
+            await close_client(amqp)
         raise
     return Link(receiver, buffer)
 

@@ -11,6 +11,9 @@ Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longe
   event hub are never settled.
 - A body that the SDK cannot decode ends the session: see `forwarder.hub.message`.
 - Each request for properties opens a connection and logs in. Here one connection stays open.
+- A socket stays open if the hub closes a connection without TLS, or if an opening is given up, and
+  so does the session of a WebSocket that is refused, until the garbage collector happens to find
+  them. Here they are closed with their client.
 
 `Transport` is given to one client object; nothing is changed process-wide.
 """
@@ -80,7 +83,6 @@ class Link:
         """With a buffer, room is reserved for a message of several frames before it is read."""
         self._buffer = buffer
         self._reserved = 0
-        self._receiver = receiver
         self._amqp = receiver._handler
         self._link = receiver._handler._link
         self._connection = receiver._handler._connection
@@ -131,7 +133,7 @@ class Link:
         if self._buffer:
             self._buffer.release(self._reserved + sum(m.reserved for m in self.take()))
             self._reserved, self.blocked = 0, False
-        await close_in_time(self._receiver.close)
+        await close_client(self._amqp)
 
     async def _on_transfer(self, frame: Any) -> None:
         """Handle a transfer instead of the SDK: parse the message, keep no delivery tag."""
@@ -171,7 +173,7 @@ class Management:
         """Close the connection."""
         amqp, self._amqp = self._amqp, None
         if amqp:
-            await close_in_time(amqp.close_async)
+            await close_client(amqp)
 
     async def _read(self, kind: str, where: dict[str, str]) -> dict[bytes, Any]:
         client, sdk = self._client, self._client._amqp_transport
@@ -195,6 +197,17 @@ class Management:
             raise sdk.get_error(int(status), text)
         properties: dict[bytes, Any] = response.value
         return properties
+
+
+async def close_client(amqp: Any) -> None:
+    """Close an AMQP client of the SDK, and its socket in any case; takes four seconds at most."""
+    connection = amqp._connection
+    try:
+        await close_in_time(amqp.close_async)
+    finally:
+        if connection:  # a WebSocket would wait for the hub
+            transport = connection._transport
+            await close_in_time((getattr(transport, "session", None) or transport).close)
 
 
 async def close_in_time(close: Callable[[], Awaitable[object]]) -> None:
