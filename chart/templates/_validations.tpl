@@ -79,7 +79,7 @@ used: >-
 {{- $wrapped := "^[\"'{\\[]" }}
 {{- $shared := include "aks-audit.sharedStorage" . }}
 {{- $secret := or .Values.existingSecret .Values.secretProviderClass }}
-{{- $existing := and .Values.existingSecret (lookup "v1" "Secret" .Release.Namespace .Values.existingSecret) | default dict }}
+{{- $existing := and (eq (default "" .Values.existingSecret) (include "aks-audit.fullname" .)) (lookup "v1" "Secret" .Release.Namespace .Values.existingSecret) | default dict }}
 {{- $given := or $hub .Values.eventHub.namespace $secret (include "aks-audit.inExtraEnv" (list . "EhubNamespaceConnectionString")) (include "aks-audit.inExtraEnv" (list . "EventHubNamespace")) }}
 {{- $blobLogins := list }}
 {{- range $key := list "connectionString" "accountUrl" "inExistingSecret" }}
