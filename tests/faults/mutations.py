@@ -89,7 +89,7 @@ MUTATIONS: dict[str, Mutation] = {
     "drain": Mutation("consumer.owned.cancel()", scenario("stopped while the sink is slow")),
     "drain-before-release": Mutation(
         "pass",
-        "tests/integration/test_balancer.py::test_nothing_comes_twice_when_replicas_come",
+        "tests/integration/test_balancer.py::test_adding_and_stopping_replicas_causes_no_duplicates",
     ),
     "away-from-hub": Mutation("return False", scenario("replica cut off from the hub")),
     "cancel-until-done": Mutation(
@@ -178,15 +178,15 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "silent-receiver: without room": Mutation(
         "if not behind or partition.watermark.oldest or now < due:",
-        "tests/integration/test_health.py::test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown",
+        "tests/integration/test_health.py::test_a_partition_that_waits_for_the_buffer_is_not_stalled_and_its_age_is_reported",
     ),
     "reopen-client": Mutation(
         "reader.reopen()",
-        "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
+        "tests/integration/test_health.py::test_a_silent_receiver_is_reopened_and_then_the_client",
     ),
     "silence-outlives-reopening": Mutation(
         "self._stalls = {n: s for n, s in self._stalls.items() if s.since > since}",
-        "tests/integration/test_health.py::test_a_receiver_that_is_silent_is_reopened_then_the_client",
+        "tests/integration/test_health.py::test_a_silent_receiver_is_reopened_and_then_the_client",
     ),
     "close-after-statement": Mutation(
         "if True:", f"{STORES}::test_closing_waits_for_a_statement_that_nobody_waits_for"

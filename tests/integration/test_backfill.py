@@ -1,4 +1,4 @@
-"""`replay --hub` posts events of the hub again, and disturbs no forwarder that reads it."""
+"""`replay --hub` posts events of the hub again and does not affect a running forwarder."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ async def env(tmp_path: Path) -> AsyncIterator[Environment]:
 
 @pytest.fixture
 async def sensor() -> AsyncIterator[Webhook]:
-    """Return a second sink, which is to get the events again."""
+    """Return a second sink, the target of the replay."""
     async with Webhook() as sensor:
         yield sensor
 
@@ -38,9 +38,9 @@ async def replay(variables: Mapping[str, str], *arguments: str) -> tuple[int, st
 @pytest.mark.parametrize(
     ("group", "arguments"),
     [("$Default", ["--consumer-group", "backfill"]), ("own", [])],
-    ids=["a group for it", "the default group"],
+    ids=["separate group", "fallback to $Default"],
 )
-async def test_a_running_forwarder_is_not_disturbed(
+async def test_a_running_forwarder_is_not_affected(
     env: Environment, sensor: Webhook, group: str, arguments: list[str]
 ) -> None:
     async with env.forwarder(None, ConsumerGroup=group) as forwarder:
@@ -64,7 +64,7 @@ async def test_a_running_forwarder_is_not_disturbed(
     assert env.webhook.duplicates == 0
 
 
-async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
+async def test_a_consumer_group_that_is_in_use_is_refused_with_a_remedy(
     env: Environment, sensor: Webhook
 ) -> None:
     async with env.forwarder() as forwarder:
@@ -79,16 +79,14 @@ async def test_a_group_that_has_an_owner_is_named_with_what_to_do(
         assert not forwarder.entries("partition given up")
 
 
-async def test_since_and_until_select_by_the_time_in_the_hub(
-    env: Environment, sensor: Webhook
-) -> None:
+async def test_since_and_until_select_by_enqueued_time(env: Environment, sensor: Webhook) -> None:
     now = datetime.now(UTC)
     ages = [60, 50, 40, 30, 20, 10]
     messages = events.messages(60, per_message=10)
-    found = {}
+    by_age = {}
     for age, message in zip(ages, messages, strict=True):
         env.hub.publish(0, message.body, enqueued=now - timedelta(minutes=age))
-        found[age] = set(message.events)
+        by_age[age] = set(message.events)
     variables = env.settings(WebSinkURL=sensor.url)
     selected = ("--since", "45m", "--until", "15m")
     status, output = await replay(variables, *selected, "--dry-run")
@@ -96,7 +94,7 @@ async def test_since_and_until_select_by_the_time_in_the_hub(
     assert "3 messages, 30 events, 0 accepted" in output
     status, output = await replay(variables, *selected)
     assert status == 0, output
-    assert set(sensor.bytes.values()) == found[40] | found[30] | found[20]
+    assert set(sensor.bytes.values()) == by_age[40] | by_age[30] | by_age[20]
     assert not stores.embedded(env.state)
     instant = (now - timedelta(minutes=10)).isoformat()
     status, output = await replay(variables, "--since", instant)
@@ -104,7 +102,7 @@ async def test_since_and_until_select_by_the_time_in_the_hub(
     assert "1 messages, " in output
 
 
-async def test_what_has_expired_is_not_waited_for(env: Environment, sensor: Webhook) -> None:
+async def test_expired_messages_are_not_waited_for(env: Environment, sensor: Webhook) -> None:
     (message,) = events.messages(10, per_message=10)
     env.hub.publish(0, message.body)
     env.hub.partitions[0].expire(1)
@@ -112,7 +110,7 @@ async def test_what_has_expired_is_not_waited_for(env: Environment, sensor: Webh
     assert (status, "0 messages, 0 events" in output) == (0, True), output
 
 
-async def test_the_policy_applies_and_what_is_refused_is_counted(
+async def test_the_audit_policy_applies_and_refused_events_are_counted(
     env: Environment, sensor: Webhook, tmp_path: Path
 ) -> None:
     policy = tmp_path / "policy.json"
@@ -133,7 +131,7 @@ async def test_the_policy_applies_and_what_is_refused_is_counted(
     assert "partition 1: 1 messages, 0 events, 0 accepted, 0 refused, 0 filtered" in output
 
 
-async def test_it_reads_on_when_the_connection_breaks(env: Environment, sensor: Webhook) -> None:
+async def test_replay_resumes_after_a_lost_connection(env: Environment, sensor: Webhook) -> None:
     for message in events.messages(3000, per_message=10):
         env.hub.publish(0, message.body)
     variables = env.settings(WebSinkURL=sensor.url, ReceiveBufferBytes="65536")
@@ -154,14 +152,14 @@ async def test_it_reads_on_when_the_connection_breaks(env: Environment, sensor: 
         (["--since", "1h", "--until", "2h"], "--until is before --since"),
     ],
 )
-async def test_arguments_that_contradict_end_with_2(
+async def test_contradictory_arguments_exit_with_status_2(
     env: Environment, arguments: list[str], message: str
 ) -> None:
     status, output = await replay(env.settings(), *arguments)
     assert (status, message in output) == (2, True), output
 
 
-async def test_a_right_that_is_missing_is_named_with_the_whole_remedy(
+async def test_a_missing_permission_is_reported_with_the_full_remedy(
     sensor: Webhook, tmp_path: Path
 ) -> None:
     keys, claims = {"writer": "d3JpdGVy"}, {"writer": {"Send"}}
@@ -178,7 +176,9 @@ async def test_a_right_that_is_missing_is_named_with_the_whole_remedy(
     assert output.strip().endswith("(eventHub.connectionString) to its connection string")
 
 
-async def test_a_hub_that_does_not_answer_is_named(env: Environment, sensor: Webhook) -> None:
+async def test_an_unreachable_hub_is_reported_with_its_address(
+    env: Environment, sensor: Webhook
+) -> None:
     variables = env.settings(WebSinkURL=sensor.url)
     port = env.server.port
     env.server.stop_listening()

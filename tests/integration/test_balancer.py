@@ -1,4 +1,4 @@
-"""Replicas on one store share the partitions evenly, soon, and leave it at that."""
+"""Replicas that share a store soon own equal shares of the partitions, and keep them."""
 
 import asyncio
 import random
@@ -24,21 +24,21 @@ from support.webhook import Answer
 EXPIRY = 10.0  # a round of many replicas takes seconds on a busy machine
 PATIENCE = 30.0
 PAUSE = 0.1
-STABLE = 10  # intervals in which nothing may move
+STABLE = 10  # intervals in which no partition may move
 
 
 class Replica:
-    """A replica that gives up what it is told to, at once."""
+    """A replica that releases excess partitions at once."""
 
     def __init__(self, store: GenerationStore, patience: float = PATIENCE) -> None:
         self.balancer = Balancer(store, SCOPE, patience, EXPIRY)
         self.owned: Collection[str] = []
-        self.lag: Callable[[str], int] = lambda _: random.randrange(1000)  # as under load
+        self.lag: Callable[[str], int] = lambda _: random.randrange(1000)  # varies, as under load
         self.released: list[str] = []
         self.waiting = False
 
     async def round(self, partitions: Collection[str]) -> None:
-        await asyncio.sleep(random.uniform(0, PAUSE))  # no two rounds of replicas are in step
+        await asyncio.sleep(random.uniform(0, PAUSE))  # rounds of replicas are not synchronized
         shares = await self.balancer.balance(partitions, self.lag, readable=True)
         await asyncio.gather(*map(self.balancer.release, shares.excess))
         self.released += shares.excess
@@ -59,19 +59,19 @@ async def stores() -> AsyncIterator[GenerationStore]:
         )
         async with open_container(settings, None) as container:
             yield GenerationStore(BlobCheckpointStore(container))
-            left = await blobs(account, "replica")
-            assert left == {}
+            leftover = await blobs(account, "replica")
+            assert leftover == {}
 
 
 async def interval(replicas: list[Replica], partitions: list[str]) -> None:
-    """Let each replica have its round, all at once, and more if it waits for others."""
+    """Run a round of all replicas concurrently, and more rounds of those that wait for others."""
     await asyncio.gather(*(one.round(partitions) for one in replicas))
     for _ in range(4):
         await asyncio.gather(*(one.round(partitions) for one in replicas if one.waiting))
 
 
 def shares(replicas: list[Replica], partitions: list[str]) -> list[int]:
-    """Return how many partitions each has, the most first; none has two owners."""
+    """Return partitions per replica in descending order; assert that none has two owners."""
     owned = [number for one in replicas for number in one.owned]
     assert len(set(owned)) == len(owned)
     assert set(owned) <= set(partitions)
@@ -79,7 +79,7 @@ def shares(replicas: list[Replica], partitions: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [8, 32])
-async def test_partitions_are_even_within_two_intervals(number: int) -> None:
+async def test_partitions_are_balanced_within_two_intervals(number: int) -> None:
     partitions = [str(i) for i in range(number)]
     async with stores() as store:
         replicas = [Replica(store)]
@@ -89,36 +89,36 @@ async def test_partitions_are_even_within_two_intervals(number: int) -> None:
             replicas += [Replica(store) for _ in range(count - len(replicas))]
             for _ in range(2):
                 await interval(replicas, partitions)
-            await _are_even(replicas, partitions)
+            await _assert_balanced(replicas, partitions)
         replicas = replicas[3:]  # the others are killed
-        died = time.monotonic()
-        while time.monotonic() < died + EXPIRY + 1:  # a blob's time is in whole seconds
+        killed_at = time.monotonic()
+        while time.monotonic() < killed_at + EXPIRY + 1:  # timestamps of blobs are in whole seconds
             await asyncio.gather(asyncio.sleep(1), interval(replicas, partitions))
         for _ in range(2):
             await interval(replicas, partitions)
-        await _are_even(replicas, partitions)
+        await _assert_balanced(replicas, partitions)
         leaving = replicas.pop()
         for partition in leaving.owned:
             await leaving.balancer.release(partition)
         await leaving.balancer.withdraw()
         for _ in range(2):
             await interval(replicas, partitions)
-        await _are_even(replicas, partitions)
+        await _assert_balanced(replicas, partitions)
 
 
-async def _are_even(replicas: list[Replica], partitions: list[str]) -> None:
-    """Assert that nobody has more than its share, and that nothing moves any more."""
-    most, least = ceil(len(partitions) / len(replicas)), len(partitions) // len(replicas)
+async def _assert_balanced(replicas: list[Replica], partitions: list[str]) -> None:
+    """Assert that each replica has its share, and that no partition moves any more."""
+    highest, lowest = ceil(len(partitions) / len(replicas)), len(partitions) // len(replicas)
     for _ in range(STABLE):
         before = [{*one.owned} for one in replicas]
-        found = shares(replicas, partitions)
-        assert sum(found) == len(partitions)
-        assert (found[0], found[-1]) == (most, least)
+        owned = shares(replicas, partitions)
+        assert sum(owned) == len(partitions)
+        assert (owned[0], owned[-1]) == (highest, lowest)
         await interval(replicas, partitions)
         assert [{*one.owned} for one in replicas] == before
 
 
-async def test_those_with_the_least_lag_are_released() -> None:
+async def test_partitions_with_the_least_lag_are_released() -> None:
     partitions = [str(i) for i in range(4)]
     async with stores() as store:
         one, two = Replica(store), Replica(store)
@@ -128,13 +128,13 @@ async def test_those_with_the_least_lag_are_released() -> None:
         await one.round(partitions)
         assert sorted(one.released) == ["1", "3"]
         await two.round(partitions)
-        # Who listed the owners before the claim counts this replica by its announcement.
+        # A replica that listed the owners before the claim counts this one by its announcement.
         assert len(await store.list_replicas(SCOPE, EXPIRY)) == 1
         await two.round(partitions)
         assert shares([one, two], partitions) == [2, 2]
 
 
-async def test_no_share_changes_while_others_release_theirs() -> None:
+async def test_shares_stay_the_same_while_other_replicas_release_partitions() -> None:
     partitions = [str(i) for i in range(32)]
     async with stores() as store:
         replicas = [Replica(store) for _ in range(5)]
@@ -145,11 +145,11 @@ async def test_no_share_changes_while_others_release_theirs() -> None:
         for one in (*replicas[3:], first, third, second, *replicas[3:]):
             await one.round(partitions)
         assert shares(replicas, partitions) == [7, 7, 6, 6, 6]
-        await interval(replicas, partitions)  # the announcements are taken back
+        await interval(replicas, partitions)  # withdraws the announcements
 
 
-async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> None:
-    """Readers with another SDK wait for somebody to steal; so do earlier versions of this one."""
+async def test_partitions_of_a_reader_that_releases_none_are_stolen_one_by_one() -> None:
+    """Other SDKs, and earlier versions of the forwarder, keep a partition until it is stolen."""
     partitions = [str(i) for i in range(4)]
     async with stores() as store:
         other, one = Replica(store), Replica(store, 0.9)
@@ -163,8 +163,8 @@ async def test_a_reader_that_releases_nothing_loses_one_after_the_other() -> Non
         assert len(one.owned) == 2
 
 
-async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
-    """What is under way is delivered and checkpointed before its partition is released."""
+async def test_adding_and_stopping_replicas_causes_no_duplicates(tmp_path: Path) -> None:
+    """Events in flight are delivered and checkpointed before their partition is released."""
     async with azurite() as account, environment(tmp_path, partitions=8) as env:
         env.webhook.rule = lambda post: Answer(env.ledger.answer(post), delay=0.5)
         settings = {
@@ -191,7 +191,7 @@ async def test_nothing_comes_twice_when_replicas_come(tmp_path: Path) -> None:
                 await asyncio.sleep(STABLE)
                 await _until_owned([3, 3, 2], running)
                 assert given_up == [e for r in running for e in r.entries("partition given up")]
-                assert len(given_up) in {5, 6}  # a second one may come before the third is known
+                assert len(given_up) in {5, 6}  # 6 if "two" starts before "three" is known
                 assert env.webhook.duplicates == 0
                 await _stop(env, two)
                 await _until_owned([4, 4], [one, three])

@@ -1,4 +1,4 @@
-"""Installations broken in many ways: check, log, probe, metric and the documentation agree."""
+"""Broken installations: check, log, probes, metrics and documentation report the same cause."""
 
 import asyncio
 import socket
@@ -25,8 +25,8 @@ TROUBLESHOOTING = page("operations.md")
 _QUICK = {"LoadBalancingInterval": "1", "ShutdownGrace": "0.2", "VerboseLevel": "1"}
 
 
-class Place(NamedTuple):
-    """What is there, and what is whole until a case breaks it."""
+class Installation(NamedTuple):
+    """An installation that works until a case breaks it."""
 
     server: Server
     webhook: Webhook
@@ -34,29 +34,29 @@ class Place(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """A way to break an installation, and what is to be seen of it."""
+    """A broken installation and its expected symptoms."""
 
     settings: dict[str, str]
     step: str  # of check
-    says: str  # in check, log, probe and operations.md
-    do: str  # the variable or command that mends it
-    message: str  # of the log
+    reason: str  # in check, log, probe and operations.md
+    remedy: str  # the variable or command that fixes it
+    message: str  # of the log entry
     metric: Callable[[Samples], bool]
     ready: bool = False
     state: str = "FAIL"
 
 
-async def wrong_key(place: Place) -> Broken:
+async def wrong_key(installation: Installation) -> Broken:
     """Renew the key."""
-    text = place.server.connection_string()
-    place.server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZA=="
+    text = installation.server.connection_string()
+    installation.server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZA=="
     return _refused_key({"EhubNamespaceConnectionString": text})
 
 
-async def other_namespace(place: Place) -> Broken:
-    """Take policy and key from another namespace."""
+async def other_namespace(installation: Installation) -> Broken:
+    """Use policy and key of another namespace."""
     other = Server({}, keys={"reader": "b3RoZXI="})
-    text = other.connection_string().replace(":0;", f":{place.server.port};")
+    text = other.connection_string().replace(":0;", f":{installation.server.port};")
     return _refused_key({"EhubNamespaceConnectionString": text})
 
 
@@ -71,7 +71,7 @@ def _refused_key(settings: dict[str, str]) -> Broken:
     )
 
 
-async def hub_misspelt(_: Place) -> Broken:
+async def hub_misspelt(_: Installation) -> Broken:
     return Broken(
         {"EventHubName": "insight-logs-kube-audit"},
         "hub",
@@ -82,7 +82,7 @@ async def hub_misspelt(_: Place) -> Broken:
     )
 
 
-async def no_consumer_group(_: Place) -> Broken:
+async def no_consumer_group(_: Installation) -> Broken:
     return Broken(
         {"ConsumerGroup": "audit"},
         "consumer group",
@@ -93,17 +93,17 @@ async def no_consumer_group(_: Place) -> Broken:
     )
 
 
-async def no_consumer_group_at_an_age(place: Place) -> Broken:
-    """Ask the hub for the place to start at."""
-    broken = await no_consumer_group(place)
+async def no_consumer_group_and_start_by_age(installation: Installation) -> Broken:
+    """Start by age, so that the position is requested from the hub."""
+    broken = await no_consumer_group(installation)
     return broken._replace(
         settings={**broken.settings, "StartPosition": "6h"},
         metric=lambda samples: samples.total("aks_audit_partitions_owned") == 1,  # the empty one
     )
 
 
-async def port_closed(place: Place) -> Broken:
-    place.server.stop_listening()
+async def port_closed(installation: Installation) -> Broken:
+    installation.server.stop_listening()
     return Broken(
         {},
         "hub TCP",
@@ -114,8 +114,8 @@ async def port_closed(place: Place) -> Broken:
     )
 
 
-async def storage_key(place: Place) -> Broken:
-    store = await place.stack.enter_async_context(azurite())
+async def storage_key(installation: Installation) -> Broken:
+    store = await installation.stack.enter_async_context(azurite())
     head, _, tail = store.connection_string.partition("AccountKey=")
     return Broken(
         {"BlobStorageConnectionString": f"{head}AccountKey=AAAA{tail[4:]}"},
@@ -128,7 +128,7 @@ async def storage_key(place: Place) -> Broken:
     )
 
 
-async def no_such_service(_: Place) -> Broken:
+async def no_such_service(_: Installation) -> Broken:
     return _sink(
         {"WebSinkURL": "http://sysdig-agent.invalid:7765/k8s_audit"},
         "sink DNS",
@@ -137,8 +137,8 @@ async def no_such_service(_: Place) -> Broken:
     )
 
 
-async def no_endpoints(_: Place) -> Broken:
-    """Post where nobody listens: an IP of a Service without endpoints refuses too."""
+async def no_endpoints(_: Installation) -> Broken:
+    """Post to a closed port: the IP of a Service without endpoints refuses connections too."""
     return _sink(
         {"WebSinkURL": f"http://127.0.0.1:{free_port()}/k8s_audit"},
         "sink TCP",
@@ -147,10 +147,10 @@ async def no_endpoints(_: Place) -> Broken:
     )
 
 
-async def sink_path(place: Place) -> Broken:
-    place.webhook.rule = lambda post: None if post.path == "/k8s_audit" else 404
+async def sink_path(installation: Installation) -> Broken:
+    installation.webhook.rule = lambda post: None if post.path == "/k8s_audit" else 404
     return _sink(
-        {"WebSinkURL": f"{place.webhook.url}s"},
+        {"WebSinkURL": f"{installation.webhook.url}s"},
         "sink POST",
         "there is nothing at this path",
         "WebSinkURL (webhook.url)",
@@ -158,26 +158,26 @@ async def sink_path(place: Place) -> Broken:
     )
 
 
-async def unknown_ca(place: Place) -> Broken:
+async def unknown_ca(installation: Installation) -> Broken:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    sink = await place.stack.enter_async_context(Webhook(tls=tls))
+    sink = await installation.stack.enter_async_context(Webhook(tls=tls))
     return _sink(
         {"WebSinkURL": sink.url}, "sink TLS", "is signed by an unknown CA", "WebSinkCAFile"
     )
 
 
-async def unknown_client(place: Place) -> Broken:
+async def unknown_client(installation: Installation) -> Broken:
     """Present a certificate of a CA that the sink does not know."""
     ca, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(tls)
     ca.configure_trust(tls)
     tls.verify_mode = ssl.CERT_REQUIRED
-    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones tell it after the handshake
-    listener = place.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # TLS 1.3 reports it after the handshake
+    listener = installation.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     def refuse() -> None:
-        """Send the alert, which asyncio drops."""
+        """Send the TLS alert, which servers of asyncio drop."""
         with suppress(OSError):  # the listener is closed
             while True:
                 wrapped = tls.wrap_socket(
@@ -187,19 +187,19 @@ async def unknown_client(place: Place) -> Broken:
                     wrapped.do_handshake()
 
     threading.Thread(target=refuse, daemon=True).start()
-    place.stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    installation.stack.callback(listener.shutdown, socket.SHUT_RDWR)
     own = trustme.CA().issue_cert("forwarder").private_key_and_cert_chain_pem
-    pem = place.stack.enter_context(own.tempfile())
+    pem = installation.stack.enter_context(own.tempfile())
     settings = {
         "WebSinkURL": f"https://127.0.0.1:{listener.getsockname()[1]}/k8s_audit",
-        "WebSinkCAFile": place.stack.enter_context(ca.cert_pem.tempfile()),
+        "WebSinkCAFile": installation.stack.enter_context(ca.cert_pem.tempfile()),
         "WebSinkCertFile": pem,
         "WebSinkKeyFile": pem,
     }
     return _sink(settings, "sink TLS", "does not accept the client certificate", "WebSinkCertFile")
 
 
-async def tls_closed(place: Place) -> Broken:
+async def tls_closed(installation: Installation) -> Broken:
     """Close each connection at its first TLS message, as a firewall that filters by name does."""
 
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -207,21 +207,23 @@ async def tls_closed(place: Place) -> Broken:
         writer.close()
 
     server = await asyncio.start_server(close, "127.0.0.1", 0)
-    place.stack.callback(server.close)
+    installation.stack.callback(server.close)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/k8s_audit"
     return _sink({"WebSinkURL": url}, "sink TLS", "cannot be reached: ", "WebSinkURL")
 
 
-def _sink(settings: dict[str, str], step: str, says: str, do: str, status: str = "error") -> Broken:
+def _sink(
+    settings: dict[str, str], step: str, reason: str, remedy: str, status: str = "error"
+) -> Broken:
     def metric(samples: Samples) -> bool:
         failed = samples.total("aks_audit_posts_total", status=status)
         return failed > 0 and samples.total("aks_audit_sink_up") == 0
 
-    return Broken(settings, step, says, do, "sink down", metric)
+    return Broken(settings, step, reason, remedy, "sink down", metric)
 
 
-async def diagnostic_setting_off(place: Place) -> Broken:
-    place.server.hubs[HUB] = place.server.recreate(HUB)
+async def diagnostic_setting_off(installation: Installation) -> Broken:
+    installation.server.hubs[HUB] = installation.server.recreate(HUB)
     return Broken(
         {},
         "messages",
@@ -242,11 +244,11 @@ def _nothing_owned(samples: Samples) -> bool:
 
 
 @pytest.fixture
-async def place() -> AsyncIterator[Place]:
+async def installation() -> AsyncIterator[Installation]:
     async with Server({HUB: 2}) as server, Webhook() as webhook, AsyncExitStack() as stack:
         for message in events.messages(20, per_message=10):
             server.hubs[HUB].publish(0, message.body)
-        yield Place(server, webhook, stack)
+        yield Installation(server, webhook, stack)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ async def place() -> AsyncIterator[Place]:
         other_namespace,
         hub_misspelt,
         no_consumer_group,
-        no_consumer_group_at_an_age,
+        no_consumer_group_and_start_by_age,
         port_closed,
         storage_key,
         no_such_service,
@@ -268,16 +270,18 @@ async def place() -> AsyncIterator[Place]:
         diagnostic_setting_off,
     ],
 )
-async def test_the_cause_is_named_in_a_line_everywhere(
-    place: Place, tmp_path: Path, break_it: Callable[[Place], "asyncio.Future[Broken]"]
+async def test_check_log_probes_and_documentation_report_the_same_cause(
+    installation: Installation,
+    tmp_path: Path,
+    break_it: Callable[[Installation], "asyncio.Future[Broken]"],
 ) -> None:
     settings: Mapping[str, str] = {
-        "EhubNamespaceConnectionString": place.server.connection_string(),
-        "WebSinkURL": place.webhook.url,
+        "EhubNamespaceConnectionString": installation.server.connection_string(),
+        "WebSinkURL": installation.webhook.url,
         "StateDirectory": str(tmp_path),
         **_QUICK,
     }
-    broken = await break_it(place)
+    broken = await break_it(installation)
     settings = {**settings, **broken.settings}
     async with Forwarder(settings) as forwarder, Forwarder(settings, "check") as check:
         entry = await forwarder.wait_for(broken.message)
@@ -290,22 +294,22 @@ async def test_the_cause_is_named_in_a_line_everywhere(
     (line,) = [one for one in check.lines if one.startswith(("FAIL", "warn"))]
     state, step, found = line[:7].strip(), line[8:23].strip(), line[24:]
     assert (state, step) == (broken.state, broken.step)
-    assert broken.says in found
-    assert broken.do in check.lines[check.lines.index(line) + 1]
+    assert broken.reason in found
+    assert broken.remedy in check.lines[check.lines.index(line) + 1]
     assert status == (1 if broken.state == "FAIL" else 0)
 
-    assert broken.says in entry["reason"]
+    assert broken.reason in entry["reason"]
     stopping = "stopping with messages undelivered"
-    said = [one for one in forwarder.log if not one["message"].startswith(stopping)]
-    assert said == [entry], "one line, although it failed again and again"
+    logged = [one for one in forwarder.log if not one["message"].startswith(stopping)]
+    assert logged == [entry], "one log entry, although the failure is repeated"
 
     assert probes["/livez"][0] == 200
     assert probes["/readyz"][0] == (200 if broken.ready else 503)
-    assert broken.ready or broken.says in probes["/readyz"][1]
+    assert broken.ready or broken.reason in probes["/readyz"][1]
 
     assert "Traceback" not in "".join([*forwarder.lines, forwarder.stderr, *check.lines])
     assert check.stderr == ""
-    assert broken.says in TROUBLESHOOTING
+    assert broken.reason in TROUBLESHOOTING
 
 
 async def _until(forwarder: Forwarder, condition: Callable[[Samples], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Certificates and terms of TLS as private CAs and old sinks have them: accepted, or named."""
+"""Certificates and TLS settings of private CAs and old sinks are accepted, or reported."""
 
 import asyncio
 import ipaddress
@@ -24,38 +24,38 @@ from forwarder.diagnosis import causes
 from forwarder.sink.tls import SinkTls
 
 
-class Made(NamedTuple):
-    """How CA and certificate are made; by default as they should be."""
+class Issued(NamedTuple):
+    """How CA and certificate are issued; the defaults are valid."""
 
-    plain: bool = False  # the CA has neither key usage nor identifiers, and nothing is critical
+    plain: bool = False  # the CA has no key usage, no identifiers and no critical extension
     bits: int = 2048
-    starts: int = -1  # days from now
+    not_before: int = -1  # days from now
     usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH
 
 
-def write(path: Path, made: Made) -> None:
-    """Write ca.pem and server.pem, a certificate of this CA for 127.0.0.1 with its key."""
+def write(path: Path, issued: Issued) -> None:
+    """Write ca.pem, and server.pem: a certificate of this CA for 127.0.0.1 with its key."""
     authority = rsa.generate_private_key(65537, 2048)
-    key = rsa.generate_private_key(65537, made.bits)
+    key = rsa.generate_private_key(65537, issued.bits)
     now = datetime.now(UTC)
 
-    def builder(name: str, public: rsa.RSAPublicKey, starts: int) -> x509.CertificateBuilder:
+    def builder(name: str, public: rsa.RSAPublicKey, not_before: int) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "company")]))
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now + timedelta(days=starts))
+            .not_valid_before(now + timedelta(days=not_before))
             .not_valid_after(now + timedelta(days=90))
         )
 
     ca = builder("company", authority.public_key(), -1)
-    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), not made.plain)
-    leaf = builder("sink", key.public_key(), made.starts)
+    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), not issued.plain)
+    leaf = builder("sink", key.public_key(), issued.not_before)
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     leaf = leaf.add_extension(names, critical=False)
-    leaf = leaf.add_extension(x509.ExtendedKeyUsage([made.usage]), critical=False)
+    leaf = leaf.add_extension(x509.ExtendedKeyUsage([issued.usage]), critical=False)
     (path / "ca.pem").write_bytes(ca.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM))
     (path / "server.pem").write_bytes(
         leaf.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM)
@@ -64,12 +64,12 @@ def write(path: Path, made: Made) -> None:
 
 
 @contextmanager
-def server(path: Path, terms: Callable[[ssl.SSLContext], object]) -> Iterator[int]:
-    """Listen on a port of 127.0.0.1; asyncio's own server closes without an alert."""
+def server(path: Path, configure: Callable[[ssl.SSLContext], object]) -> Iterator[int]:
+    """Listen on a port of 127.0.0.1; asyncio's server would close without a TLS alert."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.load_cert_chain(path / "server.pem")
-    terms(context)
+    configure(context)
 
     def serve(listening: ssl.SSLSocket) -> None:
         with suppress(OSError):
@@ -97,11 +97,11 @@ async def connect(port: int, context: ssl.SSLContext) -> None:
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let default contexts be those of Python 3.13 on each Python."""
+    """Make default contexts as strict as those of Python 3.13."""
     create = ssl.create_default_context
 
     def created(*arguments: object, **options: object) -> ssl.SSLContext:
-        context = create(*arguments, **options)  # type: ignore[arg-type]  # passed on as it is
+        context = create(*arguments, **options)  # type: ignore[arg-type]  # passed through
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         return context
 
@@ -109,11 +109,9 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-async def test_a_ca_that_is_not_made_by_the_letter_of_the_standard_is_trusted(
-    tmp_path: Path,
-) -> None:
-    """As those of firewalls that inspect TLS often are."""
-    write(tmp_path, Made(plain=True))
+async def test_a_ca_that_violates_rfc_5280_is_trusted(tmp_path: Path) -> None:
+    """CAs of firewalls that inspect TLS often do."""
+    write(tmp_path, Issued(plain=True))
     file = str(tmp_path / "ca.pem")
     with server(tmp_path, lambda _: None) as port:
         with pytest.raises(ssl.SSLCertVerificationError):
@@ -129,32 +127,32 @@ def only_old_ciphers(context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "terms", "what", "remedy"),
+    ("issued", "configure", "cause", "remedy"),
     [
-        (Made(starts=1), None, "is not valid yet", "check the clocks"),
-        (Made(bits=1024), None, "is not accepted: EE certificate key too weak", "issue another"),
+        (Issued(not_before=1), None, "is not valid yet", "check the clocks"),
+        (Issued(bits=1024), None, "is not accepted: EE certificate key too weak", "issue another"),
         (
-            Made(usage=ExtendedKeyUsageOID.CLIENT_AUTH),
+            Issued(usage=ExtendedKeyUsageOID.CLIENT_AUTH),
             None,
             "is not accepted: unsuitable certificate purpose",
             "issue another",
         ),
-        (Made(), only_old_ciphers, "uses TLS, but no common version or cipher", "TLS 1.2"),
+        (Issued(), only_old_ciphers, "uses TLS, but no common version or cipher", "TLS 1.2"),
     ],
 )
-async def test_what_is_wrong_with_a_certificate_or_terms_is_not_taken_for_an_unknown_ca(
-    made: Made,
-    terms: Callable[[ssl.SSLContext], object] | None,
-    what: str,
+async def test_other_tls_errors_are_not_reported_as_an_unknown_ca(
+    issued: Issued,
+    configure: Callable[[ssl.SSLContext], object] | None,
+    cause: str,
     remedy: str,
     tmp_path: Path,
 ) -> None:
-    write(tmp_path, made)
-    with server(tmp_path, terms or (lambda _: None)) as port:
+    write(tmp_path, issued)
+    with server(tmp_path, configure or (lambda _: None)) as port:
         given = settings(port, WebSinkCAFile=str(tmp_path / "ca.pem"))
         with pytest.raises(ssl.SSLError) as error:
             await connect(port, SinkTls(given).context())
     found = causes.of_sink(error.value, given)
-    assert what in found.what
+    assert cause in found.what
     assert f"127.0.0.1:{port}" in found.what
     assert remedy in found.remedy

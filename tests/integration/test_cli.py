@@ -1,4 +1,4 @@
-"""The command: what it says before it runs, and how it ends."""
+"""The command line: errors at startup, signals and exit statuses."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ KEY = "c2VjcmV0IG9mIHRoZSBodWI="
 
 
 class Listener:
-    """Counts the connections that come to its port, and answers none."""
+    """Counts the connections to its port, and closes each without a response."""
 
     async def __aenter__(self) -> Self:
         self.connections = 0
@@ -46,10 +46,10 @@ def connection_string(port: int) -> str:
     )
 
 
-async def test_every_wrong_variable_is_named_on_a_line_before_any_connection_is_made(
+async def test_every_invalid_variable_is_reported_before_any_connection(
     tmp_path: Path,
 ) -> None:
-    wrong = {
+    invalid = {
         "BlobStorageConnectionString": connection_string(1),
         "VerboseLevel": "5",
         "StartPosition": "yesterday",
@@ -64,35 +64,35 @@ async def test_every_wrong_variable_is_named_on_a_line_before_any_connection_is_
                 "EhubNamespaceConnectionString": connection_string(listener.port),
                 "WebSinkURL": f"http://127.0.0.1:{listener.port}/",
                 "StateDirectory": str(tmp_path / "state"),
-                **wrong,
+                **invalid,
             }
         ) as forwarder,
     ):
         assert await forwarder.wait() == 2
         assert listener.connections == 0
     lines = forwarder.stderr.splitlines()
-    names = [name.removesuffix("_FILE") for name in wrong]
+    names = [name.removesuffix("_FILE") for name in invalid]
     assert sorted(line.split(": ")[0] for line in lines) == sorted(names)
     assert forwarder.lines == []
     assert not (tmp_path / "state").exists()
     assert not any(secret in forwarder.stderr for secret in (KEY, "dG9rZW4"))
 
 
-async def test_without_any_setting_it_says_what_is_missing() -> None:
+async def test_missing_settings_are_reported() -> None:
     async with Forwarder({}) as forwarder:
         assert await forwarder.wait() == 2
     [line] = forwarder.stderr.splitlines()
     assert line.startswith("EhubNamespaceConnectionString: missing")
 
 
-async def test_version_is_the_charts_app_version_and_needs_no_setting() -> None:
+async def test_version_is_the_charts_app_version_and_needs_no_settings() -> None:
     async with Forwarder({}, "--version") as forwarder:
         assert await forwarder.wait() == 0
     assert forwarder.lines == [__version__]
     assert str(yaml.safe_load(CHART.read_text())["appVersion"]) == __version__
 
 
-async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
+async def test_an_unwritable_state_directory_fails_the_startup(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -114,7 +114,7 @@ async def test_a_state_directory_that_cannot_be_written_ends_it_at_the_start(
     assert entry["reason"].startswith(f"StateDirectory '{state}' cannot be written")
 
 
-async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_is_gone(
+async def test_a_second_process_on_a_state_directory_fails_until_the_first_has_exited(
     env: Environment,
 ) -> None:
     async with env.forwarder() as first:
@@ -131,7 +131,7 @@ async def test_a_second_process_on_a_state_directory_is_refused_until_the_first_
         await third.wait_for("partition claimed")
 
 
-async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(env: Environment) -> None:
+async def test_an_http_port_in_use_fails_the_startup(env: Environment) -> None:
     async with Listener() as listener:
         async with env.forwarder(HttpPort=str(listener.port)) as forwarder:
             assert await forwarder.wait() == 1
@@ -139,27 +139,27 @@ async def test_an_http_port_that_is_taken_ends_it_with_a_clear_error(env: Enviro
         assert str(listener.port) in forwarder.log[-1]["reason"]
 
 
-async def catching(forwarder: Forwarder) -> None:
-    """Return as soon as the process catches SIGTERM, SIGINT before: none must be lost."""
+async def until_signals_are_handled(forwarder: Forwarder) -> None:
+    """Wait until the process handles SIGTERM; it handles SIGINT before that."""
     async with asyncio.timeout(90):
-        while not caught(forwarder) >> (SIGTERM - 1) & 1:  # noqa: ASYNC110  it is no event of ours
+        while not handled_signals(forwarder) >> (SIGTERM - 1) & 1:  # noqa: ASYNC110  another process
             await asyncio.sleep(0.001)
 
 
-def caught(forwarder: Forwarder) -> int:
-    """Return the bit mask of the signals that the process catches."""
+def handled_signals(forwarder: Forwarder) -> int:
+    """Return the bit mask of the signals that the process handles."""
     lines = Path(f"/proc/{forwarder.pid}/status").read_text().splitlines()
     return int(dict(line.split(":\t") for line in lines)["SigCgt"], 16)
 
 
-# Seconds after signals are caught; importing takes about one, and all of them hit the start.
+# Seconds after signals are handled. Imports take about one second, so all hit the startup.
 @pytest.mark.parametrize("delay", [0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
-async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
+async def test_a_signal_during_startup_stops_the_forwarder_gracefully(
     env: Environment, delay: float, number: Signals
 ) -> None:
     async with env.forwarder() as forwarder:
-        await catching(forwarder)
+        await until_signals_are_handled(forwarder)
         await asyncio.sleep(delay)
         forwarder.process.send_signal(number)
         assert await forwarder.wait() == 0
@@ -167,17 +167,17 @@ async def test_a_signal_at_any_moment_of_the_start_stops_it_gracefully(
     assert [entry for entry in forwarder.log if entry["level"] == "error"] == []
 
 
-def test_signals_are_caught_before_anything_large_is_imported() -> None:
+def test_signals_are_handled_before_large_modules_are_imported() -> None:
     code = """
 import runpy, signal, sys
 signal.signal = lambda *_: sys.exit(" ".join(sys.modules))
 runpy.run_module("forwarder", run_name="__main__")
 """
-    within = {"PYTHONPATH": str(APP)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=within, stderr=subprocess.PIPE, check=False
+    environment = {"PYTHONPATH": str(APP)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, check=False
     )
-    imported = {*done.stderr.decode().split()}
+    imported = {*process.stderr.decode().split()}
     assert "forwarder" in imported
     assert not imported & {"_ssl", "uvloop", "msgspec"}
 
@@ -204,19 +204,19 @@ UNREACHABLE: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("away", UNREACHABLE, ids=["hub", "store"])
-async def test_it_stops_gracefully_while_it_waits_for_what_does_not_answer(
-    env: Environment, away: dict[str, str]
+@pytest.mark.parametrize("unreachable", UNREACHABLE, ids=["hub", "store"])
+async def test_a_signal_stops_a_forwarder_that_waits_for_hub_or_store(
+    env: Environment, unreachable: dict[str, str]
 ) -> None:
-    async with Forwarder({**env.settings(), **away}) as forwarder:
+    async with Forwarder({**env.settings(), **unreachable}) as forwarder:
         await forwarder.until(lambda: any(one["level"] == "error" for one in forwarder.log))
         forwarder.terminate()
         assert await forwarder.wait() == 0
     assert forwarder.log[-1]["message"] == "stopped"
 
 
-async def test_a_hub_that_is_not_there_ends_nothing(env: Environment) -> None:
-    """Event Hubs may come back, or the hub be made; a crash loop would help nobody."""
+async def test_a_missing_hub_does_not_end_the_process(env: Environment) -> None:
+    """The hub may be created later, and a crash loop would not help."""
     async with env.forwarder(EventHubName="nowhere") as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
         assert "nowhere" in entry["reason"]
@@ -225,7 +225,7 @@ async def test_a_hub_that_is_not_there_ends_nothing(env: Environment) -> None:
 
 
 async def test_a_second_signal_ends_a_drain_at_once(env: Environment) -> None:
-    """The sink never answers, so that a graceful stop would take all of ShutdownGrace."""
+    """The sink never responds, so a graceful stop would take all of ShutdownGrace."""
     env.webhook.rule = lambda _: Answer(delay=1000)
     env.hub.publish(0, events.envelope(events.real_events()[:1]))
     async with env.forwarder(ShutdownGrace="1000", WebSinkTimeout="1000") as forwarder:
@@ -237,17 +237,17 @@ async def test_a_second_signal_ends_a_drain_at_once(env: Environment) -> None:
     assert not forwarder.entries("stopped")
 
 
-async def test_a_second_signal_ends_the_start_at_once(env: Environment) -> None:
+async def test_a_second_signal_ends_the_startup_at_once(env: Environment) -> None:
     async with env.forwarder() as forwarder:
-        await catching(forwarder)
-        forwarder.process.send_signal(signal.SIGSTOP)  # so that both come while it imports
+        await until_signals_are_handled(forwarder)
+        forwarder.process.send_signal(signal.SIGSTOP)  # so that both arrive during imports
         for number in (SIGTERM, SIGINT, signal.SIGCONT):
             forwarder.process.send_signal(number)
         assert await forwarder.wait() == 1
     assert forwarder.lines == []
 
 
-async def test_two_ways_of_naming_the_hub_read_the_same_one(env: Environment) -> None:
+async def test_entity_path_in_another_case_reads_the_same_hub(env: Environment) -> None:
     connection = env.server.connection_string(HUB.upper())
     async with env.forwarder(EhubNamespaceConnectionString=connection) as forwarder:
         await forwarder.wait_for("partition claimed")

@@ -1,4 +1,4 @@
-"""Dead letters are kept as they were, within their bounds, and all are accounted for."""
+"""Dead letters are stored unchanged and within their limits, and each is counted."""
 
 import asyncio
 import base64
@@ -53,12 +53,12 @@ def numbered(numbers: Iterable[int], size: int = 0, reason: str = "because") -> 
     return [record(b"x" * size, number, reason) for number in numbers]
 
 
-def local(directory: Path, most: int, **options: Any) -> DeadLetterWriter:
-    return DeadLetterWriter(DeadLetterFiles(directory, most), pause=0, **options)
+def file_writer(directory: Path, max_bytes: int, **options: Any) -> DeadLetterWriter:
+    return DeadLetterWriter(DeadLetterFiles(directory, max_bytes), pause=0, **options)
 
 
-async def keep(writer: DeadLetterWriter, records: list[Record]) -> int:
-    """Add them and wait until they are written; how many of them to count as dropped."""
+async def write(writer: DeadLetterWriter, records: list[Record]) -> int:
+    """Add records and wait until they are written; return how many of them were dropped."""
     return await (await writer.dead_letter(records))
 
 
@@ -79,7 +79,7 @@ def entries(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def kept(directory: Path) -> list[int]:
+def stored(directory: Path) -> list[int]:
     return [entry["sequenceNumber"] for entry in entries(directory)]
 
 
@@ -88,10 +88,10 @@ def total(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("original", BODIES)
-async def test_a_record_is_a_line_of_json_with_the_bytes_as_they_were(
+async def test_a_record_is_one_line_of_json_with_the_original_bytes(
     tmp_path: Path, original: bytes
 ) -> None:
-    assert await keep(local(tmp_path, 10_000), [record(original, 12, 'no "stage"\n')]) == 0
+    assert await write(file_writer(tmp_path, 10_000), [record(original, 12, 'no "stage"\n')]) == 0
     (entry,) = entries(tmp_path)
     written = datetime.fromisoformat(entry["time"])
     assert written.utcoffset() == timedelta(0)
@@ -112,7 +112,7 @@ async def test_a_record_is_a_line_of_json_with_the_bytes_as_they_were(
 
 @given(st.binary() | st.text(st.characters()).map(lambda text: text.encode(errors="surrogatepass")))
 @settings(max_examples=200)
-def test_any_bytes_come_back_from_a_line(original: bytes) -> None:
+def test_any_bytes_are_restored_from_a_line(original: bytes) -> None:
     line = record(original).line()
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -121,113 +121,117 @@ def test_any_bytes_come_back_from_a_line(original: bytes) -> None:
 
 @given(st.lists(st.tuples(st.text(), st.binary(max_size=300)), min_size=1), st.integers(1, 2000))
 @settings(max_examples=200)
-def test_batches_hold_every_record_once_and_have_one_class_each(
-    found: list[tuple[str, bytes]], most: int
+def test_batches_contain_every_record_once_and_one_reason_class_each(
+    contents: list[tuple[str, bytes]], max_bytes: int
 ) -> None:
-    records = [record(original, n, reason) for n, (reason, original) in enumerate(found)]
-    made = list(batches(records, most))
-    lines = [line for _, data in made for line, _ in parse(data)]
+    records = [record(original, n, reason) for n, (reason, original) in enumerate(contents)]
+    result = list(batches(records, max_bytes))
+    lines = [line for _, data in result for line, _ in parse(data)]
     assert Counter(lines) == Counter(one.line() for one in records)
-    for name, data in made:
+    for name, data in result:
         (kind,) = {one.reason_class for _, one in parse(data) if one}
         assert name.endswith(f"-{kind}.jsonl")
-        assert data.count(b"\n") == 1 or len(data) <= most
+        assert data.count(b"\n") == 1 or len(data) <= max_bytes
 
 
-def test_details_of_a_reason_make_no_class_of_their_own() -> None:
+def test_details_of_a_reason_do_not_change_its_class() -> None:
     texts = [f"refused by the sink: 4{n} {n:x}" for n in range(50)]
     assert {record(b"", reason=text).reason_class for text in texts} == {"refused-by-the-sink"}
 
 
-async def test_files_are_for_their_owner_alone_and_hold_whole_batches(tmp_path: Path) -> None:
+async def test_files_are_private_to_their_owner_and_contain_whole_batches(tmp_path: Path) -> None:
     directory = tmp_path / "deadletters"
-    await keep(local(directory, 10_000), [*numbered([1, 2]), *numbered([3], reason="other: 9")])
+    await write(
+        file_writer(directory, 10_000), [*numbered([1, 2]), *numbered([3], reason="other: 9")]
+    )
     assert [file.name.split("-", 2)[2] for file in files(directory)] == [
         "because.jsonl",
         "other.jsonl",
     ]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files(directory)} == {0o600}
-    assert kept(directory) == [1, 2, 3]
+    assert stored(directory) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("most", [1024, 3000, 20_000])
-async def test_all_files_together_never_exceed_the_limit_and_the_sum_stays_right(
-    tmp_path: Path, most: int
+@pytest.mark.parametrize("max_bytes", [1024, 3000, 20_000])
+async def test_the_total_size_never_exceeds_the_limit_and_dropped_records_are_counted(
+    tmp_path: Path, max_bytes: int
 ) -> None:
-    writer = local(tmp_path, most)
-    rng = random.Random(most)
+    writer = file_writer(tmp_path, max_bytes)
+    rng = random.Random(max_bytes)
     numbers, dropped, written = itertools.count(), 0, 0
     for _ in range(200):
         added = numbered(
             itertools.islice(numbers, rng.randrange(1, 4)),
-            min(rng.choice([0, 10, 200, 700, most]), 5000),
+            min(rng.choice([0, 10, 200, 700, max_bytes]), 5000),
         )
         written += len(added)
-        here = await keep(writer, added)
-        assert 0 <= here <= len(added)
-        dropped += here
-        assert total(tmp_path) <= most
-    found = kept(tmp_path)
+        newly_dropped = await write(writer, added)
+        assert 0 <= newly_dropped <= len(added)
+        dropped += newly_dropped
+        assert total(tmp_path) <= max_bytes
+    found = stored(tmp_path)
     assert found == sorted(set(found))
     assert found[-1] >= written - 30
     assert 0 < dropped <= written - len(found)
 
 
-async def test_the_oldest_go_and_no_more_than_must(tmp_path: Path) -> None:
-    writer = local(tmp_path, 20_000)
+async def test_no_more_of_the_oldest_files_are_deleted_than_necessary(tmp_path: Path) -> None:
+    writer = file_writer(tmp_path, 20_000)
     for number in range(300):
-        await keep(writer, numbered([number], 100))
-        found = kept(tmp_path)
+        await write(writer, numbered([number], 100))
+        found = stored(tmp_path)
         assert found == list(range(number + 1 - len(found), number + 1))
     assert 20_000 * 0.9 < total(tmp_path) <= 20_000
 
 
 @pytest.mark.parametrize("size", [1, 250])
-async def test_a_file_costs_the_same_however_many_there_are(tmp_path: Path, size: int) -> None:
-    """The second directory is full, so that others are dropped for it, each of one record."""
-    writer = local(tmp_path, 10**6)
+async def test_the_cost_of_a_batch_does_not_depend_on_the_number_of_files(
+    tmp_path: Path, size: int
+) -> None:
+    """Files of 250 bytes fill the directory: each batch drops old files, of one record each."""
+    writer = file_writer(tmp_path, 10**6)
     for number in range(4_000):
         file = tmp_path / f"20260101T000000.000000Z-{number:016x}-because.jsonl"
         file.write_bytes(b"\n".rjust(size))
     began = time.process_time()
     await DeadLetterFiles(tmp_path, 10**6).sizes()
     listed = time.process_time()
-    dropped = [await keep(writer, numbered([number])) for number in range(60)]
+    dropped = [await write(writer, numbered([number])) for number in range(60)]
     assert time.process_time() - listed < 20 * (listed - began)
     assert sum(dropped) == 4_060 - len(files(tmp_path))
 
 
 async def test_a_flood_of_one_reason_does_not_push_out_the_others(tmp_path: Path) -> None:
-    writer = local(tmp_path, 20_000)
-    await keep(writer, numbered(range(1000, 1010), 100, "cut off: user lost"))
+    writer = file_writer(tmp_path, 20_000)
+    await write(writer, numbered(range(1000, 1010), 100, "cut off: user lost"))
     for number in range(0, 600, 6):
-        await keep(writer, numbered(range(number, number + 6), 100, "refused by the sink: 400"))
-    found = kept(tmp_path)
+        await write(writer, numbered(range(number, number + 6), 100, "refused by the sink: 400"))
+    found = stored(tmp_path)
     assert set(range(1000, 1010)) <= set(found)
     assert max(number for number in found if number < 1000) == 599
     assert min(found) > 0
 
 
-async def test_a_record_larger_than_the_limit_is_counted_dropped_and_costs_no_other(
+async def test_a_record_above_the_limit_is_counted_as_dropped_and_displaces_no_other(
     tmp_path: Path,
 ) -> None:
-    writer = local(tmp_path, 5000)
-    await keep(writer, numbered([1, 2]))
-    assert await keep(writer, numbered([3], 5000)) == 1
-    assert await keep(writer, numbered([4])) == 0
-    assert kept(tmp_path) == [1, 2, 4]
+    writer = file_writer(tmp_path, 5000)
+    await write(writer, numbered([1, 2]))
+    assert await write(writer, numbered([3], 5000)) == 1
+    assert await write(writer, numbered([4])) == 0
+    assert stored(tmp_path) == [1, 2, 4]
 
 
-async def test_a_file_that_is_none_of_its_own_is_left_alone(tmp_path: Path) -> None:
-    strange = tmp_path / "00000001-copy.jsonl"
-    strange.write_bytes(b"x" * 4000)
+async def test_an_unknown_file_is_left_alone(tmp_path: Path) -> None:
+    unknown = tmp_path / "00000001-copy.jsonl"
+    unknown.write_bytes(b"x" * 4000)
     for number in range(10):
-        await keep(local(tmp_path, 3000), numbered([number], 1000))
-    assert strange.read_bytes() == b"x" * 4000
+        await write(file_writer(tmp_path, 3000), numbered([number], 1000))
+    assert unknown.read_bytes() == b"x" * 4000
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
-async def test_what_is_no_file_is_left_alone_whatever_its_name(
+async def test_anything_but_a_regular_file_is_left_alone(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     names = "00000001.jsonl", "20260101T000000.000000Z-0123456789abcdef-because.jsonl", "x.new"
@@ -235,12 +239,12 @@ async def test_what_is_no_file_is_left_alone_whatever_its_name(
         make(tmp_path / name)
         os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
     for number in range(10):
-        assert await keep(local(tmp_path, 3000), numbered([number], 1000)) == (number > 1)
+        assert await write(file_writer(tmp_path, 3000), numbered([number], 1000)) == (number > 1)
     assert len(await DeadLetterFiles(tmp_path, 3000).sizes()) == 2
-    assert {*names} <= {*os.listdir(tmp_path)}  # noqa: PTH208 - a folder is no file
+    assert {*names} <= {*os.listdir(tmp_path)}  # noqa: PTH208 - names only
 
 
-def test_a_time_without_a_zone_is_no_record() -> None:
+def test_a_record_without_a_time_zone_is_invalid() -> None:
     """It could not be compared with `--since`."""
     line = record(b"").line()
     at = line.index(b'Z"')
@@ -248,8 +252,8 @@ def test_a_time_without_a_zone_is_no_record() -> None:
     assert [one for _, one in parse(line[:at] + line[at + 1 :])] == [None]
 
 
-async def test_what_version_0_1_0_left_is_read_and_counts(tmp_path: Path) -> None:
-    """It appended to numbered files, left half a line when killed, and took files into a folder."""
+async def test_files_of_version_0_1_0_are_read_and_counted(tmp_path: Path) -> None:
+    """It appended to numbered files, left half a line when killed, and moved files to a folder."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "lock").touch()
     old, taken = tmp_path / "00000002.jsonl", tmp_path / "taken" / "00000001.jsonl"
@@ -261,31 +265,31 @@ async def test_what_version_0_1_0_left_is_read_and_counts(tmp_path: Path) -> Non
     assert [one and one.sequence_number for one in found] == [1, 2, 3]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files(tmp_path)} == {0o600}
     for number in range(10, 15):
-        await keep(DeadLetterWriter(store, pause=0), numbered([number], 600))
-    assert not set(kept(tmp_path)) & {1, 2}
-    assert kept(tmp_path)[-1] == 14
+        await write(DeadLetterWriter(store, pause=0), numbered([number], 600))
+    assert not set(stored(tmp_path)) & {1, 2}
+    assert stored(tmp_path)[-1] == 14
 
 
-async def test_what_a_killed_process_was_writing_is_no_batch_and_goes(tmp_path: Path) -> None:
-    left = tmp_path / "20260101T000000.000000Z-0123456789abcdef-because.new"
-    left.write_bytes(record(b"").line()[:30])
+async def test_a_temporary_file_of_a_killed_process_is_ignored_and_deleted(tmp_path: Path) -> None:
+    leftover = tmp_path / "20260101T000000.000000Z-0123456789abcdef-because.new"
+    leftover.write_bytes(record(b"").line()[:30])
     assert await DeadLetterFiles(tmp_path, 1000).sizes() == {}
-    assert left.exists()  # another process may be writing it
-    os.utime(left, (0, 0))
+    assert leftover.exists()  # another process may be writing it
+    os.utime(leftover, (0, 0))
     DeadLetterFiles(tmp_path, 1000)
-    assert not left.exists()
+    assert not leftover.exists()
 
 
-async def test_records_of_all_partitions_at_once_share_files(tmp_path: Path) -> None:
+async def test_concurrent_records_share_files(tmp_path: Path) -> None:
     writer = DeadLetterWriter(DeadLetterFiles(tmp_path, 10**6), pause=0.2)
-    await asyncio.gather(*(keep(writer, numbered([n], 200)) for n in range(100)))
-    assert sorted(kept(tmp_path)) == list(range(100))
+    await asyncio.gather(*(write(writer, numbered([n], 200)) for n in range(100)))
+    assert sorted(stored(tmp_path)) == list(range(100))
     assert len(files(tmp_path)) <= 5
 
 
 @contextmanager
 def no_directory(directory: Path) -> Iterator[None]:
-    """Put a file in the place of the directory."""
+    """Replace the directory with a file."""
     aside = directory.with_name("aside")
     directory.rename(aside)
     directory.touch()
@@ -295,7 +299,7 @@ def no_directory(directory: Path) -> Iterator[None]:
 
 
 def full_disk(_: Path) -> AbstractContextManager[None]:
-    """Let no file grow beyond some bytes: a write ends in the middle."""
+    """Limit files to a few bytes, so that a write ends in the middle."""
     return no_file_larger_than(50)
 
 
@@ -310,46 +314,46 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _held_up(
+async def _blocked(
     writer: DeadLetterWriter, records: list[Record]
 ) -> AsyncIterator[asyncio.Task[int]]:
-    adding = asyncio.create_task(keep(writer, records))
+    adding = asyncio.create_task(write(writer, records))
     yield adding
     done, _ = await asyncio.wait([adding], timeout=0.5)
     assert not done
 
 
 @pytest.mark.parametrize("failure", [no_directory, full_disk])
-async def test_no_record_is_lost_or_doubled_while_none_can_be_written(
+async def test_no_record_is_lost_or_duplicated_while_writes_fail(
     tmp_path: Path, failure: Any
 ) -> None:
     directory = tmp_path / "deadletters"
-    writer = local(directory, 100_000)
-    await keep(writer, numbered([1]))
+    writer = file_writer(directory, 100_000)
+    await write(writer, numbered([1]))
     with failure(directory):
-        async with _held_up(writer, numbered([2, 3, 4], 300)) as adding:
-            second = asyncio.create_task(keep(writer, numbered([5])))
+        async with _blocked(writer, numbered([2, 3, 4], 300)) as adding:
+            second = asyncio.create_task(write(writer, numbered([5])))
         assert writer.outage.reason
     assert await asyncio.wait_for(adding, 90) == 0
     assert await asyncio.wait_for(second, 90) == 0
     assert not writer.outage.reason
-    assert sorted(kept(directory)) == [1, 2, 3, 4, 5]
+    assert sorted(stored(directory)) == [1, 2, 3, 4, 5]
     assert all(file.suffix == ".jsonl" for file in directory.iterdir())
 
 
-async def test_records_past_the_bound_wait_while_the_disk_answers(tmp_path: Path) -> None:
-    writer = local(tmp_path, 10**7, max_waiting=20_000)
+async def test_records_above_the_memory_limit_wait_while_writes_succeed(tmp_path: Path) -> None:
+    writer = file_writer(tmp_path, 10**7, max_waiting=20_000)
     written = [await writer.dead_letter(numbered([n], 1000)) for n in range(300)]
     assert sum(not one.done() for one in written) < 20
     assert await asyncio.gather(*written) == [0] * 300
     assert (writer.waiting, writer.evicted, writer.outage.reason) == (0, 0, "")
-    assert sorted(kept(tmp_path)) == list(range(300))
+    assert sorted(stored(tmp_path)) == list(range(300))
 
 
-async def test_records_past_the_bound_are_evicted_while_nothing_can_be_written(
+async def test_records_above_the_memory_limit_are_evicted_while_writes_fail(
     tmp_path: Path,
 ) -> None:
-    writer = local(tmp_path, 10**7, max_waiting=20_000)
+    writer = file_writer(tmp_path, 10**7, max_waiting=20_000)
     with no_file_larger_than(0):
         written = {}
         for n in range(100):
@@ -358,13 +362,13 @@ async def test_records_past_the_bound_are_evicted_while_nothing_can_be_written(
         assert 0 < len(written) <= 10
         assert (writer.waiting, writer.evicted) == (100, 100 - len(written))
     assert await asyncio.gather(*written.values()) == [0] * len(written)
-    assert kept(tmp_path) == list(written)
+    assert stored(tmp_path) == list(written)
     assert (writer.waiting, writer.outage.reason) == (100 - len(written), "")
 
 
-async def test_a_file_is_changed_only_as_it_was_read(tmp_path: Path) -> None:
+async def test_a_file_is_replaced_only_if_it_is_unchanged_since_it_was_read(tmp_path: Path) -> None:
     one, two = DeadLetterFiles(tmp_path, 10_000), DeadLetterFiles(tmp_path, 10_000)
-    await keep(DeadLetterWriter(one), numbered(range(3), 100))
+    await write(DeadLetterWriter(one), numbered(range(3), 100))
     (name,) = await one.sizes()
     lines = (await one.read(name)).splitlines(keepends=True)
     await two.read(name)
@@ -372,21 +376,21 @@ async def test_a_file_is_changed_only_as_it_was_read(tmp_path: Path) -> None:
     for rest in (b"".join(lines[:1]), b""):
         with pytest.raises(ForwarderError, match="changed by another replay"):
             await one.replace(name, rest)
-    assert kept(tmp_path) == [1, 2]
+    assert stored(tmp_path) == [1, 2]
     await one.read(name)
     await one.replace(name, b"")
     assert not files(tmp_path)
     assert await one.read(name) == b""
 
 
-async def test_a_rest_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+async def test_a_failed_replacement_leaves_the_file_unchanged(tmp_path: Path) -> None:
     store = DeadLetterFiles(tmp_path, 20_000)
-    await keep(DeadLetterWriter(store), numbered(range(5), 100))
+    await write(DeadLetterWriter(store), numbered(range(5), 100))
     (name,) = await store.sizes()
     lines = await store.read(name)
     with no_file_larger_than(100), pytest.raises(OSError, match="too large"):
         await store.replace(name, lines[:500])
-    assert kept(tmp_path) == list(range(5))
+    assert stored(tmp_path) == list(range(5))
     assert total(tmp_path) == len(lines)
 
 
@@ -421,8 +425,8 @@ async def blob_writer(store: Azurite) -> AsyncIterator[DeadLetterWriter]:
 async def test_replicas_write_to_the_same_container(store: Azurite) -> None:
     async with blob_writer(store) as one, blob_writer(store) as two:
         for number in range(0, 6, 2):
-            await keep(one, numbered([number], 100))
-            await keep(two, numbered([number + 1], 100))
+            await write(one, numbered([number], 100))
+            await write(two, numbered([number + 1], 100))
     assert await in_blobs(store) == list(range(6))
 
 
@@ -434,7 +438,7 @@ async def test_records_of_a_burst_share_blobs(store: Azurite) -> None:
         assert len(await DeadLetterBlobs(client).sizes()) <= 3
 
 
-async def test_a_batch_whose_answer_was_lost_is_there_once(store: Azurite) -> None:
+async def test_a_batch_that_is_uploaded_again_is_stored_once(store: Azurite) -> None:
     async with blob_writer(store), container(store) as client:
         ((name, data),) = batches(numbered([1, 2]), 10_000)
         await DeadLetterBlobs(client).put(name, data)
@@ -442,10 +446,10 @@ async def test_a_batch_whose_answer_was_lost_is_there_once(store: Azurite) -> No
     assert await in_blobs(store) == [1, 2]
 
 
-async def test_records_wait_for_a_store_that_does_not_answer(store: Azurite) -> None:
+async def test_records_wait_for_a_store_that_does_not_respond(store: Azurite) -> None:
     async with blob_writer(store) as writer:
         store.pause()
-        async with _held_up(writer, numbered([1])) as adding:
+        async with _blocked(writer, numbered([1])) as adding:
             await asyncio.sleep(2)
         assert writer.outage.reason
         store.resume()
@@ -454,10 +458,10 @@ async def test_records_wait_for_a_store_that_does_not_answer(store: Azurite) -> 
     assert await in_blobs(store) == [1]
 
 
-async def test_while_the_account_is_away_no_checkpoint_passes_a_dead_letter(
+async def test_no_checkpoint_passes_a_dead_letter_while_the_account_is_unavailable(
     store: Azurite, tmp_path: Path
 ) -> None:
-    """There is no second place: after a restart the message is read, and refused, again."""
+    """There is no fallback store: after a restart, the message is received and refused again."""
     async with environment(tmp_path) as env:
         async with env.replica("one", store, OwnershipExpiry="60") as forwarder:
             env.ledger.publish(40)
@@ -477,7 +481,7 @@ async def test_while_the_account_is_away_no_checkpoint_passes_a_dead_letter(
         assert not files(tmp_path / "state")
 
 
-async def test_a_replica_keeps_its_dead_letters_in_the_account(tmp_path: Path) -> None:
+async def test_a_replica_stores_its_dead_letters_in_the_account(tmp_path: Path) -> None:
     async with azurite() as store, environment(tmp_path) as env:
         async with env.replica("one", store) as forwarder:
             env.ledger.publish(200, refuse=10)

@@ -1,4 +1,4 @@
-"""Probes and gauges tell the truth about hub, sink and how far behind delivery is."""
+"""Probes and gauges report the state of hub and sink, and the lag of delivery."""
 
 import asyncio
 import math
@@ -17,13 +17,13 @@ from support.webhook import Answer, Webhook
 
 
 def publish(hub: Hub, number: int = 1, partition: int = 0, *, age: float = 0) -> int:
-    """Publish a message of so many events, as if `age` seconds ago; its sequence number."""
+    """Publish a message with this many events, enqueued `age` seconds ago; return its number."""
     message = next(events.messages(number, per_message=number, events=events.typical_events()))
     enqueued = datetime.now(UTC) - timedelta(seconds=age)
     return hub.publish(partition, message.body, enqueued=enqueued)
 
 
-async def test_a_hub_that_is_quiet_or_all_read_is_live_and_ready(
+async def test_live_and_ready_while_the_hub_is_quiet_or_fully_read(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, 3)
@@ -42,7 +42,7 @@ async def test_a_hub_that_is_quiet_or_all_read_is_live_and_ready(
         assert await running.outcomes() == {"delivered": 3}
 
 
-async def test_a_sink_that_is_down_makes_it_unready_and_never_dead(
+async def test_a_sink_that_is_down_fails_readiness_but_not_liveness(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(401)
@@ -68,7 +68,7 @@ async def test_a_sink_that_is_down_makes_it_unready_and_never_dead(
         assert await running.total("oldest_undelivered_seconds") == 0
 
 
-async def test_a_hub_that_delivers_nothing_while_messages_wait_fails_liveness(
+async def test_liveness_fails_while_the_hub_withholds_messages(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.faults.silence(1)
@@ -78,17 +78,17 @@ async def test_a_hub_that_delivers_nothing_while_messages_wait_fails_liveness(
         await webhook.until(lambda: webhook.total == 3)
         assert await running.reasons("/livez") == []
 
-        # Neither can be told while the client is being reopened.
-        async def dead() -> bool:
+        # Neither is known while the client is being reopened.
+        async def not_live() -> bool:
             reasons = await running.reasons("/livez")
             return [one.partition(" for ")[0] for one in reasons] == ["partition 1: no progress"]
 
-        async def behind() -> bool:
+        async def lagging() -> bool:
             return await running.total("lag_messages", partition="1") == 1
 
-        await running.until(dead)
+        await running.until(not_live)
         assert await running.reasons("/readyz") == []
-        await running.until(behind)
+        await running.until(lagging)
         server.faults.wake()
         await webhook.until(lambda: webhook.total == 5)
         await running.until(lambda: running.entries("hub message")[1:])
@@ -100,10 +100,10 @@ async def test_a_hub_that_delivers_nothing_while_messages_wait_fails_liveness(
     [(0, 6), (1, 6), (1, 2)],
     ids=["partition", "client", "client, later than StallTimeout"],
 )
-async def test_a_receiver_that_is_silent_is_reopened_then_the_client(
+async def test_a_silent_receiver_is_reopened_and_then_the_client(
     server: Server, webhook: Webhook, tmp_path: Path, client: int, stall: int
 ) -> None:
-    """It is said once when that begins, with what was done, and once when it is over."""
+    """One log entry reports the stall and what was reopened, another the recovery."""
     hub = server.hubs[HUB]
     publish(hub, 3, partition=1)
     variables = {"StallTimeout": str(stall), "CheckpointInterval": "0.2"}
@@ -120,7 +120,7 @@ async def test_a_receiver_that_is_silent_is_reopened_then_the_client(
         assert len(running.entries("still stalled")) == client
         assert await running.total("reopened_total", what="partition") == 1
         assert await running.total("reopened_total", what="client") == client
-        # Of the other partition nobody wanted anything.
+        # The other partition is reopened only with the client.
         closed = running.entries("partition given up")
         assert sum(one["partition"] == "0" for one in closed) == client
         assert await running.reasons("/livez") == []
@@ -131,7 +131,7 @@ async def test_a_receiver_that_is_silent_is_reopened_then_the_client(
 async def test_a_receiver_whose_connection_hangs_is_reopened(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """Nobody answers when it says good-bye."""
+    """The hub does not confirm that the link is closed."""
     publish(hub, 3, partition=1)
     variables = {"StallTimeout": "6", "CheckpointInterval": "0.2"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
@@ -147,10 +147,10 @@ async def test_a_receiver_whose_connection_hangs_is_reopened(
     assert webhook.duplicates == 0
 
 
-async def test_with_start_position_latest_silence_is_seen_from_the_start(
+async def test_with_start_position_latest_a_silent_receiver_is_detected_from_the_start(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """What came after the forwarder is read, by whichever receiver, and nothing before."""
+    """Messages published after the start are read, with any receiver, but none before it."""
     publish(hub, 3, partition=1)
     server.faults.mute(1, more=1)
     variables = {"StallTimeout": "3", "StartPosition": "latest"}
@@ -162,7 +162,7 @@ async def test_with_start_position_latest_silence_is_seen_from_the_start(
         assert await running.outcomes() == {"delivered": 2}
 
 
-async def test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown(
+async def test_a_partition_that_waits_for_the_buffer_is_not_stalled_and_its_age_is_reported(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(delay=math.inf)
@@ -172,18 +172,18 @@ async def test_a_partition_that_finds_no_room_is_not_silent_and_its_age_is_shown
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
         await running.until(lambda: webhook.posts or running.entries("hub message"))
 
-        async def late() -> bool:
+        async def both_report_their_age() -> bool:
             ages = [await running.total("oldest_undelivered_seconds", partition=n) for n in "01"]
             return min(ages) >= 1000
 
-        await running.until(late)
+        await running.until(both_report_their_age)
         await asyncio.sleep(1.5)
         assert len(running.entries("hub message")) == 1
         assert not running.entries("stalled")
         assert await running.total("reopened_total") == 0
 
 
-async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
+async def test_an_unavailable_hub_fails_readiness_with_its_reason(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, 3)
@@ -207,10 +207,10 @@ async def test_a_hub_that_is_away_makes_it_unready_with_its_reason(
         await monitor.close()
 
 
-async def test_lag_and_age_grow_while_the_hub_cannot_be_asked(
+async def test_lag_and_age_grow_while_the_hub_is_unreachable(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """Nobody knows what is there by now: it is not supposed to be nothing."""
+    """The hub may have new messages: the gauges must not assume that it has none."""
     async with forwarding(server, webhook.url, tmp_path, StallTimeout="6") as running:
         publish(hub, 3)
         await webhook.until(lambda: webhook.total == 3)
@@ -237,7 +237,7 @@ async def test_lag_and_age_grow_while_the_hub_cannot_be_asked(
         await running.until(known)
 
 
-async def test_it_is_unready_until_the_hub_has_answered(
+async def test_not_ready_until_the_hub_has_responded(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.faults.silence()
@@ -247,7 +247,7 @@ async def test_it_is_unready_until_the_hub_has_answered(
         server.faults.wake()
 
 
-async def test_lag_and_age_are_those_of_what_is_not_delivered(
+async def test_lag_and_age_cover_all_undelivered_messages(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, 1, age=5000)
@@ -272,7 +272,7 @@ async def test_lag_and_age_are_those_of_what_is_not_delivered(
 
 
 @pytest.mark.parametrize("start", ["latest", "2026-11-23T00:00:00Z", "10m"])
-async def test_messages_from_before_the_start_position_do_not_wait_for_delivery(
+async def test_messages_before_the_start_position_do_not_count_as_undelivered(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, start: str
 ) -> None:
     if start.startswith("2026"):
@@ -281,7 +281,7 @@ async def test_messages_from_before_the_start_position_do_not_wait_for_delivery(
         publish(hub, age=3000)
     variables = {"StartPosition": start, "StallTimeout": "0.5"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
-        for _ in range(100):  # probes come before the hub has been asked, too
+        for _ in range(100):  # probes also come before the first poll of the hub
             await running.reasons("/livez")
             await running.metrics()
             if len(server.receivers) == 2:
@@ -297,7 +297,7 @@ async def test_messages_from_before_the_start_position_do_not_wait_for_delivery(
         assert await running.outcomes() == {"delivered": 2}
 
 
-async def test_probes_are_json_with_reasons_and_other_paths_are_not_found(
+async def test_probes_return_reasons_as_json_and_other_paths_return_404(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     async with forwarding(server, webhook.url, tmp_path) as running:

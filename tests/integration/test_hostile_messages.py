@@ -1,4 +1,4 @@
-"""Messages made to take memory: each kind is read, counted and passed in little of it."""
+"""Messages crafted to exhaust memory: each kind is processed within a memory limit."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from support.environment import environment
 from support.events import real_events, record, wrap
 
 MEGABYTE = 900_000
-MOST = 160 * 1024 * 1024
+MEMORY_LIMIT = 160 * 1024 * 1024
 MESSAGES = 24
 
 
@@ -28,7 +28,7 @@ def small(log: str) -> bytes:
 
 
 def message(kind: str, number: int) -> bytes:
-    """Return a message of 900 KB, of which no two are equal where that matters."""
+    """Return a message of 900 KB; messages of a kind differ where that matters."""
     long = f"{number}" * (MEGABYTE // len(f"{number}"))
     if kind == "user names":
         return wrap([record(event(user={"username": long}))])
@@ -49,7 +49,7 @@ KINDS = [*SMALL, "user names", "groups", "resource IDs"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_hostile_messages_pass_in_little_memory(kind: str, tmp_path: Path) -> None:
+async def test_hostile_messages_stay_within_the_memory_limit(kind: str, tmp_path: Path) -> None:
     last = [*events.messages(20, per_message=10)]
     async with environment(tmp_path, partitions=2) as env:
         env.webhook.rule = None
@@ -60,11 +60,11 @@ async def test_hostile_messages_pass_in_little_memory(kind: str, tmp_path: Path)
         async with env.forwarder(
             VerboseLevel="1", AuditPolicyFile="quiet", ResourceIds="*", ClusterAnnotation="true"
         ) as process:
-            held = [0]
+            sizes = [0]
 
             async def watch() -> None:
                 while True:
-                    held.append(process.rss())
+                    sizes.append(process.rss())
                     await asyncio.sleep(0.05)
 
             watching = asyncio.create_task(watch())
@@ -76,21 +76,21 @@ async def test_hostile_messages_pass_in_little_memory(kind: str, tmp_path: Path)
 
             await env.webhook.until(arrived, 300)
             watching.cancel()
-    assert max(held) < MOST, f"{max(held) >> 20} MiB"
+    assert max(sizes) < MEMORY_LIMIT, f"{max(sizes) >> 20} MiB"
 
 
-async def test_the_smallest_events_take_little_memory_while_the_sink_is_away(
+async def test_the_smallest_events_stay_within_the_memory_limit_while_the_sink_is_down(
     tmp_path: Path,
 ) -> None:
-    """Each takes several times its bytes in the hub, which counts as received."""
+    """In memory each takes several times its size in the hub, and the buffer counts that."""
     async with environment(tmp_path, partitions=2) as env:
         await env.webhook.stop()
         for number in range(80):
             env.hub.publish(number % 2, filled(small('{"auditID":"1","stage":"s"}')))
         async with env.forwarder(VerboseLevel="1") as process:
             await process.wait_for("sink down")
-            held = [0]
+            sizes = [0]
             for _ in range(100):
-                held.append(process.rss())
+                sizes.append(process.rss())
                 await asyncio.sleep(0.1)
-    assert max(held) < 110 * 1024 * 1024, f"{max(held) >> 20} MiB"
+    assert max(sizes) < 110 * 1024 * 1024, f"{max(sizes) >> 20} MiB"

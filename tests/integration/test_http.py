@@ -1,4 +1,4 @@
-"""The HTTP port against strangers: bounds of memory and time, and probes that still work."""
+"""Hostile clients of the HTTP port: memory and time are bounded, and probes still work."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def forwarder(tmp_path: Path) -> AsyncIterator[Forwarder]:
 
 
 async def started(env: Environment, forwarder: Forwarder) -> None:
-    """Wait until events have been delivered and every page was shown once."""
+    """Deliver events, and request every page once."""
     env.ledger.publish(200)
     await env.webhook.until(lambda: env.webhook.total == 200)
     for path in ("/metrics", "/status", "/livez", "/readyz"):
@@ -37,7 +37,7 @@ async def started(env: Environment, forwarder: Forwarder) -> None:
 
 
 async def connections(forwarder: Forwarder, number: int, send: bytes) -> list[socket.socket]:
-    """Open connections, send this on each as far as it is taken, and read nothing."""
+    """Open connections, send as much of this as each accepts, and read nothing."""
     loop = asyncio.get_running_loop()
     found = []
     for _ in range(number):
@@ -65,51 +65,51 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_a_stranger_takes_little_memory_and_probes_are_served(
+async def test_hostile_clients_take_little_memory_and_probes_are_served(
     forwarder: Forwarder, attack: str
 ) -> None:
     number, send = ATTACKS[attack]
     before = forwarder.rss()
-    held = await connections(forwarder, number, send)
-    most, slowest = 0, 0.0
+    sockets = await connections(forwarder, number, send)
+    peak, slowest = 0, 0.0
     for _ in range(10):
-        most = max(most, forwarder.rss())
-        asked = time.monotonic()
+        peak = max(peak, forwarder.rss())
+        began = time.monotonic()
         assert (await forwarder.get("/livez"))[0] == 200
-        slowest = max(slowest, time.monotonic() - asked)
-        for one in held[::7]:
+        slowest = max(slowest, time.monotonic() - began)
+        for one in sockets[::7]:
             with contextlib.suppress(OSError):
                 one.send(send)
         await asyncio.sleep(0.1)
-    for one in held:
+    for one in sockets:
         one.close()
-    assert most - before < 20 * MIB
+    assert peak - before < 20 * MIB
     assert slowest < 1  # the kubelet waits for a second
 
 
-async def test_clients_of_metrics_leave_the_processor_to_delivery(forwarder: Forwarder) -> None:
-    """Fifty that ask again at once: each gets a response a second, rendered once for all."""
-    answered = 0
+async def test_metrics_clients_leave_the_cpu_to_delivery(forwarder: Forwarder) -> None:
+    """Fifty clients poll without a pause: each gets one response per second, rendered once."""
+    responses = 0
 
-    async def ask() -> None:
-        nonlocal answered
+    async def poll() -> None:
+        nonlocal responses
         while True:
             assert (await forwarder.get("/metrics"))[0] == 200
-            answered += 1
+            responses += 1
 
     before, began = forwarder.cpu(), time.monotonic()
-    tasks = [asyncio.create_task(ask()) for _ in range(50)]
+    tasks = [asyncio.create_task(poll()) for _ in range(50)]
     await asyncio.sleep(4)
     assert (await forwarder.get("/livez"))[0] == 200
     for task in tasks:
         task.cancel()
     seconds = time.monotonic() - began
-    assert 50 < answered < 50 * (10 + seconds + 1)  # 10 in a row do not wait
+    assert 50 < responses < 50 * (10 + seconds + 1)  # 10 in a row are not delayed
     assert (forwarder.cpu() - before) / seconds < 0.4
 
 
 async def exchange(forwarder: Forwarder, request: bytes) -> tuple[bytes, float]:
-    """Send a request as it is; the response, and the seconds until the connection was closed."""
+    """Send a raw request; return the response and the seconds until the connection was closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", forwarder.port)
     began = time.monotonic()
     writer.write(request)
@@ -129,16 +129,16 @@ REQUESTS = {
 }
 
 
-async def test_a_request_is_answered_by_its_status_and_half_a_request_is_closed(
+async def test_requests_get_their_status_and_incomplete_requests_are_closed(
     forwarder: Forwarder,
 ) -> None:
-    half = asyncio.create_task(exchange(forwarder, b"GET /livez HTTP/1.1\r\n"))
+    incomplete = asyncio.create_task(exchange(forwarder, b"GET /livez HTTP/1.1\r\n"))
     for request, status in REQUESTS.items():
         response, _ = await exchange(forwarder, request)
         head, _, body = response.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status), request
         assert (body == b"") == request.startswith(b"HEAD")
-    response, seconds = await half
+    response, seconds = await incomplete
     assert response == b""
     assert 9 < seconds < 15
 
@@ -150,7 +150,7 @@ FORMATS = {
     f"{OPENMETRICS};version=0.0.1,*/*;q=0.1": "text/plain",
     "*/*": "text/plain",
     "": "text/plain",
-    # Who asks so must not stop the others, whose request is answered together with it.
+    # An invalid header must not affect other clients, which share the rendered response.
     f"{OPENMETRICS};version=x": "text/plain",
     "text/plain;version=1.0.0-x;q=1.2.3": "text/plain",
     f"{OPENMETRICS};version=1.0.0,text/plain;q=.": OPENMETRICS,

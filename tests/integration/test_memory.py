@@ -16,11 +16,11 @@ from support.webhook import Webhook
 
 MESSAGES = 340
 PER_MESSAGE = 400  # events: 900 KB
-MOST = 200 * 1024 * 1024
+MEMORY_LIMIT = 200 * 1024 * 1024
 
 
-async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
-    """300 MB in messages of 900 KB, the sink down for a while: the process stays small."""
+async def test_large_messages_stay_within_the_memory_limit(tmp_path: Path) -> None:
+    """300 MB in messages of 900 KB; the sink is down for a while."""
     body = next(events.messages(PER_MESSAGE, per_message=PER_MESSAGE)).body
     async with environment(tmp_path) as env:
         env.webhook.fast = True
@@ -44,13 +44,13 @@ async def test_large_messages_pass_in_little_memory(tmp_path: Path) -> None:
             await env.webhook.until(lambda: env.webhook.total >= MESSAGES * PER_MESSAGE, 300)
             watching.cancel()
         assert env.webhook.total == MESSAGES * PER_MESSAGE
-        assert max(sizes) < MOST, f"{max(sizes) >> 20} MiB"
+        assert max(sizes) < MEMORY_LIMIT, f"{max(sizes) >> 20} MiB"
 
 
-async def test_100000_waiting_dead_letters_and_a_sink_that_is_away_cost_little(
+async def test_100000_waiting_dead_letters_stay_within_the_memory_limit(
     tmp_path: Path,
 ) -> None:
-    """Neither of them takes anything: what is in memory is bounded by bytes."""
+    """Sink and dead-letter store are both down; what waits in memory is bounded by bytes."""
     bad = events.wrap([events.record("x")] * 20)
     good = next(events.messages(20, per_message=20)).body
     async with environment(tmp_path) as env, env.forwarder(VerboseLevel="1") as forwarder:
@@ -70,8 +70,8 @@ async def test_100000_waiting_dead_letters_and_a_sink_that_is_away_cost_little(
         assert forwarder.rss() < 160 * 1024 * 1024, f"{forwarder.rss() >> 20} MiB"
 
 
-async def test_the_client_keeps_nothing_of_a_message(webhook: Webhook, tmp_path: Path) -> None:
-    """Its receivers would keep the delivery tag of every message."""
+async def test_the_client_keeps_no_delivery_tags(webhook: Webhook, tmp_path: Path) -> None:
+    """Receivers of the SDK would keep the delivery tag of every message."""
     assert await _tags(webhook, tmp_path) == 0
 
 
@@ -83,11 +83,11 @@ async def _tags(webhook: Webhook, state: Path) -> int:
             server.hubs[HUB].publish(number % 2, body)
         async with forwarding(server, webhook.url, state):
             await webhook.until(lambda: webhook.total == 200)
-            place = f":{server.port}/"
+            address = f":{server.port}/"
             links = [
                 one
                 for one in gc.get_objects()
-                if isinstance(one, ReceiverLink) and place in (text := str(one.source))
+                if isinstance(one, ReceiverLink) and address in (text := str(one.source))
                 if "ConsumerGroups" in text
             ]
             assert len(links) >= 2  # the poll of the hub attaches one too
