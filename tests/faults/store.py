@@ -21,6 +21,16 @@ async def away(env: "FaultEnvironment", seconds: float) -> None:
     await _of(env).start()
 
 
+async def away_at_the_start(env: "FaultEnvironment", seconds: float) -> None:
+    """Nobody listens when a forwarder starts, until it has noticed."""
+    await env.kill()
+    await _of(env).stop()
+    forwarder = await env.start()
+    await forwarder.wait_for("checkpoints cannot be read")
+    await asyncio.sleep(seconds)
+    await _of(env).start()
+
+
 async def slow(env: "FaultEnvironment", seconds: float) -> None:
     """Every answer takes a second."""
     _of(env).delay = 1

@@ -109,7 +109,7 @@ SCENARIOS: dict[str, Scenario] = {
         [(store.busy, 2), (store.conflicts, 2), (store.refuses_conditions, 2), (store.forbids, 2)],
         blobs=True,
     ),
-    "store away at the start": Scenario([(together(processes.killed, store.away), 4)], blobs=True),
+    "store away at the start": Scenario([(store.away_at_the_start, 1)], blobs=True),
     "store away at the stop": Scenario([(together(store.away, processes.stopped), 3)], blobs=True),
     # Processes: the next one goes on from a checkpoint that is behind all that is settled.
     "killed": Scenario([(processes.killed, 0.1)] * 3, quick=True),
@@ -158,7 +158,9 @@ SCENARIOS: dict[str, Scenario] = {
         blobs=True,
         settings=REPLICAS,
     ),
-    "clock jumps": Scenario([(processes.clock_jumps, 6)], once=True),
+    "clock jumps": Scenario(
+        [(processes.clock_jumps, 6), (together(sink.fails, processes.clock_jumps), 6)], once=True
+    ),
     # Load: bounded by bytes, whatever a message is made of.
     "5,000 records a message": Scenario(
         [(load.many_records, 0)], once=True, settings=WHOLE, rss=224
