@@ -96,6 +96,14 @@ MUTATIONS: dict[str, Mutation] = {
         "for _ in (0,):",
         "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
     ),
+    "unwritten-ownership-asks-the-hub": Mutation(
+        "return added",
+        "tests/integration/test_unwritable_store.py::test_replicas_do_not_take_partitions_from_each_other",
+    ),
+    "position-is-kept": Mutation(
+        "pass",
+        "tests/integration/test_unwritable_store.py::test_a_partition_that_is_claimed_again_goes_on_where_it_was",
+    ),
     "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
     "conditional-write": Mutation(
         "blob.set_blob_metadata(metadata)",

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trustme
 from azure.core.exceptions import HttpResponseError
+from azure.eventhub._pyamqp.error import AMQPLinkError
 from azure.eventhub.exceptions import AuthenticationError, ConnectError
 
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
@@ -331,6 +332,14 @@ async def test_colours_are_for_a_terminal_alone(
     assert b"1 failed: hub TCP" in text
 
 
+# The service adds it to each text, with names that users chose: none of them is a cause.
+TRACE = "TrackingId:0_B0, SystemTracker:not-found:eventhub:claims~1|offset, Reference:0_G0"
+
+
+def _link(condition: str, text: str) -> AMQPLinkError:
+    return AMQPLinkError(condition.encode(), description=text.encode())
+
+
 def _status(text: str) -> AuthenticationError:
     return AuthenticationError(f"CBS Token authentication failed.\nStatus code: {text}")
 
@@ -351,6 +360,30 @@ def _status(text: str) -> AuthenticationError:
         (TimeoutError(), "key", "silent", "websockets"),
         (ExceptionGroup("", [ConnectionResetError(104, "reset")]), "key", "cut", "firewall"),
         (ValueError("what is this"), "key", "other", ""),
+        (_link("amqp:not-found", "could not be found"), "key", "hub", "eventhub list"),
+        (_link("amqp:not-found", "could not be found"), "group", "group", "consumer-group create"),
+        (_link("com.microsoft:server-busy", f"Throttled. {TRACE}"), "key", "busy", "throughput"),
+        (_link("com.microsoft:timeout", f"No answer. {TRACE}"), "key", "interrupted", "passes"),
+        (_link("amqp:link:detach-forced", "by the broker"), "key", "interrupted", "passes"),
+        (_status("429\nDescription: later"), "key", "busy", "none if it passes"),
+        (
+            _link("com.microsoft:argument-out-of-range", "The specified partition is invalid"),
+            "key",
+            "partition",
+            "none needed",
+        ),
+        (
+            _link("amqp:resource-limit-exceeded", "ConnectionsQuotaExceeded for namespace x"),
+            "key",
+            "connections",
+            "Basic allows 100",
+        ),
+        (
+            _link("amqp:resource-limit-exceeded", "maximum number of receivers per partition"),
+            "key",
+            "readers",
+            "nobody else reads",
+        ),
     ],
     ids=str,
 )
@@ -361,6 +394,7 @@ def test_an_error_of_the_client_has_a_cause(
         "key": {"EhubNamespaceConnectionString": TEXT},
         "hub's key": {"EhubNamespaceConnectionString": f"{TEXT};EntityPath={HUB}"},
         "entra": {"EventHubNamespace": "ns.servicebus.windows.net"},
+        "group": {"EhubNamespaceConnectionString": TEXT, "ConsumerGroup": "audit"},
     }
     found = causes.of_hub(error, Settings.from_env(ways[login]))
     assert found.kind == kind

@@ -349,6 +349,21 @@ async def test_latest_skips_nothing_in_what_is_new(
     assert sorted(webhook.bytes.values()) == sorted(message.events)
 
 
+async def test_a_partition_whose_messages_have_expired_starts_at_its_end(
+    server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
+) -> None:
+    """It is not waited for, although its last message is younger than StartPosition."""
+    publish(hub, fresh(1), age=timedelta(hours=1))
+    hub.partitions[0].expire(1)
+    async with forwarding(server, webhook.url, tmp_path, StartPosition="6h") as running:
+        claimed = await running.wait_for("partition claimed")
+        assert claimed["checkpoint"] == 0
+        assert running.entries("receiving failed") == []
+        (event,) = publish(hub, fresh(1))
+        await webhook.until(lambda: webhook.total == 1)
+    assert [*webhook.bytes.values()] == [event]
+
+
 async def test_other_categories_are_skipped_and_counted(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:

@@ -182,6 +182,12 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "answers as Microsoft Entra ID does not: ",
         "exempt it from TLS inspection",
     ),
+    "code without its text": (
+        {},
+        (400, {"error": "invalid_request", "error_codes": [700213], "error_description": ""}),
+        "no federated credential for the token of this pod (AADSTS700213)",
+        CREATE,
+    ),
     "redirect": ({}, (302, {}), "answers as Microsoft Entra ID does not: ", "proxy or firewall"),
     "no tenant": ({"AZURE_TENANT_ID": ""}, None, "AZURE_TENANT_ID is not set", "restart the pod"),
     "no client": ({"AZURE_CLIENT_ID": ""}, None, "AZURE_CLIENT_ID is not set", "clientId"),

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp import web
+from azure.core.rest import HttpRequest
+from yarl import URL
 
+from forwarder.config.network import azure_options
+from forwarder.config.settings import Settings
 from support import events, stores
 from support.azurite import azurite
 from support.eventhubs import Server
@@ -100,6 +104,33 @@ async def test_hub_and_store_are_reached_through_the_proxy_and_the_sink_is_not(
         assert {*place.proxy.asked} == {f"{place.host}:443", f"127.0.0.1:{store.port}"}
         assert await report(settings) == []
     assert LOGIN.partition(":")[2] not in "".join([*forwarder.lines, forwarder.stderr])
+
+
+async def test_a_renewed_login_of_the_proxy_is_used_without_a_restart(place: Place) -> None:
+    """For the hub at the next connection, for the other services of Azure at the next request."""
+    file, first, second = place.path / "proxy", "someone:first-password", "someone:next-password"
+    host = f"127.0.0.1:{place.proxy.port}"
+    place.proxy.login = first
+    file.write_text(f"http://{first}@{host}")
+    environment = place.settings(HTTPS_PROXY="", HTTP_PROXY="", HTTPS_PROXY_FILE=str(file))
+    url = URL(f"https://{place.host}:443/")
+    transport = azure_options(Settings.from_env(environment), url)["transport"]
+
+    async def status() -> int:
+        answer = await transport.send(HttpRequest("GET", str(url), headers={"Connection": "close"}))
+        return int(answer.status_code)
+
+    async with Forwarder(environment) as forwarder, transport:
+        await place.webhook.until(lambda: place.webhook.total == 3)
+        assert await status() == 404  # of the hub's own HTTP server
+        place.proxy.login = second
+        place.server.faults.drop()
+        reason = (await forwarder.wait_for("hub does not answer"))["reason"]
+        assert "asks for a login" in reason
+        file.write_text(f"http://{second}@{host}")
+        place.server.hubs[HUB].publish(0, events.envelope(events.real_events()[3:5]))
+        await place.webhook.until(lambda: place.webhook.total == 5)
+        assert await status() == 404
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,32 @@ async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path)
         assert env.webhook.total <= 2 * before + 100
 
 
+@pytest.mark.parametrize(
+    ("condition", "text"),
+    [
+        ("com.microsoft:server-busy", "SystemTracker:offset:eventhub:argument-error~1|sequence"),
+        ("amqp:not-found", "The messaging entity 'sb://x/audit-offset' could not be found."),
+        ("com.microsoft:argument-out-of-range", "The specified partition is invalid"),
+    ],
+)
+async def test_a_refusal_for_another_reason_replaces_no_position(
+    tmp_path: Path, condition: str, text: str
+) -> None:
+    """Names of hubs and groups in its text are not taken for a reason."""
+    async with environment(tmp_path, partitions=1) as env:
+        async with env.forwarder(None, **SETTINGS) as forwarder:
+            env.ledger.publish(100)
+            await env.ledger.settled()
+            env.server.faults.text = text
+            env.server.faults.refuse("attach", condition, times=3)
+            env.server.faults.detach(condition)
+            env.ledger.publish(100)
+            await env.ledger.settled()
+            assert forwarder.entries("receiving failed")
+            assert forwarder.entries("position refused") == []
+        assert env.webhook.duplicates == 0
+
+
 async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path) -> None:
     async with environment(tmp_path, partitions=2) as env:
         env.hub.groups.add("audit")

@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 from azure.eventhub import EventData
 from azure.eventhub._pyamqp.aio._receiver_async import ReceiverLink
 from azure.eventhub._pyamqp.error import AMQPConnectionError
+from azure.eventhub._pyamqp.performatives import EndFrame
 from azure.eventhub.aio import EventHubConsumerClient, PartitionContext
 
 from forwarder.config.settings import Settings
@@ -63,6 +64,19 @@ async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
         first, second = received
         assert (first.sequence_number, first.problem != "") == (0, True)
         assert (second.sequence_number, second.body, second.problem) == (1, b"next", "")
+
+
+async def test_a_session_that_the_service_ends_is_noticed() -> None:
+    """The SDK's link stays silent without an error."""
+    async with Server({HUB: 1}) as server, _client(server) as client:
+        link = await open_link(client, "0", owner=True)
+        (receiver,) = server.receivers
+        receiver.session.send(EndFrame(None))
+        receiver.session.end()
+        with pytest.raises(AMQPConnectionError, match="session"):
+            await link.read(10)
+        link._link.get_state()  # noqa: SLF001 - where the SDK would raise
+        await link.aclose()
 
 
 async def test_questions_share_a_connection() -> None:

@@ -13,7 +13,12 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
-from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
+from azure.core.exceptions import (
+    AzureError,
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 
 from forwarder import log
 from forwarder.checkpoints import listing
@@ -69,8 +74,8 @@ class BlobCheckpointStore:
     async def claim_ownership(self, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write ownerships, with owner "" to release a partition; return the granted entries.
 
-        An entry is not granted if another replica has changed it. While the store does not answer,
-        it counts as granted, so that delivery continues.
+        An entry is not granted if another replica has changed it. If it cannot be written, it is
+        granted with the `error`, so that delivery continues.
         """
         return [entry for entry in await gather(*map(self._claim, wanted)) if entry]
 
@@ -80,8 +85,8 @@ class BlobCheckpointStore:
             etag = await _put(blob, {"ownerid": wanted["owner_id"]}, wanted.get("etag"))
         except _CHANGED:
             return None
-        except Exception:  # noqa: BLE001 - whatever the client raises
-            return wanted
+        except Exception as error:  # noqa: BLE001 - whatever the client raises
+            return {**wanted, "error": error}
         return {**wanted, "etag": etag, "last_modified_time": time.time()}
 
     async def list_checkpoints(self, scope: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -99,8 +104,8 @@ class BlobCheckpointStore:
         await self.container.upload_blob(path(scope, replica, "replica"), b"", overwrite=True)
 
     async def withdraw(self, scope: Mapping[str, str], replica: str) -> None:
-        """Remove an announcement."""
-        with suppress(ResourceNotFoundError):
+        """Remove an announcement, or leave it to expire."""
+        with suppress(AzureError):
             await self.container.delete_blob(path(scope, replica, "replica"))
 
     async def list_replicas(self, scope: Mapping[str, str], expiry: float) -> set[str]:

@@ -22,8 +22,9 @@ from forwarder.checkpoints.listing import scope_of
 from forwarder.checkpoints.quarantine import Quarantine
 from forwarder.config.settings import Settings
 from forwarder.delivery.partition import Partition
+from forwarder.delivery.watermark import Message
 from forwarder.diagnosis import causes
-from forwarder.errors import SupersededError
+from forwarder.errors import ForwarderError, SupersededError
 from forwarder.outage import Outage
 
 _STORE_TIMEOUT: Final = 15.0  # seconds for one checkpoint
@@ -57,6 +58,7 @@ class Checkpoints:
         self._superseded = log.RateLimited()
         self.outage = Outage("checkpoints cannot be written", "checkpoints are written again")
         self.claims: dict[str, Claim] = {}
+        self._unwritten: dict[tuple[str, float], Message] = {}  # by partition and hub
 
     async def claim(self, partition: Partition, starting_position: StartingPosition) -> Claim:
         """Start to write checkpoints of this partition, after the one that was listed last.
@@ -68,15 +70,21 @@ class Checkpoints:
         claim = Claim(partition, self._store.listed.get(number, without_position))
         if "sequence_number" not in claim.checkpoint:
             await self._start(claim, await starting_position(number))
+        last = self._unwritten.pop((number, self._store.created), None)
+        if last and last.sequence_number > (claim.stored or -1):
+            partition.last_received = partition.watermark.position = last
         self.claims[number] = claim
         self.quarantine.claimed(number, claim.stored)
         return claim
 
-    async def release(self, number: str) -> Claim | None:
-        """Write a last checkpoint and forget the partition."""
+    async def release(self, number: str, *, keep: bool = True) -> Claim | None:
+        """Write a last checkpoint; `keep` one that cannot be written for the next claim."""
         if claim := self.claims.pop(number, None):
             self.quarantine.left(number)
             await self._write_all([claim])
+            last = claim.partition.watermark.position
+            if keep and last and last.sequence_number != claim.stored:
+                self._unwritten[number, self._store.created] = last  # guard: position-is-kept
         return claim
 
     async def run(self) -> None:
@@ -97,10 +105,10 @@ class Checkpoints:
                 await self._store.update_checkpoint(checkpoint, start=True)
         except SupersededError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a store raises
             self.outage.fail(str(causes.of_store(error, self._settings)))
             if self._settings.start_position != "earliest":  # guard: start-is-written
-                raise
+                raise ForwarderError(self.outage.reason) from None
         else:
             claim.checkpoint = checkpoint
             self.outage.end()

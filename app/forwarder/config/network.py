@@ -73,15 +73,23 @@ def azure_options(settings: Settings, url: URL, *, proxied: bool = True) -> dict
     from azure.core.pipeline.transport import AioHttpTransport  # noqa: PLC0415
 
     https = url.scheme == "https"
+
+    class Transport(AioHttpTransport):  # type: ignore[misc]  # its module is imported late
+        """Reads the proxy for each request, because its password may be renewed in a file."""
+
+        async def send(self, request: Any, **config: Any) -> Any:
+            if proxied and https:
+                config["proxy"] = proxy_for(settings, url.host or "", url.port or 443)
+            return await super().send(request, **config)
+
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusted(settings.trusted_ca_file)),
-        proxy=proxy_for(settings, url.host or "", url.port or 443) if proxied and https else None,
         trust_env=proxied and not https,  # HTTP_PROXY
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
     )
     # Of a client's own options these are for the transport that it would make itself.
-    transport = AioHttpTransport(session=session, connection_timeout=5, read_timeout=10)
+    transport = Transport(session=session, connection_timeout=5, read_timeout=10)
     return {"transport": transport, "retry_total": 0}
 
 
@@ -94,7 +102,8 @@ def proxy_for(settings: Settings, host: str, port: int) -> URL | None:
     if "*" in entries or any(_covers(entry, host) for entry in entries):
         return None
     direct = proxy_bypass_environment(f"{host}:{port}", {"no": ",".join(entries)})
-    return None if direct else settings.https_proxy
+    proxy: URL | None = None if direct else settings.current("https_proxy")
+    return proxy
 
 
 def _covers(network: str, host: str) -> bool:

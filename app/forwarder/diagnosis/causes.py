@@ -26,6 +26,8 @@ from forwarder.errors import ForwarderError
 TEXTS: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("causes.toml").read_text())
 _REASONS: Final = "verify_message", "reason", "strerror"
 _UNSPECIFIC: Final = {"no_tls": 1, "cut": 2}  # any other kind in a chain tells more
+# Names that users chose, which patterns could match: quoted, in an address, or for tracing.
+_NAMES: Final = re.compile(r"'[^'\s]*'|(?:TrackingId|SystemTracker|Reference):\S*|\w+://\S+")
 _BEFORE_TLS: Final = {"unknown_name", "refused", "silent", "cut"}
 
 
@@ -184,6 +186,11 @@ def searchable(error: BaseException) -> str:
     return "\n".join(map(_line, chain(error)))
 
 
+def without_names(error: BaseException) -> str:
+    """Return the searchable text without names of hubs, groups and namespaces."""
+    return _NAMES.sub("", searchable(error))
+
+
 def first_match(
     rules: list[dict[str, str]], text: str, names: Mapping[str, object]
 ) -> Diagnosis | None:
@@ -228,7 +235,8 @@ def _http(kind: str, host: str, port: int, proxy: str, **more: object) -> Diagno
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
-    """Return the diagnosis by the patterns of a part, which can also match the kind of `login`."""
+    """Return the diagnosis by the patterns of a part, which can also match login and group."""
     texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
-    found = first_match(TEXTS[part], f"{login}\n{searchable(error)}", {**names, **texts})
+    kinds = f"{login} {names.get('group', '').lower()}".rstrip()
+    found = first_match(TEXTS[part], f"{kinds}\n{without_names(error)}", {**names, **texts})
     return found or Diagnosis("other", log.describe(error))

@@ -28,6 +28,8 @@ class Shares:
     """Owned partitions that this replica has to release."""
     waiting: bool
     """Whether this replica waits for others to release partitions."""
+    unwritten: Mapping[str, Exception] = field(default_factory=dict)
+    """Owned partitions whose entries could not be written: others may own them as well."""
 
 
 @dataclass(eq=False)
@@ -86,7 +88,8 @@ class Balancer:
         self._waiting_since = (self._waiting_since or time.monotonic()) if waiting else None
         kept = [number for number in owned if number in self._entries]
         excess = sorted(kept, key=lag)[: max(0, len(kept) - share)]
-        return Shares(self._entries.keys(), excess, waiting)
+        unwritten = {n: e["error"] for n, e in self._entries.items() if "error" in e}
+        return Shares(self._entries.keys(), excess, waiting, unwritten)
 
     async def release(self, number: str) -> None:
         """Give up the ownership of a partition, if this replica has it."""

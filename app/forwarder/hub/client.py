@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, cast
@@ -52,20 +52,41 @@ def moved_to(settings: Settings) -> str:
     return "" if hub.lower() == f"{settings.hub_host}/{name}".lower() else hub
 
 
+class _Proxy(Mapping[str, Any]):
+    """The proxy as the SDK takes it, which reads it for each connection; it may be in a file."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def _current(self) -> dict[str, Any]:
+        proxy = proxy_for(self._settings, self._settings.hub_host.partition(":")[0], 443)
+        if not proxy:
+            return {}
+        return {
+            "proxy_hostname": f"{proxy.scheme}://{proxy.host}",
+            "proxy_port": proxy.port,
+            "username": proxy.user,
+            "password": proxy.password or "",
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self._current()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+
 def connect(settings: Settings, credential: Any, **options: Any) -> EventHubConsumerClient:
     """Return a client of the hub, with the login, transport and proxy of the settings.
 
     azure-eventhub 5.15.1 reads no HTTPS_PROXY; a proxy makes it use WebSockets.
     """
     connection, websockets = settings.hub_connection, settings.hub_transport == "websockets"
-    proxy = proxy_for(settings, settings.hub_host.partition(":")[0], 443)
-    if websockets and proxy:
-        options["http_proxy"] = {
-            "proxy_hostname": f"{proxy.scheme}://{proxy.host}",
-            "proxy_port": proxy.port,
-            "username": proxy.user,
-            "password": proxy.password or "",
-        }
+    if websockets and (proxy := _Proxy(settings)):
+        options["http_proxy"] = proxy
     client = EventHubConsumerClient(
         settings.hub_host,
         eventhub_name=settings.event_hub_name,

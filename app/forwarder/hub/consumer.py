@@ -13,7 +13,6 @@ an exception in the handler repeats the same messages for ever.
 import asyncio
 import random
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -131,9 +130,10 @@ class Consumer:
             )
             lost = [number for number in self.partitions if number not in shares.owned]
             await asyncio.gather(*(self.owned.close(n, "OWNERSHIP_LOST") for n in lost))
-            added = {*shares.owned} - {*self.partitions, *shares.excess}
+            added = await self.owned.to_open(shares, self._client)
             if added and not self.stopping:
-                await self._open(sorted(added))
+                await self._store.list_checkpoints(self._scope)
+                await asyncio.gather(*map(self._open, sorted(added)))
             reason = "HUB_AWAY" if away else "BALANCED"
             await asyncio.gather(*(self._give_up(n, reason, self._drain) for n in shares.excess))
         except Exception as error:  # noqa: BLE001 - whatever a store raises
@@ -150,20 +150,17 @@ class Consumer:
         heard = max([since, *(partition.progress for partition in self.partitions.values())])
         return time.monotonic() - heard > expiry  # guard: away-from-hub
 
-    async def _open(self, numbers: Iterable[str]) -> None:
-        """Read the checkpoints of partitions, and begin to receive after them."""
-        await self._store.list_checkpoints(self._scope)
-        for number in numbers:
+    async def _open(self, number: str) -> None:
+        """Begin to receive a partition after its checkpoint, which was just listed."""
+        try:
             partition = Partition(number, self._delivery)
-            try:
-                claim = await self._checkpoints.claim(partition, self._hub.starting_position)
-            except SupersededError:
-                self._wake.set()  # to list the checkpoints again
-            except ForwarderError as error:  # the hub did not tell where StartPosition is
-                self._hub.outage.note("receiving failed", partition=number, reason=str(error))
-            else:
-                if self.stopping:
-                    return
+            claim = await self._checkpoints.claim(partition, self._hub.starting_position)
+        except SupersededError:
+            self._wake.set()  # to list the checkpoints again
+        except ForwarderError as error:  # StartPosition cannot be read from the hub, or stored
+            self._hub.outage.note("receiving failed", partition=number, reason=str(error))
+        else:
+            if not self.stopping:
                 self.owned.open(claim, self._client)
 
     async def _give_up(self, number: str, reason: str, drain: float = 0) -> None:

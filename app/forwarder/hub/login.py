@@ -128,7 +128,8 @@ class Identity:
             proxy = proxy_for(self._settings, *at)
             if network := causes.of_connection(error, "login", *at, proxy):
                 return network
-        text = causes.searchable(error)
+        # The code may be missing in the description.
+        text = re.sub(r"\"error_codes\": ?\[(\d+)", r"AADSTS\1", causes.searchable(error))
         code = re.search(r"AADSTS(\d+)", text)
         names = self._names | _presented(self._file, text)
         names["code"] = code[1] if code else "no code"

@@ -130,7 +130,8 @@ class HubMonitor:
         """Return sequence number and offset of the last message up to an instant."""
         async with self._lock:
             properties = await self._partition(partition)
-        if properties.last_enqueued <= instant:
+        expired = properties.begin > properties.last
+        if expired or properties.last_enqueued <= instant:
             return properties.last, properties.last_offset
         first = await self._receive(partition, instant)
         number = (first.sequence_number or 0) - 1

@@ -8,14 +8,22 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import compress
+from typing import Final
 
 from azure.eventhub.aio import EventHubConsumerClient
 
 from forwarder import log
 from forwarder.checkpoints.writer import Checkpoints, Claim
 from forwarder.delivery.partition import DeliveryContext, Partition
+from forwarder.diagnosis import causes
+from forwarder.hub.balancer import Shares
+from forwarder.hub.client import has_owner
 from forwarder.hub.monitor import HubMonitor
+from forwarder.hub.order import STALE
 from forwarder.hub.reader import Handle, OnEnd, Reader
+
+_PROBE: Final = 5.0  # seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +38,7 @@ class OwnedPartitions:
     _closed: set[Partition] = field(default_factory=set)  # with messages in flight
     partitions: dict[str, Partition] = field(default_factory=dict)
     readers: dict[str, Reader] = field(default_factory=dict)
+    _repeated: log.RateLimited = field(default_factory=log.RateLimited)
 
     @property
     def failure(self) -> str:
@@ -56,6 +65,31 @@ class OwnedPartitions:
         """Wait until everything received is acknowledged."""
         await asyncio.gather(*(p.drain() for p in {*self.partitions.values(), *self._closed}))
 
+    async def to_open(self, shares: Shares, client: EventHubConsumerClient) -> set[str]:
+        """Return the partitions of the share that are to be opened.
+
+        If the store did not take their ownerships, the hub is asked whether another process reads
+        them. Otherwise two replicas would take them from each other again and again.
+        """
+        added = {*shares.owned} - {*self.partitions, *shares.excess}
+        if not shares.unwritten:
+            return added
+        error = next(iter(shares.unwritten.values()))
+        reason = str(causes.of_store(error, self._delivery.settings))
+        self._repeated.error("partitions cannot be claimed", reason=reason)
+
+        async def is_read(number: str) -> bool:
+            try:
+                async with asyncio.timeout(_PROBE):
+                    return await has_owner(client, number)
+            except Exception:  # noqa: BLE001 - whatever the client raises; it is asked again
+                return True
+
+        asked = sorted(added & shares.unwritten.keys())
+        read = await asyncio.gather(*map(is_read, asked))
+        # guard: unwritten-ownership-asks-the-hub
+        return added.difference(compress(asked, read))
+
     def open(self, claim: Claim, client: EventHubConsumerClient) -> None:
         """Begin to receive after the checkpoint."""
         partition, number = claim.partition, claim.partition.number
@@ -79,7 +113,7 @@ class OwnedPartitions:
             async with asyncio.timeout(drain):
                 await partition.drain()  # guard: drain-before-release
         self._closed = {p for p in self._closed if p.watermark.oldest} | {partition}
-        if claim := await self._checkpoints.release(number):
+        if claim := await self._checkpoints.release(number, keep=reason != STALE):
             log.info(
                 "partition given up",
                 partition=number,

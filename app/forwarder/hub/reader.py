@@ -42,7 +42,9 @@ _GATHER: Final = 0.05  # seconds to wait for more after a burst, or each message
 _GATHER_BYTES: Final = 262_144  # of small messages handled at once, so that lists are full
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the next attempts
 _TICK: Final = 0.001  # seconds, the resolution of the hub's clock
-_POSITION: Final = re.compile(r"offset|sequence|argument|out-of-range|invalid-field", re.IGNORECASE)
+_POSITION: Final = re.compile(
+    r"offset|sequence|argument-|out-of-range|invalid-field", re.IGNORECASE
+)
 
 
 @dataclass(eq=False)
@@ -161,8 +163,9 @@ class Reader:
     def _replace_position(self, error: AMQPLinkError) -> bool:
         """Continue with the next position if this one was refused; return whether there is one."""
         positions = self._positions()
-        text = f"{error.condition!r} {error.description!r}"
-        if self._refused + 1 >= len(positions) or not _POSITION.search(text):
+        text = causes.without_names(error)
+        of_partition = "partition is invalid" in text  # the hub has fewer than before
+        if self._refused + 1 >= len(positions) or of_partition or not _POSITION.search(text):
             return False
         refused, position = positions[self._refused : self._refused + 2]
         self._refused += 1

@@ -10,6 +10,7 @@ Seen in azure-eventhub 5.15.1, each with a test that fails when the SDK no longe
 - A link keeps the delivery tag of every message (78 bytes) for a later settlement. Messages of an
   event hub are never settled.
 - A body that the SDK cannot decode ends the session: see `forwarder.hub.message`.
+- A receiver does not notice that the service ended its session, and is silent from then on.
 - Each request for properties opens a connection and logs in. Here one connection stays open.
 - A socket stays open if the hub closes a connection without TLS, or if an opening is given up, and
   so does the session of a WebSocket that is refused, until the garbage collector happens to find
@@ -27,6 +28,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from azure.eventhub._pyamqp.constants import SessionState
+from azure.eventhub._pyamqp.error import AMQPConnectionError, ErrorCondition
 from azure.eventhub.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 
 from forwarder.delivery.buffer import ReceiveBuffer
@@ -40,6 +43,7 @@ _MAX_MESSAGE: Final = 2**20  # bytes
 _TOKEN_CHECK: Final = 1.0  # seconds between two checks whether the token has to be renewed
 _CLOSING: Final = 2.0  # seconds
 _ERROR: Final = 400  # the lowest status code of an error
+_CLOSED: Final = ErrorCondition.ConnectionCloseForced
 
 
 class Transport(PyamqpTransportAsync):
@@ -105,6 +109,8 @@ class Link:
                         self._checked = now
                         await self._amqp.auth_complete_async()  # renews the token
                     self._link.get_state()  # raises its error
+                    if self._amqp._session.state != SessionState.MAPPED:
+                        raise AMQPConnectionError(_CLOSED, description="the session was ended")
                     credit = int(_CREDIT_BYTES / self._average)
                     credit = min(max(_MIN_CREDIT, credit), _MAX_CREDIT)
                     if self._link.current_link_credit <= credit // 2:

@@ -1,0 +1,92 @@
+"""A storage account that can be read but not written: a key that may only read, a full account.
+
+Nothing is delivered again and again because of it, and no partition waits for another one.
+"""
+
+import asyncio
+from pathlib import Path
+
+from support import stores
+from support.environment import environment
+from support.faulty_store import faulty_store
+from support.harness import HUB
+from support.process import Forwarder
+
+CHECKPOINTS = "/checkpoint/"
+
+
+async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -> None:
+    """None can write its ownerships, so the hub is asked who reads a partition."""
+    async with environment(tmp_path) as env, faulty_store() as store:
+        env.ledger.publish(400)
+        async with (
+            env.replica("one", store.front) as one,
+            env.replica("two", store.front) as two,
+        ):
+            await env.ledger.settled()
+            await _owned(one, two, [2, 2])
+            async with stores.container(store.back) as container:  # of a replica that was killed
+                hub = f"127.0.0.1:{env.server.port}/{HUB}/$default"
+                await container.upload_blob(f"{hub}/replica/another", b"")
+            store.status = 403
+            for forwarder in (one, two):
+                entry = await forwarder.wait_for("partitions cannot be claimed")
+                assert "refuses the login" in entry["reason"]
+            before = env.webhook.duplicates
+            await asyncio.sleep(6)  # a dozen rounds
+            assert env.webhook.duplicates - before <= 400, "more than once for each event"
+            two.kill()  # its partitions are free in the hub
+            env.ledger.publish(400)
+            await env.ledger.settled()
+
+
+async def test_a_partition_that_is_claimed_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    """It was taken away for a moment, or opened again, while no checkpoint could be written."""
+    async with (
+        environment(tmp_path, partitions=2) as env,
+        faulty_store() as store,
+        env.replica("one", store.front) as forwarder,
+    ):
+        await forwarder.until(lambda: _claims(forwarder, 2))
+        store.status = 503
+        env.ledger.publish(400)
+        await env.ledger.settled()
+        for times in range(1, 4):
+            env.server.faults.detach("amqp:link:stolen")
+            await forwarder.until(lambda: _claims(forwarder, 2 + 2 * times))  # noqa: B023 - now
+            env.ledger.publish(20)
+            await env.ledger.settled()
+        assert env.webhook.duplicates == 0
+        store.status = 0
+
+        async def stored() -> bool:
+            return await forwarder.total("lag_messages") == 0
+
+        await forwarder.until(stored)
+
+
+async def test_a_start_that_cannot_be_stored_holds_up_its_own_partition_only(
+    tmp_path: Path,
+) -> None:
+    async with environment(tmp_path, partitions=3) as env, faulty_store() as store:
+        store.refused_path = f"{CHECKPOINTS}0"
+        async with env.replica("one", store.front, StartPosition="latest") as forwarder:
+            await forwarder.until(lambda: _claims(forwarder, 2))
+            assert forwarder.entries("checkpoints cannot be written")
+            for number in (1, 2):
+                env.ledger.publish(20, number)
+            await env.ledger.settled()
+            env.ledger.publish(20, 0)  # it was published after the first poll: not skipped
+            store.refused_path = ""
+            await env.ledger.settled()
+
+
+def _claims(forwarder: Forwarder, count: int) -> bool:
+    return len(forwarder.entries("partition claimed")) >= count
+
+
+async def _owned(one: Forwarder, two: Forwarder, expected: list[int]) -> None:
+    async def shared() -> bool:
+        return [await each.total("partitions_owned") for each in (one, two)] == expected
+
+    await one.until(shared)
