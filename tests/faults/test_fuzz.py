@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.skipif(
+    not find_spec("atheris"),
+    reason="atheris is missing: it has wheels for Linux on x86-64, up to Python 3.14",
+)
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_fuzzing_finds_no_message_that_is_lost_or_raises(tmp_path: Path) -> None:
