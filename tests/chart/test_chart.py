@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from subprocess import CalledProcessError
+from subprocess import CalledProcessError, run
 from typing import Any
 
 import pytest
@@ -253,6 +253,23 @@ def test_the_schema_knows_every_value() -> None:
                 yield from unknown(value, schema["properties"][key], f"{path}{key}.")
 
     assert list(unknown(values, schema, "")) == []
+
+
+def test_patterns_of_the_schema_are_those_of_javascript() -> None:
+    """JSON Schema uses the dialect of ECMA-262, with which editors check values.yaml."""
+    text = (chart.CHART / "values.schema.json").read_text()
+    script = """
+        const patterns = new Set(), add = (key, value) => {
+            if (key === "pattern" && typeof value === "string") patterns.add(value);
+            if (key === "patternProperties") Object.keys(value).forEach(one => patterns.add(one));
+            return value;
+        };
+        JSON.parse(require("fs").readFileSync(0), add);
+        patterns.forEach(one => new RegExp(one, "u"));
+        console.log(patterns.size);
+    """
+    found = run(["node", "-e", script], input=text, check=True, capture_output=True, text=True)
+    assert int(found.stdout) > 10
 
 
 def annotations(*arguments: str) -> dict[str, str]:
