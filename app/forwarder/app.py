@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing
 from typing import Final
 
 from forwarder import log
@@ -93,9 +93,11 @@ async def _shutdown(grace: float, consumer: Consumer, checkpoints: Checkpoints) 
     except TimeoutError:
         log.error("stopping with messages undelivered, they are read again at the next start")
         consumer.owned.cancel()
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_LAST_CHECKPOINT):
             await checkpoints.flush()
+    except TimeoutError:
+        log.error("stopping without a last checkpoint, messages may be delivered again")
     await consumer.close()
 
 

@@ -353,6 +353,34 @@ asyncio.run(main())
 """
 
 
+async def test_a_file_that_is_deleted_while_it_is_open_is_made_again(path: Path) -> None:
+    """With what it had: SQLite would refuse each write until a restart."""
+    with closing(EmbeddedCheckpointStore(path)) as store:
+        await store.update_checkpoint(checkpoint(1, "1"))
+        for file in path.parent.glob("checkpoints.db*"):
+            file.unlink()
+        await store.update_checkpoint(checkpoint(2, "2"))
+        await store.update_checkpoint(checkpoint(3, "2"))
+    assert await written_to(path) == [checkpoint(1, "1"), checkpoint(3, "2")]
+
+
+async def test_closing_waits_for_one_statement_only(path: Path) -> None:
+    """While somebody else holds the file: each one that waits for its turn would wait 5 s."""
+    store = EmbeddedCheckpointStore(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        writes = asyncio.gather(
+            *(store.update_checkpoint(checkpoint(n, f"{n}")) for n in range(6)),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        await asyncio.to_thread(store.close)
+        assert time.monotonic() - started < 15  # 30 for all of them
+        results = await writes
+    assert {type(one) for one in results} == {sqlite3.OperationalError}
+
+
 async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
     """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
     child = await child_of(_CLOSER, str(path))

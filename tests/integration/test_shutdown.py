@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,6 +147,17 @@ async def opened(pipe: Path) -> int:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:  # nobody does yet
             await asyncio.sleep(0.01)
+
+
+async def test_stops_while_the_checkpoints_are_locked(tmp_path: Path) -> None:
+    """By a backup, for example. That the last ones are missing is logged."""
+    async with environment(tmp_path) as env, env.forwarder(CheckpointInterval="60") as forwarder:
+        env.ledger.publish(400)
+        await env.ledger.settled()
+        with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            assert await stopped(forwarder) < CLOSING
+        assert forwarder.entries("stopping without a last checkpoint")
 
 
 async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class EmbeddedCheckpointStore:
 
     def __init__(self, path: Path) -> None:
         self._lock = Lock()  # several threads use the one connection
+        self._path = path
+        self._closing = False
         try:
             self._database = _open(path)
         except (sqlite3.DatabaseError, UnicodeError) as error:
@@ -54,7 +56,11 @@ class EmbeddedCheckpointStore:
                 self._execute(_WRITE, *_encode(entry))
 
     def close(self) -> None:
-        """Close the file once no thread executes a statement, or SQLite would crash."""
+        """Close the file once no thread executes a statement, or SQLite would crash.
+
+        Threads that wait for their turn give up; each could wait 5 s for a lock of the file.
+        """
+        self._closing = True
         # guard: close-after-statement
         with self._lock:
             self._database.close()
@@ -77,8 +83,29 @@ class EmbeddedCheckpointStore:
         await asyncio.to_thread(self._execute, _WRITE, *_encode(checkpoint))
 
     def _execute(self, statement: str, *values: str) -> list[tuple[str, ...]]:
-        with self._lock, self._database:
-            return self._database.execute(statement, values).fetchall()
+        with self._lock:
+            if self._closing:
+                raise sqlite3.OperationalError("the file is being closed")
+            try:
+                with self._database:
+                    return self._database.execute(statement, values).fetchall()
+            except sqlite3.OperationalError as error:
+                code = getattr(error, "sqlite_errorcode", None)
+                if code != sqlite3.SQLITE_READONLY_DBMOVED:
+                    raise
+            self._replace()
+            with self._database:
+                return self._database.execute(statement, values).fetchall()
+
+    def _replace(self) -> None:
+        """Make the file again, which was deleted or replaced while it was open."""
+        log.error("checkpoints were deleted or moved, they are written again", file=str(self._path))
+        rows = self._database.execute("SELECT key, value FROM checkpoint").fetchall()
+        database = _open(self._path)
+        with database:
+            database.executemany(_WRITE, rows)
+        self._database.close()
+        self._database = database
 
 
 def _prefix(scope: Mapping[str, str]) -> str:

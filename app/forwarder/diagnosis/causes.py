@@ -71,7 +71,7 @@ def of_hub(error: BaseException, settings: Settings) -> Diagnosis:
     names["keys"] = TEXTS["texts"]["keys"].format_map(names)
     found = _look_up(error, "hub", names, login)
     cut = _by_proxy(error, host, port, proxy) if proxy and websockets else None
-    return cut if cut and found.kind == "other" else found
+    return cut if cut and found.kind in {"other", "interrupted"} else found
 
 
 def of_store(error: BaseException, settings: Settings) -> Diagnosis:
