@@ -1,4 +1,4 @@
-"""The chart against the app it deploys: one renders an environment, the other accepts it."""
+"""The chart and the app that it deploys: the app accepts the environment that the chart renders."""
 
 import re
 import shutil
@@ -35,8 +35,8 @@ FILES = {
     "tls.key": CLIENT.private_key_pem.bytes(),
     **{name: text.encode() for name, text in EXISTING["aks-audit-credentials"].items()},
 }
-EVERY = chart.CHART / "tests" / "every-setting-values.yaml"
-# `helm template` writes no notes; `helm install` knows no kind that others bring.
+EVERY_SETTING = chart.CHART / "tests" / "every-setting-values.yaml"
+# `helm template` writes no notes; `helm install` rejects custom resources without their CRDs.
 NOTES = (
     "--dry-run=client",
     "--set=prometheusRule.enabled=false,keda.enabled=false",
@@ -44,17 +44,19 @@ NOTES = (
 )
 
 value_files = pytest.mark.parametrize(
-    "values", [*chart.CI_VALUES, EVERY], ids=lambda path: path.name.removesuffix("-values.yaml")
+    "values",
+    [*chart.CI_VALUES, EVERY_SETTING],
+    ids=lambda path: path.name.removesuffix("-values.yaml"),
 )
 
 
-def settings(manifests: list[chart.Manifest], place: Path) -> Settings:
-    """Read the environment as the pod would, the mounted files below `place`."""
+def settings(manifests: list[chart.Manifest], directory: Path) -> Settings:
+    """Read the environment as the pod would, with the mounted files below `directory`."""
     environ = chart.environment(manifests, EXISTING)
     secret = {path: FILES[Path(path).name] for path in chart.mounted_files(manifests)}
     config = {path: text.encode() for path, text in chart.mounted_config(manifests).items()}
     for path, content in {**secret, **config}.items():
-        file = place / path.lstrip("/")
+        file = directory / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
         environ = {name: str(file) if text == path else text for name, text in environ.items()}
@@ -62,7 +64,7 @@ def settings(manifests: list[chart.Manifest], place: Path) -> Settings:
 
 
 def leaves(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the last key and the text of all values."""
+    """Yield the last key and the text of each value."""
     if isinstance(values, dict) and name != "headers":
         for key, value in values.items():
             yield from leaves(value, key)
@@ -84,18 +86,18 @@ def test_the_app_accepts_what_the_chart_renders(values: Path, tmp_path: Path) ->
 
 
 @value_files
-def test_every_variable_of_the_chart_is_one_that_the_app_or_its_login_knows(values: Path) -> None:
+def test_every_variable_of_the_chart_is_known_to_the_app_or_azure_identity(values: Path) -> None:
     variables = Settings.variables()
     known = {*variables, *vars(EnvironmentVariables).values(), "https_proxy", "no_proxy"}
     known |= {f"{name}_FILE" for name in variables}
     assert chart.environment(chart.render("--values", values), EXISTING).keys() <= known
 
 
-def test_every_setting_of_the_app_can_be_reached_from_the_values(tmp_path: Path) -> None:
+def test_every_setting_of_the_app_can_be_set_with_values(tmp_path: Path) -> None:
     default = Settings()
     reached = {
         item.name
-        for values in [*chart.CI_VALUES, EVERY]
+        for values in [*chart.CI_VALUES, EVERY_SETTING]
         for read in [settings(chart.render("--values", values), tmp_path)]
         for item in fields(Settings)
         if getattr(read, item.name) != getattr(default, item.name)
@@ -103,24 +105,24 @@ def test_every_setting_of_the_app_can_be_reached_from_the_values(tmp_path: Path)
     assert reached | {"files", "client_id"} == {item.name for item in fields(Settings)}
 
 
-def test_every_value_arrives_in_the_variable_that_ends_with_its_name() -> None:
-    environ = chart.environment(chart.render("--values", EVERY))
+def test_every_value_sets_the_variable_whose_name_ends_with_its_key() -> None:
+    environ = chart.environment(chart.render("--values", EVERY_SETTING))
     assert environ.pop("https_proxy") == environ["HTTPS_PROXY"]
     assert environ.pop("no_proxy") == environ["NO_PROXY"]
     environ["WebSinkHeaders"] = str(yaml.safe_load(environ["WebSinkHeaders"]))
-    for key, text in leaves(yaml.safe_load(EVERY.read_text())):
+    for key, text in leaves(yaml.safe_load(EVERY_SETTING.read_text())):
         (name,) = (name for name, found in environ.items() if found == text)
-        ends = (key.removesuffix("Seconds").lower(), f"{key}File".lower())
-        assert name.lower().replace("_", "").endswith(ends)
+        suffixes = (key.removesuffix("Seconds").lower(), f"{key}File".lower())
+        assert name.lower().replace("_", "").endswith(suffixes)
 
 
-def test_the_defaults_of_the_chart_are_those_of_the_app(tmp_path: Path) -> None:
+def test_the_defaults_of_the_chart_match_those_of_the_app(tmp_path: Path) -> None:
     read = settings(chart.render("--values", chart.DEFAULT), tmp_path)
     assert read == Settings(hub_connection=read.hub_connection)
 
 
 @value_files
-def test_secrets_stand_in_the_secret_alone(values: Path, tmp_path: Path) -> None:
+def test_secrets_are_only_in_the_secret(values: Path, tmp_path: Path) -> None:
     manifests = chart.render("--values", values)
     secrets = settings(manifests, tmp_path).secrets
     shown = yaml.dump([item for item in manifests if item["kind"] != "Secret"])
@@ -209,7 +211,7 @@ REFUSED = {
 }
 
 
-def test_a_value_that_makes_no_sense_is_refused_by_its_key() -> None:
+def test_an_invalid_value_is_refused_with_its_key() -> None:
     arguments = [argument for mistake in REFUSED for argument in ("--set", mistake)]
     with pytest.raises(CalledProcessError) as error:
         chart.render("--values", chart.DEFAULT, *arguments)
@@ -223,25 +225,25 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert re.search(r"No Event Hub is given.*\nreplicaCount above 1", error.value.stderr)
 
 
-def closed(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield all parts of a schema that have keys of their own."""
+def parts_with_properties(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield all parts of a schema that define properties."""
     for part in schema.values() if isinstance(schema, dict) else schema:
         if isinstance(part, dict | list):
-            yield from closed(part)
+            yield from parts_with_properties(part)
     if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
         yield schema
 
 
 def test_a_typo_is_refused_at_every_level() -> None:
     schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
-    del schema["properties"]["global"]  # parent charts have values of their own there
-    parts = list(closed(schema))
+    del schema["properties"]["global"]  # parent charts set values of other charts there
+    parts = list(parts_with_properties(schema))
     assert len(parts) > 20
     assert [part for part in parts if part.get("additionalProperties") is not False] == []
 
 
 def test_the_schema_knows_every_value() -> None:
-    """A default that the schema does not name would stay unchecked, were an object left open."""
+    """A default that the schema does not define would not be validated in an open object."""
     schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
     values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
 
@@ -255,8 +257,8 @@ def test_the_schema_knows_every_value() -> None:
     assert list(unknown(values, schema, "")) == []
 
 
-def test_patterns_of_the_schema_are_those_of_javascript() -> None:
-    """JSON Schema uses the dialect of ECMA-262, with which editors check values.yaml."""
+def test_patterns_of_the_schema_are_valid_in_javascript() -> None:
+    """JSON Schema uses the regular expressions of ECMA-262, as do editors of values.yaml."""
     text = (chart.CHART / "values.schema.json").read_text()
     script = """
         const patterns = new Set(), add = (key, value) => {
@@ -293,8 +295,8 @@ def test_a_changed_setting_or_secret_rolls_the_pod_and_nothing_else_does() -> No
     assert policy["checksum/policy"] != other["checksum/policy"]
 
 
-def test_a_policy_that_is_explained_can_be_installed_as_it_is(tmp_path: Path) -> None:
-    """A whole Policy, or its rules alone, by --set-file or among the values."""
+def test_a_policy_file_can_be_installed_unchanged(tmp_path: Path) -> None:
+    """A whole Policy or only its rules, with --set-file or in a values file."""
     policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]}
     rules = {"rules": policy["rules"]}
     read = []
@@ -311,10 +313,10 @@ def test_a_policy_that_is_explained_can_be_installed_as_it_is(tmp_path: Path) ->
 
 
 @value_files
-def test_an_unchanged_render_is_the_same_byte_for_byte(values: Path) -> None:
-    once, again = (chart.template("--values", values) for _ in range(2))
-    assert once == again
-    assert not re.search(r"[ \t]$", once, re.MULTILINE)
+def test_rendering_twice_gives_the_same_bytes(values: Path) -> None:
+    first, second = (chart.template("--values", values) for _ in range(2))
+    assert first == second
+    assert not re.search(r"[ \t]$", first, re.MULTILINE)
 
 
 NAMES = {
@@ -335,9 +337,9 @@ def test_an_upgrade_with_reused_values_changes_no_name_and_no_selector(
     values: str, tmp_path: Path
 ) -> None:
     """`--reuse-values` renders the new templates with the defaults of the old chart."""
-    later = shutil.copytree(chart.CHART, tmp_path / "chart")
-    shutil.copy(chart.CHART / values, later / "values.yaml")
-    manifests = chart.render("--values", chart.DEFAULT, "--set", "verboseLevel=3", chart=later)
+    upgraded = shutil.copytree(chart.CHART, tmp_path / "chart")
+    shutil.copy(chart.CHART / values, upgraded / "values.yaml")
+    manifests = chart.render("--values", chart.DEFAULT, "--set", "verboseLevel=3", chart=upgraded)
     assert {(item["kind"], item["metadata"]["name"]) for item in manifests} == NAMES
     (deployment,) = chart.of_kind(manifests, "Deployment")
     assert deployment["spec"]["selector"] == {"matchLabels": SELECTOR}
@@ -349,24 +351,24 @@ def test_an_upgrade_with_reused_values_changes_no_name_and_no_selector(
 
 
 @pytest.mark.parametrize("key", ["prometheusRule", "dashboard", "keda"])
-def test_a_block_that_an_older_chart_lacked_asks_for_its_defaults_where_values_are_reused(
+def test_reused_values_without_a_newer_block_are_refused_with_the_remedy(
     key: str, tmp_path: Path
 ) -> None:
-    later = shutil.copytree(chart.CHART, tmp_path / "chart")
-    shutil.copy(chart.CHART / "tests" / "values-0.1.0.yaml", later / "values.yaml")
+    upgraded = shutil.copytree(chart.CHART, tmp_path / "chart")
+    shutil.copy(chart.CHART / "tests" / "values-0.1.0.yaml", upgraded / "values.yaml")
     with pytest.raises(CalledProcessError) as error:
-        chart.render("--values", chart.DEFAULT, "--set", f"{key}.enabled=true", chart=later)
+        chart.render("--values", chart.DEFAULT, "--set", f"{key}.enabled=true", chart=upgraded)
     assert re.search(rf"No value for .*\b{key}\.", error.value.stderr)
     assert "--reset-then-reuse-values" in error.value.stderr
     assert "reflect" not in error.value.stderr
 
 
-def test_values_that_an_older_chart_lacked_work_one_by_one_where_values_are_reused(
+def test_newer_values_work_one_by_one_with_reused_values(
     tmp_path: Path,
 ) -> None:
-    """The rest of their block is missing then."""
-    later = shutil.copytree(chart.CHART, tmp_path / "chart")
-    shutil.copy(chart.CHART / "tests" / "values-0.1.0.yaml", later / "values.yaml")
+    """The rest of their block is missing."""
+    upgraded = shutil.copytree(chart.CHART, tmp_path / "chart")
+    shutil.copy(chart.CHART / "tests" / "values-0.1.0.yaml", upgraded / "values.yaml")
     values = {
         "auditPolicy": {"rules": [{"level": "Metadata"}]},
         "trustedCA": {"configMapName": "company"},
@@ -378,7 +380,7 @@ def test_values_that_an_older_chart_lacked_work_one_by_one_where_values_are_reus
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     manifests = chart.render(
-        "--values", chart.DEFAULT, "--values", tmp_path / "values.yaml", chart=later
+        "--values", chart.DEFAULT, "--values", tmp_path / "values.yaml", chart=upgraded
     )
     environ = chart.environment(manifests)
     assert environ["TrustedCAFile"] == "/etc/aks-audit/trusted-ca/ca.crt"
@@ -387,7 +389,7 @@ def test_values_that_an_older_chart_lacked_work_one_by_one_where_values_are_reus
 
 
 def keys(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield the dotted keys of all values, and whether they are blocks of the chart's own."""
+    """Yield the dotted key of each value, and whether the chart defines keys below it."""
     for key, value in values.items():
         if re.fullmatch(r"\w+", key):
             block = isinstance(value, dict) and bool(value)
@@ -396,16 +398,16 @@ def keys(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool]]
                 yield from keys(value, f"{prefix}{key}.")
 
 
-ON = (
+ALL_ENABLED = (
     "metrics.podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
     "networkPolicy.enabled=true,keda.enabled=true,podDisruptionBudget.enabled=true",
     "blobStorage.connectionString=AccountName=a;AccountKey=b,webhook.url=http://sink",
 )
 
 
-def nulls(*names: str) -> str:
-    """Return what is said where these values are null and every optional object is on."""
-    values = [*ON, *(f"{name}=null" for name in names)]
+def null_error(*names: str) -> str:
+    """Return the error when these values are null and every optional object is enabled."""
+    values = [*ALL_ENABLED, *(f"{name}=null" for name in names)]
     try:
         chart.render("--values", chart.DEFAULT, *(w for value in values for w in ("--set", value)))
     except CalledProcessError as error:
@@ -413,27 +415,27 @@ def nulls(*names: str) -> str:
     return ""
 
 
-def test_null_removes_what_is_optional_and_is_refused_in_one_sentence_elsewhere() -> None:
+def test_null_removes_optional_values_and_is_refused_in_one_sentence_elsewhere() -> None:
     every = dict(keys(yaml.safe_load((chart.CHART / "values.yaml").read_text())))
     leaves = [key for key, block in every.items() if not block and not key.endswith(".enabled")]
     assert len(leaves) > 120
-    said = re.search(r"No value for (.*): either null was given", nulls(*leaves))
-    assert said
-    required = set(said[1].split(", ")) - {"persistence.enabled", "metrics.service.enabled"}
+    match = re.search(r"No value for (.*): either null was given", null_error(*leaves))
+    assert match
+    required = set(match[1].split(", ")) - {"persistence.enabled", "metrics.service.enabled"}
     assert required < set(leaves)
     assert {"verboseLevel", "webhook.timeoutSeconds", "keda.partitions"} < required
     given = {"eventHub.connectionString", "blobStorage.connectionString"}
-    given.add("podDisruptionBudget.maxUnavailable")  # a budget without any blocks drains
+    given.add("podDisruptionBudget.maxUnavailable")  # a budget without either value blocks drains
     optional = set(leaves) - required - given
-    assert nulls(*optional) == ""
+    assert null_error(*optional) == ""
     blocks = [key for key, block in every.items() if block]
     with ThreadPoolExecutor(2) as pool:
-        for block, text in zip(blocks, pool.map(nulls, blocks), strict=True):
+        for block, text in zip(blocks, pool.map(null_error, blocks), strict=True):
             assert not text or re.search(rf"No value for {block}\.", text), text
 
 
 def without_default(schema: Any, values: Any, root: Any) -> dict[str, Any]:
-    """Return null for each key that the schema knows and the values lack, and in maps of texts."""
+    """Return null for each key that the schema has and the values lack, and in free-form maps."""
     reference = str(schema.get("$ref", "")).rpartition("/")[2]
     known = {**root["definitions"].get(reference, {}), **schema}
     nulls: dict[str, Any] = {}
@@ -447,7 +449,7 @@ def without_default(schema: Any, values: Any, root: Any) -> dict[str, Any]:
     return nulls
 
 
-def test_null_is_as_good_as_nothing_where_the_chart_has_no_default(tmp_path: Path) -> None:
+def test_null_is_ignored_where_the_chart_has_no_default(tmp_path: Path) -> None:
     """Helm removes a default that is null, and keeps any other null."""
     schema = yaml.safe_load((chart.CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
@@ -455,22 +457,22 @@ def test_null_is_as_good_as_nothing_where_the_chart_has_no_default(tmp_path: Pat
     assert nulls["securityContext"]["runAsUser"] is nulls["resources"]["limits"]["other"] is None
     nulls["tolerations"] = [{"key": "spot", "value": None}]
     (tmp_path / "nulls.yaml").write_text(yaml.safe_dump(nulls))
-    on = ("--values", chart.DEFAULT, "--set", ",".join(ON))
+    on = ("--values", chart.DEFAULT, "--set", ",".join(ALL_ENABLED))
     without = chart.template(*on, "--set", "tolerations[0].key=spot")
     assert chart.template(*on, "--values", tmp_path / "nulls.yaml") == without
 
 
-def umbrella(place: Path) -> Path:
-    """Make a parent chart that has this one as a dependency."""
+def umbrella(directory: Path) -> Path:
+    """Create a parent chart that has this one as a dependency."""
     dependency = {"name": "aks-audit", "version": ">=0.1.0-0", "condition": "aks-audit.enabled"}
     parent = {"apiVersion": "v2", "name": "security", "version": "0.0.1"}
-    (place / "charts").mkdir(parents=True)
-    shutil.copytree(chart.CHART, place / "charts" / "aks-audit")
-    (place / "Chart.yaml").write_text(yaml.safe_dump(parent | {"dependencies": [dependency]}))
-    return place
+    (directory / "charts").mkdir(parents=True)
+    shutil.copytree(chart.CHART, directory / "charts" / "aks-audit")
+    (directory / "Chart.yaml").write_text(yaml.safe_dump(parent | {"dependencies": [dependency]}))
+    return directory
 
 
-def test_a_parent_chart_turns_it_on_and_off_and_passes_its_registry(tmp_path: Path) -> None:
+def test_a_parent_chart_enables_and_disables_it_and_passes_its_registry(tmp_path: Path) -> None:
     parent = umbrella(tmp_path / "security")
     values = (
         "--set",
@@ -496,36 +498,36 @@ def test_the_example_of_a_parent_chart_renders_two_aliases(tmp_path: Path) -> No
     assert deployments == ["aks-audit-auditeast", "aks-audit-auditwest"]
 
 
-def alerts_by_pod(manifests: list[chart.Manifest]) -> dict[str, str]:
-    """Return the pattern of pods that the alerts of each release look at."""
+def pod_patterns(manifests: list[chart.Manifest]) -> dict[str, str]:
+    """Return the pattern by which the alerts of each release select its pods."""
     first = [
         item["spec"]["groups"][0]["rules"][0] for item in chart.of_kind(manifests, "PrometheusRule")
     ]
     return {one["labels"]["release"]: one["expr"].split('pod=~"')[1][:-3] for one in first}
 
 
-def test_the_alerts_of_each_alias_look_at_its_own_pods(tmp_path: Path) -> None:
+def test_the_alerts_of_each_alias_select_its_own_pods(tmp_path: Path) -> None:
     parent = shutil.copytree(chart.CHART / "ci" / "umbrella", tmp_path / "security")
     shutil.copytree(chart.CHART, parent / "charts" / "aks-audit")
     sides = ("auditEast", "auditWest")
     on = ",".join(f"{side}.prometheusRule.enabled=true" for side in sides)
-    found = alerts_by_pod(chart.render("--set", on, chart=parent))
+    found = pod_patterns(chart.render("--set", on, chart=parent))
     assert list(found) == [f"aks-audit-{side.lower()}" for side in sides]
     for release, pattern in found.items():
         matched = [one for one in found if re.fullmatch(pattern, f"{one}-7c9f8d6b5d-x2x4z")]
         assert matched == [release]
 
 
-def test_alerts_find_pods_whose_name_kubernetes_shortens() -> None:
-    """It keeps 58 characters of the ReplicaSet's name and hyphen, and adds five."""
+def test_alerts_select_pods_whose_name_kubernetes_shortens() -> None:
+    """Kubernetes keeps 58 characters of the ReplicaSet's name and hyphen, and appends five."""
     name = "a" * 55
     values = f"fullnameOverride={name},metrics.scrapeAnnotations=true,prometheusRule.enabled=true"
-    (pattern,) = alerts_by_pod(chart.render("--values", chart.DEFAULT, "--set", values)).values()
+    (pattern,) = pod_patterns(chart.render("--values", chart.DEFAULT, "--set", values)).values()
     assert re.fullmatch(pattern, f"{name}-7c9f8d6b5d-"[:58] + "x2x4z")
 
 
 @value_files
-def test_the_pod_of_helm_test_passes_where_an_admission_policy_lets_the_forwarder_pass(
+def test_the_pod_of_helm_test_is_admitted_wherever_the_forwarder_is(
     values: Path,
 ) -> None:
     manifests = chart.render("--values", values, "--set", "commonLabels.costcenter=a")
@@ -547,8 +549,8 @@ def test_the_pod_of_helm_test_passes_where_an_admission_policy_lets_the_forwarde
 VOLUMES = {"configMap", "csi", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 
 
-def refusals(spec: dict[str, Any]) -> Iterator[str]:
-    """Yield what Azure Policy refuses of a pod."""
+def violations(spec: dict[str, Any]) -> Iterator[str]:
+    """Yield the requirements of Azure Policy that a pod violates."""
     pod, (container,) = spec["securityContext"], spec["containers"]
     own = container["securityContext"]
     groups = [pod.get("runAsGroup"), pod.get("fsGroup"), *pod.get("supplementalGroups", [None])]
@@ -576,7 +578,7 @@ def test_azure_policy_admits_the_pods(values: Path) -> None:
     (check,) = chart.of_kind(manifests, "Pod")
     (deployment,) = chart.of_kind(manifests, "Deployment")
     for spec in (check["spec"], chart.pod(manifests)):
-        assert list(refusals(spec)) == []
+        assert list(violations(spec)) == []
     several = deployment["spec"].get("replicas", 2) > 1
     assert several == ("topologySpreadConstraints" in chart.pod(manifests))
 

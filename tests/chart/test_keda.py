@@ -1,6 +1,6 @@
-"""KEDA scales by what a forwarder has left to do, with the chart's ScaledObject as it is rendered.
+"""KEDA scales by the backlog of a forwarder, with the ScaledObject that the chart renders.
 
-KEDA's own scaler asks the hub and finds the checkpoints: tests/tools/keda is built from its module.
+tests/tools/keda is built from KEDA's own scaler, which queries the hub and reads the checkpoints.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from support.azurite import Azurite, azurite
 from support.environment import Environment, environment
 from support.prometheus import tool
 
-HUB = "Insights-Logs-Kube-Audit"  # the server takes it for the hub of the scene
+HUB = "Insights-Logs-Kube-Audit"  # the same hub: names are case-insensitive
 DOMAINS = ["windows.net", "usgovcloudapi.net", "chinacloudapi.cn"]
 
 
 def rendered(**values: str) -> dict[str, Any]:
-    """Return what KEDA gets from ScaledObject, TriggerAuthentication and Secret."""
+    """Return what KEDA reads from ScaledObject, TriggerAuthentication and Secret."""
     arguments = [text for value in values.items() for text in ("--set", "=".join(value))]
     manifests = chart.render("--set", "keda.enabled=true", *arguments)
     (scaled,) = chart.of_kind(manifests, "ScaledObject")
@@ -36,7 +36,7 @@ def rendered(**values: str) -> dict[str, Any]:
 
 
 async def keda(trigger: dict[str, Any]) -> str:
-    """Return the messages that wait and whether KEDA activates, or why KEDA fails."""
+    """Return the number of waiting messages and whether KEDA activates, or KEDA's error."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(tool("keda"), stdin=pipe, stdout=pipe)
     output, _ = await process.communicate(json.dumps(trigger).encode())
@@ -44,7 +44,7 @@ async def keda(trigger: dict[str, Any]) -> str:
 
 
 async def forward(env: Environment, total: int, store: Azurite, **settings: str) -> None:
-    """Run a forwarder until the sink has so many events, and stop it."""
+    """Run a forwarder until the sink has this many events, and stop it."""
     async with env.replica("a", store, **settings) as forwarder:
         await forwarder.until(lambda: env.webhook.total == total)
         forwarder.terminate()
@@ -52,7 +52,7 @@ async def forward(env: Environment, total: int, store: Azurite, **settings: str)
 
 
 @pytest.mark.parametrize("where", ["name", "EntityPath"])
-async def test_the_lag_is_what_is_left_to_do_whatever_the_spelling(
+async def test_the_lag_is_the_backlog_for_any_spelling_of_the_hub(
     where: str, tmp_path: Path
 ) -> None:
     async with azurite() as store, environment(tmp_path, partitions=2) as env:
@@ -69,7 +69,7 @@ async def test_the_lag_is_what_is_left_to_do_whatever_the_spelling(
         assert await keda(trigger) == "7 true"
         await forward(env, 70, store, **settings)
         assert await keda(trigger) == "0 false"
-        # The connection string as it was given leads to no checkpoint.
+        # With the original connection string, KEDA finds no checkpoint.
         assert await keda(trigger | {"connection": connection}) == "7 true"
         env.ledger.publish(30)
         assert await keda(trigger) == "3 true"
@@ -78,7 +78,7 @@ async def test_the_lag_is_what_is_left_to_do_whatever_the_spelling(
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-async def test_keda_asks_the_hosts_of_the_cloud(domain: str) -> None:
+async def test_keda_queries_the_hosts_of_the_cloud(domain: str) -> None:
     hub, account = f"example.servicebus.{domain}", f"account.blob.core.{domain}"
     values = {"eventHub.namespace": hub, "blobStorage.accountUrl": f"https://{account}"}
     assert await keda(rendered(**values)) == f"{hub} {account}"

@@ -1,4 +1,4 @@
-"""Alerts and dashboard: they speak of what a forwarder exports, and fire when they should."""
+"""Alerts and dashboard use the metrics that a forwarder exports, and alerts fire as expected."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ SCRAPED = {"namespace", "pod", "instance", "job", "cluster", "app_kubernetes_io_
 
 
 def rules(*arguments: str) -> list[dict[str, Any]]:
-    """Return the rules that helm renders."""
+    """Return the rules that Helm renders."""
     manifests = chart.render(
         "--values", chart.DEFAULT, "--set", "prometheusRule.enabled=true", *arguments
     )
@@ -33,7 +33,7 @@ def rules(*arguments: str) -> list[dict[str, Any]]:
 
 
 def write(path: Path, alerts: list[dict[str, Any]]) -> Path:
-    """Write rules as Prometheus reads them."""
+    """Write rules as a file for Prometheus."""
     path.write_text(yaml.safe_dump({"groups": [{"name": "aks-audit", "rules": alerts}]}))
     return path
 
@@ -50,8 +50,8 @@ def dashboard() -> dict[str, Any]:
     return found
 
 
-def all_of_it(directory: Path) -> str:
-    """Return the path of a policy, for its metric, that leaves everything as it is."""
+def unchanging_policy(directory: Path) -> str:
+    """Return the path of a policy that changes no event, so that its metric is exported."""
     rules = [{"level": "RequestResponse"}]
     policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
     (directory / "policy.yaml").write_text(yaml.dump(policy))
@@ -67,8 +67,8 @@ def queries() -> Iterator[tuple[str, str]]:
             yield panel["title"], expression
 
 
-# A forwarder with which all is well, as Prometheus has it: a value a minute for four hours.
-WELL = {
+# A healthy forwarder as Prometheus stores it: one value per minute for four hours.
+HEALTHY = {
     "aks_audit_build_info": "1x240",
     "aks_audit_hub_up": "1x240",
     "aks_audit_hub_partitions": "2x240",
@@ -96,13 +96,13 @@ WELL = {
 
 
 def series(*names: str, values: str) -> dict[str, str]:
-    """Give these values to all series of WELL whose names begin so."""
-    return {one: values for one in WELL if one.startswith(names)}
+    """Return these values for all series of HEALTHY whose names have one of these prefixes."""
+    return {one: values for one in HEALTHY if one.startswith(names)}
 
 
-# Another release, in the same namespace and in another: nothing of it may make ours look bad, or
-# hide that ours is.
-NEIGHBOUR = dict.fromkeys(WELL, "0+999x240") | {
+# Another release, in the same namespace and in another: it must neither trigger alerts for ours
+# nor hide them.
+NEIGHBOUR = dict.fromkeys(HEALTHY, "0+999x240") | {
     "aks_audit_build_info": "1x240",
     "aks_audit_hub_up": "1x240",
     "aks_audit_partitions_owned": "0x240",
@@ -111,19 +111,19 @@ NEIGHBOUR = dict.fromkeys(WELL, "0+999x240") | {
 
 
 class Case(NamedTuple):
-    """What differs from WELL from the first hour on, and what fires after that many minutes."""
+    """The series that differ from HEALTHY, and the alerts that fire at each of these minutes."""
 
     differs: Mapping[str, str]
     fires: Mapping[int, str]
     values: tuple[str, ...] = ()
 
 
-NONE_SETTLED = {
-    name: "0+220x60 13200x180" for name in WELL if name.endswith('outcome="delivered"}')
+NONE_DELIVERED = {
+    name: "0+220x60 13200x180" for name in HEALTHY if name.endswith('outcome="delivered"}')
 }
-QUIET = NONE_SETTLED | series("aks_audit_hub_messages_total", values="0+10x60 600x180")
-# A second replica that has nothing to read and does not reach the hub.
-BLIND = {
+QUIET = NONE_DELIVERED | series("aks_audit_hub_messages_total", values="0+10x60 600x180")
+# A second replica that owns no partition and cannot reach the hub.
+DISCONNECTED = {
     'aks_audit_hub_up{pod="b",instance="b"}': "0x240",
     'aks_audit_hub_partitions{pod="b",instance="b"}': "0x240",
     'aks_audit_partitions_owned{pod="b",instance="b"}': "0x240",
@@ -136,31 +136,31 @@ OLDEST_0 = 'aks_audit_oldest_undelivered_seconds{partition="0"}'
 LAG_0 = 'aks_audit_lag_messages{partition="0"}'
 DOWN_FOR_FOUR = " stale _x3 {}"
 CASES = {
-    "all is well": Case({}, {5: "", 60: "", 240: ""}),
+    "healthy": Case({}, {5: "", 60: "", 240: ""}),
     "always a little behind": Case(series("aks_audit_lag_messages", values="5x240"), {240: ""}),
-    "the pod goes": Case(
-        {name: f"{values.partition('x')[0]}x60 stale" for name, values in WELL.items()},
+    "the pod is deleted": Case(
+        {name: f"{values.partition('x')[0]}x60 stale" for name, values in HEALTHY.items()},
         {64: "", 68: "Down"},
     ),
-    "never installed": Case(dict.fromkeys(WELL, "_x240"), {3: "", 8: "Down"}),
-    "nothing moves": Case(
-        NONE_SETTLED
+    "never installed": Case(dict.fromkeys(HEALTHY, "_x240"), {3: "", 8: "Down"}),
+    "nothing is delivered": Case(
+        NONE_DELIVERED
         | series("aks_audit_lag_messages", values="0x60 0+10x180")
         | {"aks_audit_sink_up": "1x60 0x180"},
         {62: "", 67: "SinkDown", 73: "SinkDown", 80: "NotDelivering SinkDown"},
     ),
-    "one partition does not move": Case(
+    "one partition stalls": Case(
         {DELIVERED_0: "0+220x60 13200x180", LAG_0: "0x60 0+10x180"},
         {74: "", 80: "PartitionStalled"},
     ),
-    "one partition does not move, and its pod is restarted": Case(
+    "one partition stalls, and its pod restarts": Case(
         {DELIVERED_0: "0+220x60" + " 0x5 stale" * 26, LAG_0: "0x60" + " 10x5 stale" * 26},
         {74: ""} | dict.fromkeys(range(84, 91), "PartitionStalled"),
     ),
-    "a partition is claimed with much to deliver, and the webhook is slow": Case(
+    "a partition is claimed with a backlog, and the webhook is slow": Case(
         {DELIVERED_0: "_x60 0x3 220+220x180", LAG_0: "_x60 9x5 0x180"}, {62: "", 63: "", 64: ""}
     ),
-    "one partition does not move, for the webhook takes nothing": Case(
+    "one partition stalls because the webhook is down": Case(
         {
             DELIVERED_0: "0+220x60 13200x180",
             LAG_0: "0x60 0+10x180",
@@ -171,7 +171,7 @@ CASES = {
     "behind by a quarter of the retention": Case(
         {OLDEST_0: "0x60 21500x60 21700x120"}, {119: "", 128: "Behind"}
     ),
-    "behind at the first start, which reads what the hub has": Case(
+    "behind at the first start, which reads the whole hub": Case(
         {OLDEST_0: "_x60 86000x4 9x180"}, {62: "", 64: "", 70: ""}
     ),
     "behind, but the hub keeps more": Case(
@@ -184,15 +184,17 @@ CASES = {
     "messages were lost before the start": Case(
         {LOST_0: "_x60 500x180"}, {59: "", 62: "MessagesLost", 130: ""}
     ),
-    "messages were lost before the start, at a time that Prometheus does not keep": Case(
+    "messages were lost before the start, whose time is unknown": Case(
         {LOST_0: "_x60 500x180", "process_start_time_seconds": "_x240"}, {62: "MessagesLost"}
     ),
     "an event becomes a dead letter": Case(
         {DEAD_0: "0x60 1x180"}, {60: "", 62: "DeadLetters", 130: ""}
     ),
-    "one before the start": Case({DEAD_0: "_x60 1x180"}, {62: "DeadLetters", 130: ""}),
-    "Prometheus begins with a pod that lost messages long ago, and loses some now": Case(
-        {name: f"_x60 {values}" for name, values in WELL.items()}
+    "an event became a dead letter before the start": Case(
+        {DEAD_0: "_x60 1x180"}, {62: "DeadLetters", 130: ""}
+    ),
+    "Prometheus first scrapes a pod that lost messages long ago, and loses some now": Case(
+        {name: f"_x60 {values}" for name, values in HEALTHY.items()}
         | {
             "process_start_time_seconds": "_x60 -7200x180",
             LOST_0: "_x60 500x60 600x120",
@@ -213,28 +215,30 @@ CASES = {
     "the disk is full": Case(
         {"aks_audit_dead_letters_waiting": "0x60 7x180"}, {65: "", 75: "DeadLettersWaiting"}
     ),
-    "the webhook is away": Case({"aks_audit_sink_up": "1x60 0x180"}, {63: "", 68: "SinkDown"}),
-    "the webhook is away for a moment": Case(
-        {"aks_audit_sink_up": "1x60 0x3 1x180"}, {62: "", 68: ""}
-    ),
-    "the hub is away": Case(
+    "the webhook is down": Case({"aks_audit_sink_up": "1x60 0x180"}, {63: "", 68: "SinkDown"}),
+    "the webhook is down briefly": Case({"aks_audit_sink_up": "1x60 0x3 1x180"}, {62: "", 68: ""}),
+    "the hub is unreachable": Case(
         QUIET | {"aks_audit_hub_up": "1x60 0x180"}, {65: "", 75: "HubDown", 180: "HubDown"}
     ),
     "the hub is quiet": Case(QUIET, {120: "", 140: "HubQuiet"}),
-    "one replica of two does not reach the hub": Case(
-        BLIND, {9: "", 12: "HubDown", 140: "HubDown"}
+    "one replica of two cannot reach the hub": Case(
+        DISCONNECTED, {9: "", 12: "HubDown", 140: "HubDown"}
     ),
-    "the other sees that the hub is quiet": Case(QUIET | BLIND, {140: "HubDown HubQuiet"}),
-    "and that a partition has no reader": Case(
-        BLIND | {"aks_audit_partitions_owned": "2x60 1x180"},
+    "one replica of two cannot reach the hub, and the hub is quiet": Case(
+        QUIET | DISCONNECTED, {140: "HubDown HubQuiet"}
+    ),
+    "one replica of two cannot reach the hub, and a partition has no owner": Case(
+        DISCONNECTED | {"aks_audit_partitions_owned": "2x60 1x180"},
         {65: "HubDown", 75: "HubDown PartitionUnowned"},
     ),
-    "the hub is quiet, as it may be": Case(QUIET, {140: ""}, ("prometheusRule.quietHours=2",)),
-    "nothing is read, for much waits": Case(
+    "the hub is quiet, but not for quietHours": Case(
+        QUIET, {140: ""}, ("prometheusRule.quietHours=2",)
+    ),
+    "nothing is read because of a backlog": Case(
         QUIET | series("aks_audit_lag_messages", values="9x240"),
         {140: "NotDelivering PartitionStalled"},
     ),
-    "a partition has no reader": Case(
+    "a partition has no owner": Case(
         {"aks_audit_partitions_owned": "2x60 1x180"}, {65: "", 75: "PartitionUnowned"}
     ),
     "another reader takes partitions": Case(
@@ -247,7 +251,7 @@ CASES = {
     "partitions move between replicas": Case(
         {"aks_audit_partitions_owned": "2x60 1x5 2x180"}, {64: "", 75: ""}
     ),
-    "the store is away": Case(
+    "the store is down": Case(
         {
             **series("aks_audit_checkpoints_total", values="0x60 0+3x180"),
             'aks_audit_checkpoints_total{partition="0",result="ok"}': "500x240",
@@ -255,11 +259,11 @@ CASES = {
         },
         {60: "", 64: "", 75: "CheckpointsFailing"},
     ),
-    "the store fails now and then": Case(
+    "the store fails occasionally": Case(
         {'aks_audit_checkpoints_total{partition="0",result="error"}': "0+1x240"}, {75: ""}
     ),
     "one restart": Case({"process_start_time_seconds": "100x60 3700x180"}, {62: ""}),
-    "another program restarts without end": Case(
+    "another program restarts repeatedly": Case(
         {'process_start_time_seconds{pod="c",instance="c"}': "100+300x240"}, {62: ""}
     ),
     "a certificate expires in less than a week": Case(
@@ -270,7 +274,7 @@ CASES = {
         {'aks_audit_tls_certificate_expiry_seconds{file="/etc/tls.crt"}': "0x240"},
         {1: "CertificateExpiring"},
     ),
-    "restarts without end": Case(
+    "restarts repeatedly": Case(
         {"process_start_time_seconds": "100x60 3700+300x180"}, {62: "", 64: "Restarting"}
     ),
     "restarts every five minutes and runs for one": Case(
@@ -293,7 +297,7 @@ CASES = {
 
 
 def promtool_test(case: Case) -> dict[str, Any]:
-    """Write a case as promtool reads it."""
+    """Return a case as a unit test for promtool."""
 
     def scraped(namespace: str, release: str, name: str) -> str:
         bare, _, labels = name.partition("{")
@@ -302,10 +306,10 @@ def promtool_test(case: Case) -> dict[str, Any]:
             target += f'pod="{release}-a",instance="{namespace}-{release}",'
         return f"{bare}{{{target}{labels or '}'}"
 
-    ours = {**WELL, **case.differs}
+    ours = {**HEALTHY, **case.differs}
     found = {scraped("sysdig-agent", "aks-audit", name): text for name, text in ours.items()}
-    for place in (("another", "aks-audit"), ("sysdig-agent", "west")):
-        found |= {scraped(*place, name): text for name, text in NEIGHBOUR.items()}
+    for other in (("another", "aks-audit"), ("sysdig-agent", "west")):
+        found |= {scraped(*other, name): text for name, text in NEIGHBOUR.items()}
     firing = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {
         "interval": "1m",
@@ -325,7 +329,7 @@ def promtool_test(case: Case) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_fires_is_what_is_wrong_and_nothing_else(name: str, tmp_path: Path) -> None:
+def test_only_the_expected_alerts_fire(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     arguments = [text for value in case.values for text in ("--set", value)]
     tests = {
@@ -353,8 +357,8 @@ def test_every_alert_fires_in_a_case() -> None:
     assert fired == {rule["alert"] for rule in rules()}
 
 
-def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
-    """The reference of Microsoft.AlertsManagement/prometheusRuleGroups: 20 rules at most."""
+def test_the_azure_rule_group_has_the_same_alerts() -> None:
+    """Microsoft.AlertsManagement/prometheusRuleGroups allows at most 20 rules."""
     values = chart.CHART / "ci" / "azure-managed-prometheus-values.yaml"
     text = chart.helm("template", "aks-audit", chart.CHART, "--namespace", "a", "--values", values)
     (data,) = (
@@ -368,7 +372,7 @@ def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
     assert template["parameters"].keys() - optional == {"workspaceId", "clusterName"}
     (group,) = template["resources"]
     assert group["location"] == "[parameters('location')]"
-    # Clusters may share a resource group, and a deployment replaces what it does not have.
+    # Clusters may share a resource group, and a deployment replaces a rule group of the same name.
     assert group["name"] == "[concat('a-aks-audit-', parameters('clusterName'))]"
     assert "parameters('actionGroupId')" in template["variables"]["actions"]
     found = group["properties"]["rules"]
@@ -381,7 +385,7 @@ def test_azure_gets_the_same_alerts_as_a_rule_group() -> None:
         assert one["severity"] == {"critical": 1, "warning": 2}[one["labels"]["severity"]]
 
 
-def test_every_alert_leads_to_its_runbook() -> None:
+def test_every_alert_links_to_its_runbook() -> None:
     text = page("operations.md")
     headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", text, re.MULTILINE)}
     for rule in rules():
@@ -398,12 +402,12 @@ def test_every_alert_leads_to_its_runbook() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-# Without a sample until a certificate is given or a partition is lost.
+# Without a sample until a certificate is configured or a partition is lost.
 OPTIONAL = {"aks_audit_tls_certificate_expiry_seconds", "aks_audit_partition_losses_total"}
 
 
 def unknown(expression: str, exported: Samples) -> Iterator[str]:
-    """Yield what an expression says of metrics that no sample has: names, labels, values."""
+    """Yield the metric names, labels and values in an expression that no sample has."""
     everywhere = {*SCRAPED, "file"}
     for name, matchers in re.findall(r"\b((?:aks_audit|process)_\w+)(?:{([^}]*)})?", expression):
         if name in OPTIONAL:
@@ -423,26 +427,28 @@ def unknown(expression: str, exported: Samples) -> Iterator[str]:
         yield from (f"by ({one})" for one in grouped.split(", ") if one not in everywhere)
 
 
-async def busy(stage: Environment) -> None:
-    """Let everything happen that is counted under a label of its own."""
-    stage.webhook.answers.append(503)
-    stage.hub.publish(0, b"no JSON")
+async def trigger_outcomes(env: Environment) -> None:
+    """Trigger every outcome that is counted with its own label."""
+    env.webhook.answers.append(503)
+    env.hub.publish(0, b"no JSON")
 
 
-async def test_rules_cases_and_dashboard_speak_of_what_a_forwarder_exports(tmp_path: Path) -> None:
-    policy = all_of_it(tmp_path)
+async def test_rules_cases_and_dashboard_use_only_exported_metrics(tmp_path: Path) -> None:
+    policy = unchanging_policy(tmp_path)
     async with (
-        environment(tmp_path, partitions=2) as stage,
-        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+        environment(tmp_path, partitions=2) as env,
+        env.forwarder(AuditPolicyFile=policy) as forwarder,
     ):
-        await busy(stage)
-        async with stage.traffic(100):
+        await trigger_outcomes(env)
+        async with env.traffic(100):
             await forwarder.wait_for("partition claimed")
             await asyncio.sleep(0)
-            await forwarder.until(lambda: stage.webhook.total > 100)
+            await forwarder.until(lambda: env.webhook.total > 100)
         exported = await forwarder.metrics()
-    said = [rule["expr"] for rule in rules()] + [text for _, text in queries()] + list(WELL)
-    assert {one for text in said for one in unknown(text, exported)} == set()
+    expressions = (
+        [rule["expr"] for rule in rules()] + [text for _, text in queries()] + list(HEALTHY)
+    )
+    assert {one for text in expressions for one in unknown(text, exported)} == set()
     assert set(unknown('sum by (no) (aks_audit_nothing{a="b"})', exported)) > {"aks_audit_nothing"}
     assert set(unknown('aks_audit_events_total{outcome="eaten"}', exported))
 
@@ -451,21 +457,25 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
     tmp_path: Path,
 ) -> None:
     written = write(tmp_path / "rules.yaml", rules())
-    policy = all_of_it(tmp_path)
+    policy = unchanging_policy(tmp_path)
     async with (
-        environment(tmp_path, partitions=2) as stage,
-        stage.forwarder(AuditPolicyFile=policy) as forwarder,
+        environment(tmp_path, partitions=2) as env,
+        env.forwarder(AuditPolicyFile=policy) as forwarder,
     ):
         await forwarder.listening()
         target = f"127.0.0.1:{forwarder.port}"
         labels = {"namespace": "sysdig-agent", "app_kubernetes_io_instance": "aks-audit"}
         async with prometheus(tmp_path, target, written, **labels) as server:
-            async with stage.traffic(200):
-                asked = [one for one in queries() if not any(name in one[1] for name in OPTIONAL)]
-                missing = dict(asked)
+            async with env.traffic(200):
+                panel_queries = [
+                    one for one in queries() if not any(name in one[1] for name in OPTIONAL)
+                ]
+                missing = dict(panel_queries)
                 for _ in range(100):
-                    await busy(stage)
-                    missing = {title: text for title, text in asked if not await server.query(text)}
+                    await trigger_outcomes(env)
+                    missing = {
+                        title: text for title, text in panel_queries if not await server.query(text)
+                    }
                     if not missing:
                         break
                     await asyncio.sleep(0.5)
@@ -481,16 +491,16 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
             assert await server.query('ALERTS{alertstate="firing"}') == [1]
 
 
-def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     found = dashboard()
     panels = found["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = [
         (x, y)
         for panel in panels
-        for place in [panel["gridPos"]]
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
+        for position in [panel["gridPos"]]
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
     ]
     assert len(set(taken)) == len(taken)
     assert max(x for x, _ in taken) == 23
@@ -521,7 +531,7 @@ def test_grafana_knows_every_field_of_the_dashboard() -> None:
     assert "unexpected field 'legend'" in problems(found)
 
 
-def test_dashboards_of_two_releases_differ_in_uid_file_and_chosen_release() -> None:
+def test_dashboards_of_two_releases_differ_in_uid_file_and_selected_release() -> None:
     names, uids = set(), set()
     for release, namespace in (("east", "a"), ("west", "a"), ("east", "b"), ("e" * 53, "b")):
         arguments = ("--values", chart.DEFAULT, "--set", "dashboard.enabled=true")

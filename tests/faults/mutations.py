@@ -94,7 +94,7 @@ MUTATIONS: dict[str, Mutation] = {
     "away-from-hub": Mutation("return False", scenario("replica cut off from the hub")),
     "cancel-until-done": Mutation(
         "for _ in (0,):",
-        "tests/integration/test_shutdown.py::test_ends_a_task_that_forgets_that_it_was_cancelled",
+        "tests/integration/test_shutdown.py::test_ends_a_task_that_swallows_its_cancellation",
     ),
     "unwritten-ownership-asks-the-hub": Mutation(
         "return added",
@@ -102,7 +102,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "position-is-kept": Mutation(
         "pass",
-        "tests/integration/test_unwritable_store.py::test_a_partition_that_is_claimed_again_goes_on_where_it_was",
+        "tests/integration/test_unwritable_store.py::test_a_reclaimed_partition_resumes_from_its_position",
     ),
     "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
     "conditional-write": Mutation(
@@ -135,7 +135,7 @@ MUTATIONS: dict[str, Mutation] = {
     "split-rejected-list": Mutation("if not events:", scenario("killed")),
     "no-verdict-in-an-outage": Mutation(
         "if True:",
-        "tests/integration/test_sink_pressure.py::test_an_event_is_not_given_up_while_none_is_accepted",
+        "tests/integration/test_sink_pressure.py::test_an_event_is_retried_while_the_sink_accepts_none",
     ),
     "second-half": Mutation("pass", scenario("killed")),
     "earliest": Mutation('return "latest"', scenario("killed")),

@@ -1,4 +1,4 @@
-"""`python -m forwarder policy`: what it says of events, wherever they come from."""
+"""`python -m forwarder policy` explains an audit policy on events from any source."""
 
 import json
 import os
@@ -25,22 +25,22 @@ REAL = events.real_events()
 
 
 def run(
-    *arguments: str, given: bytes = b"", environ: Mapping[str, str] | None = None
+    *arguments: str, stdin: bytes = b"", environ: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Run it without any setting but these; status, output and errors."""
-    done = subprocess.run(
+    """Run the command with only these variables; return exit status, stdout and stderr."""
+    completed = subprocess.run(
         [sys.executable, "-m", "forwarder", "policy", *arguments],
         check=False,
-        input=given,
+        input=stdin,
         capture_output=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(APP), **(environ or {})},
     )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return completed.returncode, completed.stdout.decode(), completed.stderr.decode()
 
 
-def explained(*arguments: str, given: bytes = b"", **environ: str) -> list[str]:
-    """Return the lines that it prints."""
-    status, output, errors = run("explain", *arguments, given=given, environ=environ)
+def explain(*arguments: str, stdin: bytes = b"", **environ: str) -> list[str]:
+    """Return the lines of `policy explain`."""
+    status, output, errors = run("explain", *arguments, stdin=stdin, environ=environ)
     assert (status, errors) == (0, "")
     return output.splitlines()
 
@@ -51,14 +51,14 @@ def write(path: Path, *rules: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_shown_and_can_be_used_as_a_file(preset: str, tmp_path: Path) -> None:
+def test_show_prints_a_preset_that_loads_from_a_file(preset: str, tmp_path: Path) -> None:
     status, shown, _ = run("show", preset)
     assert status == 0
     (tmp_path / "policy").write_text(shown)
     assert load(str(tmp_path / "policy")).rules == load(preset).rules
 
 
-def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
+def test_explain_reports_events_bytes_and_examples_per_rule(tmp_path: Path) -> None:
     watch = {"level": "None", "verbs": ["watch"]}
     policy = write(tmp_path / "p", watch, watch, {"level": "Metadata", "verbs": ["get"]})
     tallies, unreadable = tally(load(policy), REAL, frozenset())
@@ -73,7 +73,7 @@ def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
     assert third.size_left == sum(map(len, gets))
     assert none.events == len(REAL) - len(watches) - len(gets)
     assert (second.events, unsure.events, unreadable) == (0, 0, 0)
-    table = explained(FILE, "--policy", policy)
+    table = explain(FILE, "--policy", policy)
     (kind, count), *_ = first.examples.most_common()
     assert f"{count:,} x {kind}" in [line.strip() for line in table]
     assert table[-2].startswith(f"{len(REAL):,} events, ")
@@ -81,20 +81,20 @@ def test_each_rule_has_its_events_bytes_and_examples(tmp_path: Path) -> None:
     assert table[-1] == "rules that never matched: 2"
 
 
-def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
+def test_lines_may_be_events_event_lists_dead_letters_or_hub_messages() -> None:
     def dead(body: bytes) -> bytes:
         return Record(datetime.now(UTC), "no", "0", 1, body=body.decode()).line()
 
     lists = b'{"kind":"EventList","items":[%b]}\n' % b",".join(REAL[:3])
     lines = [REAL[0] + b"\n", lists, dead(REAL[1]), dead(events.envelope(REAL[:2]))]
     lines += [events.envelope(REAL[:4]) + b"\n", b"\n", b"no event\n", b'{"a": 1}\n', b"[]\n"]
-    table = "\n".join(explained("-", "--policy", "quiet", given=b"".join(lines)))
+    table = "\n".join(explain("-", "--policy", "quiet", stdin=b"".join(lines)))
     assert f"\n{1 + 3 + 1 + 2 + 4} events, " in table
     assert table.endswith("lines without an audit event: 3")
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "malformed",
     [
         b'{"auditID":"1","stage":"s","verb":"\xff","user":{}}',
         b'{"auditID":"1","stage":"s","verb":"g","user":{"username":"\xff"}}',
@@ -102,20 +102,20 @@ def test_lines_may_be_events_lists_dead_letters_and_messages() -> None:
     ],
     ids=["a verb that is not UTF-8", "a user that is not UTF-8", "deep"],
 )
-def test_an_event_that_cannot_be_decoded_does_not_end_the_command(odd: bytes) -> None:
-    lines = explained("-", "--policy", "quiet", given=b"\n".join([odd, REAL[0]]))
+def test_an_undecodable_event_does_not_stop_the_command(malformed: bytes) -> None:
+    lines = explain("-", "--policy", "quiet", stdin=b"\n".join([malformed, REAL[0]]))
     assert "events, " in "\n".join(lines)
-    status, _, said = run("explain", "-", "--event", "--policy", "quiet", given=odd)
-    assert (status, said) == (1, "there is no audit event\n")
+    status, _, message = run("explain", "-", "--event", "--policy", "quiet", stdin=malformed)
+    assert (status, message) == (1, "there is no audit event\n")
 
 
-def test_the_environment_names_the_policy_too_and_the_option_wins() -> None:
-    assert "left by quiet, " in "\n".join(explained(FILE, AuditPolicyFile="quiet"))
-    table = explained(FILE, "--policy", "security", AuditPolicyFile="quiet")
+def test_the_policy_option_overrides_the_environment_variable() -> None:
+    assert "left by quiet, " in "\n".join(explain(FILE, AuditPolicyFile="quiet"))
+    table = explain(FILE, "--policy", "security", AuditPolicyFile="quiet")
     assert "left by security, " in "\n".join(table)
 
 
-def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
+def test_the_event_option_traces_one_event_through_the_rules(tmp_path: Path) -> None:
     policy = write(
         tmp_path / "p",
         {"level": "None", "users": ["nobody"]},
@@ -123,7 +123,7 @@ def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
         {"level": "Metadata", "verbs": [json.loads(REAL[0])["verb"]]},
         {"level": "None"},
     )
-    event, *rules, left = explained("-", "--event", "--policy", policy, given=b"\n".join(REAL))
+    event, *rules, left = explain("-", "--event", "--policy", policy, stdin=b"\n".join(REAL))
     assert event.startswith(json.loads(REAL[0])["auditID"])
     verdicts = ["no, by its users", "no, by its nonResourceURLs", "matches"]
     assert len(rules) == len(verdicts)
@@ -134,9 +134,9 @@ def test_one_event_is_followed_rule_by_rule(tmp_path: Path) -> None:
     assert left.endswith(", at level Metadata")
 
 
-def test_a_policy_may_come_from_standard_input_in_the_form_of_the_chart() -> None:
+def test_a_policy_in_the_format_of_the_chart_is_read_from_standard_input() -> None:
     rules = b"rules: [{level: None, verbs: [watch]}, {level: Metadata}]"
-    table = explained(FILE, "--policy", "-", given=rules)
+    table = explain(FILE, "--policy", "-", stdin=rules)
     levels = {line.split()[1] for line in table if line[:8].strip() in {"1", "2"}}
     assert levels == {"None", "Metadata"}
 
@@ -145,7 +145,7 @@ HOSTILE = "a\x1b[2J\r\nleft: forged \u202e\x9b1m"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--event"]])
-def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
+def test_control_characters_of_events_and_policies_are_escaped(
     arguments: list[str], tmp_path: Path
 ) -> None:
     policy = write(tmp_path / "p", {"level": "None", "users": [HOSTILE]}, {"level": "Metadata"})
@@ -153,7 +153,7 @@ def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
     event |= dict.fromkeys(("auditID", "stage", "verb", "requestURI"), HOSTILE)
     event["user"]["username"] = event["objectRef"]["resource"] = HOSTILE + "!"
     status, table, _ = run(
-        "explain", "-", *arguments, "--policy", policy, given=json.dumps(event).encode()
+        "explain", "-", *arguments, "--policy", policy, stdin=json.dumps(event).encode()
     )
     assert status == 0
     assert all(line.isprintable() for line in table.split("\n"))
@@ -163,11 +163,11 @@ def test_no_text_of_an_event_or_policy_reaches_the_terminal_as_a_command(
     assert all(line.isprintable() for line in errors.split("\n")[:-1])
 
 
-def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
+def test_the_table_contains_no_escape_sequences() -> None:
     event = json.loads(REAL[0])
     event["user"]["username"] = "me\x1b[2J"
     status, table, _ = run(
-        "explain", "-", "--policy", "quiet", given=json.dumps(event).encode() + b"\nno\n"
+        "explain", "-", "--policy", "quiet", stdin=json.dumps(event).encode() + b"\nno\n"
     )
     assert status == 0
     assert "\x1b" not in table
@@ -177,7 +177,7 @@ def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["explain", FILE], 2, "AuditPolicyFile: missing; give --policy FILE"),
         (["explain", FILE, "--policy", "/nowhere/p"], 2, "--policy: '/nowhere/p' is not quiet"),
@@ -189,14 +189,14 @@ def test_a_table_is_for_people_and_harmless_to_their_terminal() -> None:
         (["explain", "--hub", "3", "--policy", "quiet"], 2, "EhubNamespaceConnectionString: miss"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], status: int, said: str) -> None:
+def test_invalid_input_is_reported(arguments: list[str], status: int, message: str) -> None:
     found, output, errors = run(*arguments)
     assert (found, output) == (status, "")
-    assert said in errors
+    assert message in errors
 
 
 @pytest.mark.parametrize("command", [[], ["check"]])
-async def test_a_wrong_policy_stops_forwarder_and_check_at_once(
+async def test_an_invalid_policy_stops_the_forwarder_and_the_check_at_startup(
     command: list[str], tmp_path: Path
 ) -> None:
     environment = {
@@ -211,7 +211,7 @@ async def test_a_wrong_policy_stops_forwarder_and_check_at_once(
     ]
 
 
-async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
+async def test_explaining_hub_events_leaves_no_state_and_no_receiver(tmp_path: Path) -> None:
     async with Server({HUB: 2}) as server:
         for number, message in enumerate(events.messages(60, per_message=10)):
             server.hubs[HUB].publish(number % 2, message.body)
@@ -228,7 +228,7 @@ async def test_a_peek_at_the_hub_moves_nothing(tmp_path: Path) -> None:
         assert not server.receivers
 
 
-async def test_a_hub_that_a_forwarder_reads_is_not_disturbed_but_says_what_to_do(
+async def test_a_consumer_group_in_use_is_reported_and_its_reader_continues(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     async with Server({HUB: 1}) as server:

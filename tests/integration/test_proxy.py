@@ -1,4 +1,4 @@
-"""A cluster whose pods leave through an HTTP proxy, and whose TLS a company inspects."""
+"""Egress through an HTTP proxy, and TLS inspection with a private CA."""
 
 import asyncio
 import random
@@ -26,8 +26,8 @@ HUB = "insights-logs-kube-audit"
 LOGIN = "someone:correct-horse-battery"
 
 
-class Place:
-    """A hub that is reached only through a proxy, with a certificate of a company's CA."""
+class Network:
+    """A network whose hub is reachable only through a proxy, with a certificate of a private CA."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Place:
 
     def settings(self, **more: str) -> dict[str, str]:
         name, key = next(iter(self.server.keys.items()))
-        found = {
+        variables = {
             "EhubNamespaceConnectionString": f"Endpoint=sb://{self.host};SharedAccessKeyName={name}"
             f";SharedAccessKey={key}",
             "HubTransport": "websockets",
@@ -51,26 +51,26 @@ class Place:
             "LoadBalancingInterval": "1",
             **more,
         }
-        return {variable: text for variable, text in found.items() if text}
+        return {variable: text for variable, text in variables.items() if text}
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    place, ca = Place(tmp_path), trustme.CA()
+async def network(tmp_path: Path) -> AsyncIterator[Network]:
+    network, ca = Network(tmp_path), trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
-    ca.issue_cert(place.host).configure_cert(place.tls)
+    ca.issue_cert(network.host).configure_cert(network.tls)
     async with (
-        Server({HUB: 1}, tls=place.tls) as place.server,
-        Webhook() as place.webhook,
-        place.proxy,
+        Server({HUB: 1}, tls=network.tls) as network.server,
+        Webhook() as network.webhook,
+        network.proxy,
     ):
-        place.proxy.routes[f"{place.host}:443"] = ("127.0.0.1", place.server.port)
-        place.server.hubs[HUB].publish(0, events.envelope(events.real_events()[:3]))
-        yield place
+        network.proxy.routes[f"{network.host}:443"] = ("127.0.0.1", network.server.port)
+        network.server.hubs[HUB].publish(0, events.envelope(events.real_events()[:3]))
+        yield network
 
 
-async def report(settings: dict[str, str]) -> list[str]:
-    """Run `check`; the lines of what failed, each with its remedy."""
+async def failed_checks(settings: dict[str, str]) -> list[str]:
+    """Run `check`; return the lines of failed components, each with its remedy."""
     async with Forwarder(settings, "check") as check:
         await check.wait(90)
     assert LOGIN.partition(":")[2] not in "".join([*check.lines, check.stderr])
@@ -82,194 +82,202 @@ async def report(settings: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("spelling", ["upper", "lower", "login"])
-async def test_hub_and_store_are_reached_through_the_proxy_and_the_sink_is_not(
-    place: Place, spelling: str
+async def test_hub_and_store_use_the_proxy_and_the_sink_does_not(
+    network: Network, spelling: str
 ) -> None:
-    url = place.proxy.url
+    url = network.proxy.url
     if spelling == "login":
-        place.proxy.login = LOGIN
+        network.proxy.login = LOGIN
         url = url.replace("//", f"//{LOGIN}@")
     variables = {"HTTPS_PROXY": url, "HTTP_PROXY": url}
     if spelling == "lower":
         variables |= {"https_proxy": url, "http_proxy": url, "HTTPS_PROXY": "http://unused.invalid"}
     async with azurite() as store:
-        place.proxy.routes[f"127.0.0.1:{store.port}"] = ("127.0.0.1", store.port)
+        network.proxy.routes[f"127.0.0.1:{store.port}"] = ("127.0.0.1", store.port)
         text = store.connection_string
-        settings = place.settings(BlobStorageConnectionString=text, VerboseLevel="4", **variables)
+        settings = network.settings(BlobStorageConnectionString=text, VerboseLevel="4", **variables)
         async with Forwarder(settings) as forwarder:
-            await place.webhook.until(lambda: place.webhook.total == 3)
+            await network.webhook.until(lambda: network.webhook.total == 3)
             forwarder.terminate()
             assert await forwarder.wait() == 0
         assert await stores.shared(store) == {"0": 0}
-        assert {*place.proxy.asked} == {f"{place.host}:443", f"127.0.0.1:{store.port}"}
-        assert await report(settings) == []
+        assert {*network.proxy.asked} == {f"{network.host}:443", f"127.0.0.1:{store.port}"}
+        assert await failed_checks(settings) == []
     assert LOGIN.partition(":")[2] not in "".join([*forwarder.lines, forwarder.stderr])
 
 
-async def test_a_renewed_login_of_the_proxy_is_used_without_a_restart(place: Place) -> None:
-    """For the hub at the next connection, for the other services of Azure at the next request."""
-    file, first, second = place.path / "proxy", "someone:first-password", "someone:next-password"
-    host = f"127.0.0.1:{place.proxy.port}"
-    place.proxy.login = first
+async def test_a_renewed_login_of_the_proxy_is_used_without_a_restart(network: Network) -> None:
+    """The hub uses it for the next connection, other Azure services for the next request."""
+    file, first, second = network.path / "proxy", "someone:first-password", "someone:next-password"
+    host = f"127.0.0.1:{network.proxy.port}"
+    network.proxy.login = first
     file.write_text(f"http://{first}@{host}")
-    environment = place.settings(HTTPS_PROXY="", HTTP_PROXY="", HTTPS_PROXY_FILE=str(file))
-    url = URL(f"https://{place.host}:443/")
+    environment = network.settings(HTTPS_PROXY="", HTTP_PROXY="", HTTPS_PROXY_FILE=str(file))
+    url = URL(f"https://{network.host}:443/")
     transport = azure_options(Settings.from_env(environment), url)["transport"]
 
     async def status() -> int:
-        answer = await transport.send(HttpRequest("GET", str(url), headers={"Connection": "close"}))
-        return int(answer.status_code)
+        response = await transport.send(
+            HttpRequest("GET", str(url), headers={"Connection": "close"})
+        )
+        return int(response.status_code)
 
     async with Forwarder(environment) as forwarder, transport:
-        await place.webhook.until(lambda: place.webhook.total == 3)
-        assert await status() == 404  # of the hub's own HTTP server
-        place.proxy.login = second
-        place.server.faults.drop()
+        await network.webhook.until(lambda: network.webhook.total == 3)
+        assert await status() == 404  # from the HTTP server of the hub
+        network.proxy.login = second
+        network.server.faults.drop()
         reason = (await forwarder.wait_for("hub does not answer"))["reason"]
         assert "asks for a login" in reason
         file.write_text(f"http://{second}@{host}")
-        place.server.hubs[HUB].publish(0, events.envelope(events.real_events()[3:5]))
-        await place.webhook.until(lambda: place.webhook.total == 5)
+        network.server.hubs[HUB].publish(0, events.envelope(events.real_events()[3:5]))
+        await network.webhook.until(lambda: network.webhook.total == 5)
         assert await status() == 404
 
 
 @pytest.mark.parametrize(
     "no_proxy", ["{}", "10.0.0.0/8,127.0.0.0/8", "x.example, {}:443", "*", "{} .svc"]
 )
-async def test_no_proxy_makes_the_connection_direct(place: Place, no_proxy: str) -> None:
-    async with Server({HUB: 1}, tls=place.tls, host=place.host, port=443) as direct:
-        direct.keys = place.server.keys
+async def test_a_host_in_no_proxy_is_connected_to_directly(network: Network, no_proxy: str) -> None:
+    async with Server({HUB: 1}, tls=network.tls, host=network.host, port=443) as direct:
+        direct.keys = network.server.keys
         direct.hubs[HUB].publish(0, events.envelope(events.real_events()[:5]))
-        async with Forwarder(place.settings(NO_PROXY=no_proxy.format(place.host))):
-            await place.webhook.until(lambda: place.webhook.total == 5)
-    assert place.proxy.asked == []
+        async with Forwarder(network.settings(NO_PROXY=no_proxy.format(network.host))):
+            await network.webhook.until(lambda: network.webhook.total == 5)
+    assert network.proxy.asked == []
 
 
 @pytest.mark.parametrize("no_proxy", ["example.org", "127.7.0.0/33", "{}:5671"])
-async def test_no_proxy_of_others_does_not(place: Place, no_proxy: str) -> None:
-    async with Forwarder(place.settings(NO_PROXY=no_proxy.format(place.host))):
-        await place.webhook.until(lambda: place.webhook.total == 3)
+async def test_no_proxy_for_other_hosts_has_no_effect(network: Network, no_proxy: str) -> None:
+    async with Forwarder(network.settings(NO_PROXY=no_proxy.format(network.host))):
+        await network.webhook.until(lambda: network.webhook.total == 3)
 
 
-# How each refusal is set up, and words of its cause and remedy.
+# The proxy's status, and words of the expected reason and remedy.
 REFUSALS = {
     "login": (407, "asks for a login on the way to ", "put user:password@ before the host"),
     "forbidden": (403, "does not connect to ", "allow "),
-    "away": (503, "it answers 503", "NO_PROXY"),
+    "unavailable": (503, "it answers 503", "NO_PROXY"),
 }
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-async def test_a_proxy_that_refuses_is_named(place: Place, refusal: str) -> None:
-    place.proxy.status, what, remedy = REFUSALS[refusal]
-    settings = place.settings()
+async def test_a_refusal_by_the_proxy_is_reported(network: Network, refusal: str) -> None:
+    network.proxy.status, reason, remedy = REFUSALS[refusal]
+    settings = network.settings()
     async with Forwarder(settings) as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
         status, body = await forwarder.get("/readyz")
-    (line,) = await report(settings)
+    (line,) = await failed_checks(settings)
     assert line.startswith("FAIL    hub login")
     assert status == 503
     for text in (entry["reason"], line):
-        assert f"the proxy 127.0.0.1:{place.proxy.port}" in text
-        assert what in text
+        assert f"the proxy 127.0.0.1:{network.proxy.port}" in text
+        assert reason in text
         assert remedy in text
-    assert what in body
+    assert reason in body
 
 
-async def test_a_proxy_that_is_away_is_named_by_its_own_address(place: Place) -> None:
+async def test_an_unreachable_proxy_is_reported_with_its_address(network: Network) -> None:
     port = free_port()
-    settings = place.settings(HTTPS_PROXY=f"http://127.0.0.1:{port}")
+    settings = network.settings(HTTPS_PROXY=f"http://127.0.0.1:{port}")
     async with Forwarder(settings) as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
-    (line,) = await report(settings)
+    (line,) = await failed_checks(settings)
     assert line.startswith("FAIL    hub login")
     for text in (entry["reason"], line):
         assert f"127.0.0.1:{port} refuses connections" in text
         assert "check HTTPS_PROXY (httpsProxy)" in text
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
-async def test_a_proxy_that_ends_the_connection_is_named(place: Place, answer: bytes) -> None:
-    """At once, for it is none; or once it sees where the connection goes to."""
+@pytest.mark.parametrize("response", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+async def test_a_proxy_that_closes_the_connection_is_reported(
+    network: Network, response: bytes
+) -> None:
+    """It is not a proxy, or it closes the connection once it knows the destination."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
-        at = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
-        settings = place.settings(HTTPS_PROXY=f"http://{at}")
+        address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        settings = network.settings(HTTPS_PROXY=f"http://{address}")
         async with Forwarder(settings) as forwarder:
             entry = await forwarder.wait_for("hub does not answer")
         account = "AccountName=a;AccountKey=a2V5;DefaultEndpointsProtocol=https"
-        line, store = await report(settings | {"BlobStorageConnectionString": account})
+        line, store = await failed_checks(settings | {"BlobStorageConnectionString": account})
     for text in (entry["reason"], line):
-        assert f"{place.host}:443 cannot be reached through the proxy {at}: " in text
-        assert f"allow {place.host}:443 in the proxy" in text
-    assert f"a.blob.core.windows.net:443 cannot be reached through the proxy {at}: " in store
+        assert f"{network.host}:443 cannot be reached through the proxy {address}: " in text
+        assert f"allow {network.host}:443 in the proxy" in text
+    assert f"a.blob.core.windows.net:443 cannot be reached through the proxy {address}: " in store
     assert "allow a.blob.core.windows.net:443 in the proxy" in store
 
 
-async def test_the_certificate_of_a_proxy_is_not_taken_for_that_of_the_hub(place: Place) -> None:
+async def test_an_untrusted_proxy_certificate_is_attributed_to_the_proxy(network: Network) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=tls) as proxy:
-        at = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
-        settings = place.settings(HTTPS_PROXY=f"https://{at}")
+        address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        settings = network.settings(HTTPS_PROXY=f"https://{address}")
         async with Forwarder(settings) as forwarder:
             entry = await forwarder.wait_for("hub does not answer")
-        (line,) = await report(settings)
+        (line,) = await failed_checks(settings)
     for text in (entry["reason"], line):
-        assert f"the certificate of {at} is signed by an unknown CA" in text
+        assert f"the certificate of {address} is signed by an unknown CA" in text
         assert "set TrustedCAFile" in text
 
 
-async def test_with_amqp_the_proxy_is_named_as_what_amqp_cannot_pass(place: Place) -> None:
-    settings = place.settings(HubTransport="amqp")
+async def test_amqp_behind_a_proxy_is_reported_with_websockets_as_the_remedy(
+    network: Network,
+) -> None:
+    settings = network.settings(HubTransport="amqp")
     async with Forwarder(settings) as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
-    (line,) = await report(settings)
+    (line,) = await failed_checks(settings)
     for text in (entry["reason"], line):
         assert "AMQP cannot pass the HTTP proxy in HTTPS_PROXY: set HubTransport=websocket" in text
     remedied = settings | {"HubTransport": "websockets"}
     async with Forwarder(remedied):
-        await place.webhook.until(lambda: place.webhook.total == 3)
+        await network.webhook.until(lambda: network.webhook.total == 3)
 
 
 @pytest.mark.parametrize("transport", ["amqp", "websockets"])
-async def test_inspected_tls_is_named_and_the_remedy_repairs_it(
-    place: Place, transport: str
+async def test_inspected_tls_is_reported_and_the_remedy_works(
+    network: Network, transport: str
 ) -> None:
     port = 443 if transport == "websockets" else 5671
-    async with Server({HUB: 1}, tls=place.tls, host=place.host, port=port) as direct:
-        direct.keys = place.server.keys
+    async with Server({HUB: 1}, tls=network.tls, host=network.host, port=port) as direct:
+        direct.keys = network.server.keys
         direct.hubs[HUB].publish(0, events.envelope(events.real_events()[:5]))
-        settings = place.settings(HTTPS_PROXY="", HTTP_PROXY="", HubTransport=transport)
+        settings = network.settings(HTTPS_PROXY="", HTTP_PROXY="", HubTransport=transport)
         without = settings.copy()
         del without["TrustedCAFile"]
         async with Forwarder(without) as forwarder:
             entry = await forwarder.wait_for("hub does not answer")
-        (line,) = await report(without)
+        (line,) = await failed_checks(without)
         for text in (entry["reason"], line):
-            assert f"the certificate of {place.host}:{port} is signed by an unknown CA" in text
+            assert f"the certificate of {network.host}:{port} is signed by an unknown CA" in text
             assert "set TrustedCAFile" in text
         async with Forwarder(settings):
-            await place.webhook.until(lambda: place.webhook.total == 5)
+            await network.webhook.until(lambda: network.webhook.total == 5)
 
 
 @pytest.mark.parametrize("status", [401, 403, 407, 502])
-async def test_a_gateway_that_answers_the_upgrade_is_named(place: Place, status: int) -> None:
+async def test_a_gateway_that_rejects_the_websocket_upgrade_is_reported(
+    network: Network, status: int
+) -> None:
     async def refuse(_: web.BaseRequest) -> web.Response:
         return web.Response(status=status)
 
     runner = web.ServerRunner(web.Server(refuse))
     await runner.setup()
-    await web.TCPSite(runner, place.host, 443, ssl_context=place.tls).start()
-    settings = place.settings(HTTPS_PROXY="", HTTP_PROXY="")
+    await web.TCPSite(runner, network.host, 443, ssl_context=network.tls).start()
+    settings = network.settings(HTTPS_PROXY="", HTTP_PROXY="")
     async with Forwarder(settings) as forwarder:
         entry = await forwarder.wait_for("hub does not answer")
-    (line,) = await report(settings)
+    (line,) = await failed_checks(settings)
     await runner.cleanup()
     for text in (entry["reason"], line):
         assert str(status) in text or "asks for a login" in text

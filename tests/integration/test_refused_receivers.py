@@ -1,4 +1,4 @@
-"""A receiver that the hub refuses: the reason is told everywhere, and reading goes on if it can."""
+"""A refused receiver: its reason is reported everywhere, and reading resumes if possible."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ async def test_a_refused_offset_is_replaced_by_the_sequence_number(
     tmp_path: Path, condition: str
 ) -> None:
     async with environment(tmp_path, partitions=1) as env:
-        await _checkpointed(env)
+        await _deliver_and_stop(env)
         env.hub.partitions[0].refuses["x-opt-offset"] = condition
         env.ledger.publish(100)
         async with env.forwarder(None, **SETTINGS) as forwarder:
@@ -35,13 +35,13 @@ async def test_a_refused_offset_is_replaced_by_the_sequence_number(
 
 
 async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path) -> None:
-    """Nothing is lost; what may come twice is logged."""
+    """Nothing is lost; possible duplicates are logged."""
     async with environment(tmp_path, partitions=1) as env:
-        await _checkpointed(env)
+        await _deliver_and_stop(env)
         before = env.webhook.total
         env.hub.partitions[0].refuses |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
         env.ledger.publish(100)
-        messages = env.hub.partitions[0].messages  # the next one came in the same millisecond
+        messages = env.hub.partitions[0].messages  # the next one has the same time
         messages[10] = messages[10]._replace(enqueued=messages[9].enqueued)
         async with env.forwarder(None, **SETTINGS) as forwarder:
             await env.ledger.settled()
@@ -63,7 +63,7 @@ async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path)
 async def test_a_refusal_for_another_reason_replaces_no_position(
     tmp_path: Path, condition: str, text: str
 ) -> None:
-    """Names of hubs and groups in its text are not taken for a reason."""
+    """Names of hubs and groups in the error text do not count as the reason."""
     async with environment(tmp_path, partitions=1) as env:
         async with env.forwarder(None, **SETTINGS) as forwarder:
             env.ledger.publish(100)
@@ -78,33 +78,33 @@ async def test_a_refusal_for_another_reason_replaces_no_position(
         assert env.webhook.duplicates == 0
 
 
-async def test_a_deleted_consumer_group_is_the_reason_everywhere(tmp_path: Path) -> None:
+async def test_a_deleted_consumer_group_is_reported_everywhere(tmp_path: Path) -> None:
     async with environment(tmp_path, partitions=2) as env:
         env.hub.groups.add("audit")
         env.ledger.publish(100)
         async with env.forwarder(None, ConsumerGroup="audit", **SETTINGS) as forwarder:
             await env.ledger.settled()
-            assert await _hub(forwarder) == (200, 1, "healthy")
+            assert await _hub_health(forwarder) == (200, 1, "healthy")
             env.hub.groups.discard("audit")
             env.server.faults.detach("amqp:not-found")
             env.ledger.publish(100)
             stalled = await forwarder.wait_for("stalled")
             reason = f"hub '{HUB}' has no consumer group 'audit'"
             assert reason in stalled["reason"]
-            status, up, told = await _hub(forwarder)
+            status, up, component = await _hub_health(forwarder)
             assert (status, up) == (503, 0)
-            assert reason in told
+            assert reason in component
             assert reason in json.dumps(await _status(forwarder))
             await forwarder.wait_for("still stalled")
-            assert len(forwarder.entries("receiving failed")) == 1  # once a minute, for all
+            assert len(forwarder.entries("receiving failed")) == 1  # once a minute for all
             env.hub.groups.add("audit")
             await env.ledger.settled()
-            assert await _hub(forwarder) == (200, 1, "healthy")
+            assert await _hub_health(forwarder) == (200, 1, "healthy")
         assert env.webhook.duplicates == 0
 
 
-async def test_an_application_with_a_higher_epoch_is_the_reason(tmp_path: Path) -> None:
-    """It keeps every partition: the forwarder is refused again and again."""
+async def test_a_reader_with_a_higher_epoch_is_reported(tmp_path: Path) -> None:
+    """It owns the only partition, so the forwarder is refused repeatedly."""
     async with environment(tmp_path, partitions=1) as env:
         other, reading = await _read_elsewhere(env)
         env.ledger.publish(100)
@@ -117,8 +117,10 @@ async def test_an_application_with_a_higher_epoch_is_the_reason(tmp_path: Path) 
             await env.ledger.settled()
 
 
-async def test_an_application_that_keeps_all_partitions_makes_it_unready(tmp_path: Path) -> None:
-    """The reason lasts until a partition is opened again, in 27 s at the earliest."""
+async def test_a_reader_that_owns_all_partitions_makes_the_forwarder_unready(
+    tmp_path: Path,
+) -> None:
+    """The reason remains until a partition is reopened, after 27 s at the earliest."""
     variables = {"LoadBalancingInterval": "30", "OwnershipExpiry": "60"}
     async with environment(tmp_path, partitions=1) as env:
         other, reading = await _read_elsewhere(env)
@@ -126,29 +128,29 @@ async def test_an_application_that_keeps_all_partitions_makes_it_unready(tmp_pat
             await forwarder.wait_for("hub answers")
             await forwarder.wait_for("receiving failed")
             await asyncio.sleep(1)
-            status, up, told = await _hub(forwarder)
+            status, up, component = await _hub_health(forwarder)
             assert (status, up) == (503, 0)
-            assert f"another process reads this partition of hub '{HUB}'" in told
+            assert f"another process reads this partition of hub '{HUB}'" in component
         reading.cancel()
         await other.close()
 
 
 async def _read_elsewhere(env: Environment) -> tuple[EventHubConsumerClient, asyncio.Task[None]]:
-    """Read partition 0 with a higher epoch; return the client, and the task that reads."""
+    """Read partition 0 with a higher epoch; return the client and its reading task."""
     other = EventHubConsumerClient.from_connection_string(
         env.server.connection_string(), "$Default", eventhub_name=HUB
     )
     reading = asyncio.create_task(other.receive(on_event=_ignore, partition_id="0", owner_level=9))
-    while not env.server.receivers:  # noqa: ASYNC110 - of another client
+    while not env.server.receivers:  # noqa: ASYNC110 - no event to wait for
         await asyncio.sleep(0.05)
     return other, reading
 
 
 async def _ignore(*_: object) -> None:
-    """Take no notice of an event."""
+    """Ignore an event."""
 
 
-async def test_one_partition_that_is_refused_does_not_make_it_unready(tmp_path: Path) -> None:
+async def test_one_refused_partition_does_not_make_the_forwarder_unready(tmp_path: Path) -> None:
     async with environment(tmp_path, partitions=2) as env:
         env.server.faults.refuse("attach", "amqp:unauthorized-access", partition=1)
         env.hub.publish(1, b"{}")
@@ -156,11 +158,11 @@ async def test_one_partition_that_is_refused_does_not_make_it_unready(tmp_path: 
             stalled = await forwarder.wait_for("stalled")
             assert stalled["partition"] == "1"
             assert "refuses the login" in stalled["reason"]
-            assert await _hub(forwarder) == (200, 1, "healthy")
+            assert await _hub_health(forwarder) == (200, 1, "healthy")
 
 
-async def _checkpointed(env: Environment) -> None:
-    """Deliver some messages and stop."""
+async def _deliver_and_stop(env: Environment) -> None:
+    """Deliver some messages, so that checkpoints are written, and stop."""
     env.ledger.publish(100)
     async with env.forwarder() as forwarder:
         await env.ledger.settled()
@@ -168,8 +170,8 @@ async def _checkpointed(env: Environment) -> None:
         assert await forwarder.wait() == 0
 
 
-async def _hub(forwarder: Forwarder) -> tuple[int, float, str]:
-    """Return the status of /readyz, the metric, and what is the matter with the hub."""
+async def _hub_health(forwarder: Forwarder) -> tuple[int, float, str]:
+    """Return the status of /readyz, the metric, and the hub's component in /status."""
     status, _ = await forwarder.get("/readyz")
     up = (await forwarder.metrics()).total("aks_audit_hub_up")
     return status, up, (await _status(forwarder))["components"]["hub"]

@@ -1,4 +1,4 @@
-"""Secrets that are renewed in their files are used without a restart."""
+"""Secrets renewed in their files are used without a restart."""
 
 import asyncio
 import ssl
@@ -18,7 +18,7 @@ from support.process import Forwarder
 from support.webhook import Webhook
 
 HUB = "insights-logs-kube-audit"
-SECONDS = 6
+VALID_SECONDS = 6
 
 
 def settings(connection: Path, webhook: Webhook, **more: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def publish(server: Server, count: int) -> None:
         server.hubs[HUB].publish(0, message.body)
 
 
-async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
+async def test_a_renewed_hub_key_is_used_for_the_next_connection(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     async with Server({HUB: 1}) as server:
@@ -50,7 +50,7 @@ async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
             server.keys["RootManageSharedAccessKey"] = "cmVuZXdlZCBrZXkgb2YgdGhlIGh1Yg=="
             server.faults.drop()
             await forwarder.wait_for("hub does not answer")
-            file.write_text(server.connection_string(HUB.upper()))  # names have no case
+            file.write_text(server.connection_string(HUB.upper()))  # names are case-insensitive
             publish(server, 4)
             await webhook.until(lambda: webhook.total == 7)
             await forwarder.wait_for("hub answers")
@@ -61,7 +61,7 @@ async def test_a_renewed_key_of_the_hub_is_used_at_the_next_connection(
 async def test_a_connection_string_of_another_hub_needs_a_restart(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """Until then the hub is read with the one of the start."""
+    """Until then the original connection string is used."""
     async with Server({HUB: 1}) as server:
         file = tmp_path / "connection"
         file.write_text(server.connection_string())
@@ -82,7 +82,7 @@ async def test_a_connection_string_of_another_hub_needs_a_restart(
 
 
 def signed(store: Azurite, seconds: float, *, writes: bool = True) -> str:
-    """Return a connection string whose signature expires after some seconds."""
+    """Return a connection string with a signature that expires after `seconds`."""
     sas = generate_container_sas(
         "devstoreaccount1",
         stores.CONTAINER,
@@ -95,14 +95,14 @@ def signed(store: Azurite, seconds: float, *, writes: bool = True) -> str:
     return f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
 
 
-async def test_a_renewed_signature_of_the_store_is_used_for_the_next_checkpoint(
+async def test_a_renewed_storage_signature_is_used_for_the_next_checkpoint(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     async with Server({HUB: 1}) as server, azurite() as store:
         async with stores.container(store) as container:
             await container.create_container()
         file = tmp_path / "connection"
-        file.write_text(signed(store, SECONDS))
+        file.write_text(signed(store, VALID_SECONDS))
         settings = {
             "EhubNamespaceConnectionString": server.connection_string(),
             "BlobStorageConnectionString_FILE": str(file),
@@ -128,7 +128,7 @@ async def test_a_renewed_signature_of_the_store_is_used_for_the_next_checkpoint(
                 raise AssertionError(await stores.shared(store))
 
 
-async def test_a_signature_that_may_only_read_the_store_fails_the_check(
+async def test_a_read_only_storage_signature_fails_the_check(
     webhook: Webhook,
 ) -> None:
     async with Server({HUB: 1}) as server, azurite() as store:
@@ -152,7 +152,7 @@ async def test_a_signature_that_may_only_read_the_store_fails_the_check(
             assert [blob.name async for blob in container.list_blobs()] == []
 
 
-async def test_a_renewed_header_or_password_of_the_sink_is_sent_with_the_next_post(
+async def test_renewed_sink_headers_and_passwords_are_sent_with_the_next_post(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     headers, url = tmp_path / "headers", tmp_path / "url"
@@ -179,8 +179,8 @@ async def test_a_renewed_header_or_password_of_the_sink_is_sent_with_the_next_po
     assert sent[-1] == ("second-key-of-the-sink", f"Basic {basic}")
 
 
-async def test_only_the_cas_that_the_file_has_now_are_trusted(tmp_path: Path) -> None:
-    """The SDK and aiohttp keep one context for all their connections."""
+async def test_only_the_current_cas_in_the_file_are_trusted(tmp_path: Path) -> None:
+    """The SDK and aiohttp use one context for all connections."""
     file, tls = tmp_path / "ca.pem", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     old, new = trustme.CA(), trustme.CA()
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=tls)

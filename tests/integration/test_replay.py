@@ -1,4 +1,4 @@
-"""Dead letters are posted again by a command of its own, and none is lost or kept twice by it."""
+"""`replay` posts dead letters again; none is lost or stored twice."""
 
 import asyncio
 import functools
@@ -42,20 +42,20 @@ def settings(webhook: Webhook, state: Path, **variables: str) -> dict[str, str]:
 
 
 async def replay(variables: Mapping[str, str], *arguments: str) -> tuple[int, str]:
-    """Run the command to its end; its exit status and all it said."""
+    """Run the command; return its exit status and output."""
     async with Forwarder(variables, "replay", *arguments) as command:
         status = await command.wait()
         return status, "\n".join([*command.lines, command.stderr])
 
 
-def fresh(count: int) -> list[bytes]:
+def new_events(count: int) -> list[bytes]:
     (message,) = events.messages(count, per_message=count, events=events.typical_events())
     return list(message.events)
 
 
-async def dead_letters(state: Path, bodies: Sequence[bytes], most: int = 10**6) -> None:
-    """Keep dead letters as the forwarder does, in files of a tenth of `most`."""
-    store = DeadLetterFiles(state / "deadletters", most)
+async def store_dead_letters(state: Path, bodies: Sequence[bytes], max_bytes: int = 10**6) -> None:
+    """Store dead letters as the forwarder does, in files of up to a tenth of `max_bytes`."""
+    store = DeadLetterFiles(state / "deadletters", max_bytes)
     records = [Record.of("3", n, Unusable(body, "because")) for n, body in enumerate(bodies)]
     for name, data in batches(records, store.max_batch):
         await store.put(name, data)
@@ -65,8 +65,8 @@ def files(state: Path) -> list[Path]:
     return sorted((state / "deadletters").rglob("*.jsonl"), key=lambda file: file.name)
 
 
-def kept(state: Path) -> list[bytes]:
-    """Return the lines of all files, the oldest first."""
+def stored_lines(state: Path) -> list[bytes]:
+    """Return the lines of all files, oldest first."""
     return [line for file in files(state) for line in file.read_bytes().splitlines(keepends=True)]
 
 
@@ -78,53 +78,53 @@ def refusing(refused: Sequence[bytes]) -> Any:
     return lambda post: 422 if any(one in post.body for one in refused) else None
 
 
-async def test_what_is_accepted_goes_and_what_is_not_stays_as_it_was(
+async def test_accepted_dead_letters_are_removed_and_rejected_ones_are_kept(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    originals = fresh(30)
-    await dead_letters(tmp_path, originals)
-    before = kept(tmp_path)
+    originals = new_events(30)
+    await store_dead_letters(tmp_path, originals)
+    before = stored_lines(tmp_path)
     bad = [7, 8, 29]
     webhook.rule = refusing([originals[n] for n in bad])
-    status, said = await replay(settings(webhook, tmp_path))
-    assert status == 1, said
-    assert "30 dead letters selected, 27 accepted and removed, 3 stay\n" in said
-    assert "3 refused by the sink: 422" in said
-    stays = [json.loads(line) for line in kept(tmp_path)]
-    assert all(one.pop("reason").startswith("refused by the sink: 422") for one in stays)
+    status, output = await replay(settings(webhook, tmp_path))
+    assert status == 1, output
+    assert "30 dead letters selected, 27 accepted and removed, 3 stay\n" in output
+    assert "3 refused by the sink: 422" in output
+    remaining = [json.loads(line) for line in stored_lines(tmp_path)]
+    assert all(one.pop("reason").startswith("refused by the sink: 422") for one in remaining)
     expected = [json.loads(before[n]) for n in bad]
-    assert stays == [{k: v for k, v in one.items() if k != "reason"} for one in expected]
-    status, said = await replay(settings(webhook, tmp_path), "--reason", "because")
-    assert "0 dead letters selected" in said
+    assert remaining == [{k: v for k, v in one.items() if k != "reason"} for one in expected]
+    status, output = await replay(settings(webhook, tmp_path), "--reason", "because")
+    assert "0 dead letters selected" in output
     assert Counter(webhook.bytes.values()) == Counter(
         one for n, one in enumerate(originals) if n not in bad
     )
     webhook.rule = None
-    status, said = await replay(settings(webhook, tmp_path))
-    assert status == 0, said
+    status, output = await replay(settings(webhook, tmp_path))
+    assert status == 0, output
     assert set(webhook.bytes.values()) == set(originals)
     assert webhook.duplicates == 0
     assert not files(tmp_path)
     assert "0 dead letters selected" in (await replay(settings(webhook, tmp_path)))[1]
 
 
-async def test_more_refusals_than_web_sink_max_rejects_hold_nothing_up(
+async def test_more_rejections_than_web_sink_max_rejects_do_not_stop_a_replay(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    originals = fresh(40)
-    await dead_letters(tmp_path, originals)
+    originals = new_events(40)
+    await store_dead_letters(tmp_path, originals)
     webhook.rule = refusing(originals[:30])
     one_by_one = {"WebSinkMaxRejects": "2", "WebSinkConcurrency": "1"}
-    status, said = await replay(settings(webhook, tmp_path, **one_by_one))
-    assert (status, bodies(kept(tmp_path))) == (1, originals[:30]), said
+    status, output = await replay(settings(webhook, tmp_path, **one_by_one))
+    assert (status, bodies(stored_lines(tmp_path))) == (1, originals[:30]), output
 
 
-async def test_since_and_reason_select_and_the_others_stay_as_they_were(
+async def test_since_and_reason_select_and_the_others_are_unchanged(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     now = datetime.now(UTC)
     old, new = now - timedelta(hours=7), now
-    originals = fresh(4)
+    originals = new_events(4)
     lines = [
         Record(time, reason, "0", n, body=originals[n].decode()).line()
         for n, (time, reason) in enumerate(
@@ -134,182 +134,186 @@ async def test_since_and_reason_select_and_the_others_stay_as_they_were(
     (tmp_path / "deadletters").mkdir()
     file = tmp_path / "deadletters" / "00000001.jsonl"
     file.write_bytes(b"".join(lines))
-    status, said = await replay(
+    status, output = await replay(
         settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot", "--dry-run"
     )
     assert (status, webhook.total, file.read_bytes()) == (0, 0, b"".join(lines))
-    assert "2 dead letters selected\n" in said
-    assert "1 teapot 2\n" in said
-    assert "1 a teapot\n" in said
-    status, said = await replay(settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot")
-    assert (status, kept(tmp_path)) == (0, [lines[0], lines[2]]), said
+    assert "2 dead letters selected\n" in output
+    assert "1 teapot 2\n" in output
+    assert "1 a teapot\n" in output
+    status, output = await replay(
+        settings(webhook, tmp_path), "--since", "6h", "--reason", "teapot"
+    )
+    assert (status, stored_lines(tmp_path)) == (0, [lines[0], lines[2]]), output
     assert set(webhook.bytes.values()) == {originals[1], originals[3]}
     instant = (now - timedelta(hours=8)).isoformat()
-    status, said = await replay(settings(webhook, tmp_path), "--since", instant)
-    assert (status, kept(tmp_path)) == (0, []), said
+    status, output = await replay(settings(webhook, tmp_path), "--since", instant)
+    assert (status, stored_lines(tmp_path)) == (0, []), output
 
 
-async def test_whole_messages_are_unpacked_again_and_what_still_is_of_no_use_stays(
+async def test_whole_messages_are_unpacked_again_and_unusable_records_are_kept(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    found = fresh(8)
-    foreign = events.record(found[6], category="guard")
-    message = events.wrap([*(events.record(one) for one in found[:5]), foreign])
-    useless = [b"\xff\xfe{", b"", b'{"auditID":"1"', b'{"a":1}', b"\0"]
-    await dead_letters(tmp_path, [message, events.record(found[5]), found[7] + b"\n", *useless])
-    before = kept(tmp_path)
-    webhook.rule = refusing([found[1], found[3]])
-    status, said = await replay(settings(webhook, tmp_path))
-    assert status == 1, said
-    assert set(webhook.bytes.values()) == {found[n] for n in (0, 2, 4, 5, 7)}
-    first, second, *others = kept(tmp_path)
+    originals = new_events(8)
+    other_category = events.record(originals[6], category="guard")
+    message = events.wrap([*(events.record(one) for one in originals[:5]), other_category])
+    unusable = [b"\xff\xfe{", b"", b'{"auditID":"1"', b'{"a":1}', b"\0"]
+    await store_dead_letters(
+        tmp_path, [message, events.record(originals[5]), originals[7] + b"\n", *unusable]
+    )
+    before = stored_lines(tmp_path)
+    webhook.rule = refusing([originals[1], originals[3]])
+    status, output = await replay(settings(webhook, tmp_path))
+    assert status == 1, output
+    assert set(webhook.bytes.values()) == {originals[n] for n in (0, 2, 4, 5, 7)}
+    first, second, *others = stored_lines(tmp_path)
     assert bodies(others) == bodies(before[3:])
     was, one, two = (json.loads(line) for line in (before[0], first, second))
-    assert [one.pop("body"), two.pop("body")] == [found[1].decode(), found[3].decode()]
+    assert [one.pop("body"), two.pop("body")] == [originals[1].decode(), originals[3].decode()]
     assert one == two
     assert one.pop("reason").startswith("refused by the sink: 422")
     assert one == {name: was[name] for name in ("time", "partition", "sequenceNumber")}
 
 
-async def test_lines_that_are_no_letters_stay_and_half_a_line_of_a_crash_goes(
+async def test_unreadable_lines_are_kept_and_an_incomplete_last_line_is_removed(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    originals = fresh(2)
-    await dead_letters(tmp_path, originals)
+    originals = new_events(2)
+    await store_dead_letters(tmp_path, originals)
     (file,) = files(tmp_path)
     good = file.read_bytes()
     file.write_bytes(b"garbage\r\xff\n" + good + good[:50])
-    status, said = await replay(settings(webhook, tmp_path))
+    status, output = await replay(settings(webhook, tmp_path))
     assert (status, file.read_bytes()) == (0, b"garbage\r\xff\n")
-    assert "1 lines unreadable" in said
+    assert "1 lines unreadable" in output
     assert set(webhook.bytes.values()) == set(originals)
 
 
 @pytest.mark.parametrize("answer", [Answer(503), Answer(401), Answer(drop=True)])
-async def test_it_gives_up_when_the_sink_is_down_and_keeps_all(
+async def test_a_replay_stops_when_the_sink_is_down_and_keeps_all_dead_letters(
     webhook: Webhook, tmp_path: Path, answer: Answer
 ) -> None:
-    await dead_letters(tmp_path, fresh(100))
-    before = kept(tmp_path)
+    await store_dead_letters(tmp_path, new_events(100))
+    before = stored_lines(tmp_path)
     webhook.rule = lambda _: answer
-    status, said = await replay(settings(webhook, tmp_path))
-    assert (status, kept(tmp_path)) == (1, before)
-    assert "\ngiven up, the sink accepts nothing: " in said
+    status, output = await replay(settings(webhook, tmp_path))
+    assert (status, stored_lines(tmp_path)) == (1, before)
+    assert "\ngiven up, the sink accepts nothing: " in output
     assert len(webhook.posts) < 100
 
 
-async def test_a_failure_of_the_sink_that_passes_is_waited_for(
-    webhook: Webhook, tmp_path: Path
-) -> None:
-    await dead_letters(tmp_path, fresh(50))
+async def test_a_transient_failure_of_the_sink_is_retried(webhook: Webhook, tmp_path: Path) -> None:
+    await store_dead_letters(tmp_path, new_events(50))
     webhook.answers.extend([503] * 2)
-    status, said = await replay(settings(webhook, tmp_path))
-    assert (status, kept(tmp_path), webhook.total) == (0, [], 50), said
+    status, output = await replay(settings(webhook, tmp_path))
+    assert (status, stored_lines(tmp_path), webhook.total) == (0, [], 50), output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_stopped_it_removes_what_was_accepted_and_keeps_the_rest(
+async def test_a_stopped_replay_removes_accepted_dead_letters_and_keeps_the_rest(
     webhook: Webhook, tmp_path: Path, number: signal.Signals
 ) -> None:
-    originals = fresh(2000)
-    await dead_letters(tmp_path, originals, most=10**8)
-    before = kept(tmp_path)
+    originals = new_events(2000)
+    await store_dead_letters(tmp_path, originals, max_bytes=10**8)
+    before = stored_lines(tmp_path)
     webhook.rule = lambda _: Answer(delay=0.1)
     async with Forwarder(settings(webhook, tmp_path), "replay") as command:
         await webhook.until(lambda: webhook.total >= 100)
         command.process.send_signal(number)
         assert await command.wait() == 1
     assert "stopped" in command.stderr
-    rest = kept(tmp_path)
+    rest = stored_lines(tmp_path)
     assert 0 < len(rest) <= 1900
     assert {*bodies(rest), *webhook.bytes.values()} == set(originals)
-    # Posts without a response may have been taken: of ten events, four at once for each batch.
+    # Requests without a response may have been accepted: ten events each, four at once per batch.
     assert len(rest) + len(webhook.taken) - 2000 <= 40 * len(files(tmp_path))
     assert rest == [line for line in before if line in set(rest)]
 
 
-async def test_killed_at_any_moment_it_loses_nothing(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_replay_that_is_killed_loses_nothing(webhook: Webhook, tmp_path: Path) -> None:
     seed = secrets.randbits(32)
-    chance = random.Random(seed)
-    originals = fresh(600)
-    await dead_letters(tmp_path, originals)
-    webhook.rule = lambda _: Answer(delay=chance.uniform(0, 0.02))
+    rng = random.Random(seed)
+    originals = new_events(600)
+    await store_dead_letters(tmp_path, originals)
+    webhook.rule = lambda _: Answer(delay=rng.uniform(0, 0.02))
 
     def reached(total: int) -> bool:
         return webhook.total >= total
 
     try:
         for _ in range(5):
-            at = webhook.total + chance.randrange(100)
+            target = webhook.total + rng.randrange(100)
             async with Forwarder(settings(webhook, tmp_path), "replay") as command:
-                with suppress(RuntimeError):  # it came to its end before
-                    await command.until(functools.partial(reached, at))
+                with suppress(RuntimeError):  # it had already finished
+                    await command.until(functools.partial(reached, target))
                 command.kill()
                 await command.wait()
-            rest = bodies(kept(tmp_path))
+            rest = bodies(stored_lines(tmp_path))
             assert len(rest) == len(set(rest))
             assert {*rest, *webhook.bytes.values()} == set(originals)
         assert (await replay(settings(webhook, tmp_path)))[0] == 0
     except BaseException:
-        print(f"seed {seed}")  # noqa: T201 - to repeat it
+        print(f"seed {seed}")  # noqa: T201 - to reproduce a failure
         raise
-    assert (kept(tmp_path), set(webhook.bytes.values())) == ([], set(originals))
+    assert (stored_lines(tmp_path), set(webhook.bytes.values())) == ([], set(originals))
 
 
-async def test_two_at_once_lose_nothing_and_one_reports_the_other(
+async def test_concurrent_replays_lose_nothing_and_report_each_other(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    originals = fresh(300)
-    await dead_letters(tmp_path, originals)
+    originals = new_events(300)
+    await store_dead_letters(tmp_path, originals)
     webhook.rule = lambda _: Answer(delay=0.02)
     variables = settings(webhook, tmp_path)
     results = await asyncio.gather(*(replay(variables) for _ in range(2)))
     assert set(webhook.bytes.values()) == set(originals)
     assert (await replay(variables))[0] == 0
-    assert not kept(tmp_path)
-    for status, said in results:
-        assert status == 0 or "changed by another replay" in said
+    assert not stored_lines(tmp_path)
+    for status, output in results:
+        assert status == 0 or "changed by another replay" in output
 
 
-async def test_discard_removes_what_can_never_be_accepted(webhook: Webhook, tmp_path: Path) -> None:
+async def test_discard_removes_the_selected_dead_letters(webhook: Webhook, tmp_path: Path) -> None:
     store = DeadLetterFiles(tmp_path / "deadletters", 10**6)
-    found = [Record.of("3", n, Unusable(b"x\x9b", f"cut off: {n} lost")) for n in range(3)]
-    found.append(Record.of("3", 3, Unusable(b"other", "refused by the sink: 400")))
-    for name, data in batches(found, 10**6):
+    records = [Record.of("3", n, Unusable(b"x\x9b", f"cut off: {n} lost")) for n in range(3)]
+    records.append(Record.of("3", 3, Unusable(b"other", "refused by the sink: 400")))
+    for name, data in batches(records, 10**6):
         await store.put(name, data)
     variables = settings(webhook, tmp_path)
-    before = kept(tmp_path)
-    status, said = await replay(variables, "--show", "--reason", "cut off")
-    assert (status, kept(tmp_path)) == (0, before)
-    shown = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    before = stored_lines(tmp_path)
+    status, output = await replay(variables, "--show", "--reason", "cut off")
+    assert (status, stored_lines(tmp_path)) == (0, before)
+    shown = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [one["sequenceNumber"] for one in shown] == [0, 1, 2]
-    status, said = await replay(variables, "--discard")
-    assert (status, kept(tmp_path)) == (2, before), said
-    status, said = await replay(variables, "--discard", "--reason", "cut off")
-    assert status == 0, said
-    assert "3 dead letters selected, 3 discarded, 0 stay" in said
-    assert bodies(kept(tmp_path)) == [b"other"]
+    status, output = await replay(variables, "--discard")
+    assert (status, stored_lines(tmp_path)) == (2, before), output
+    status, output = await replay(variables, "--discard", "--reason", "cut off")
+    assert status == 0, output
+    assert "3 dead letters selected, 3 discarded, 0 stay" in output
+    assert bodies(stored_lines(tmp_path)) == [b"other"]
     assert webhook.total == 0
 
 
-async def test_what_the_disk_holds_is_replayed_also_with_a_storage_account(
+async def test_dead_letters_on_disk_are_replayed_even_with_a_storage_account(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """An earlier version, or an installation on a volume, kept it there."""
-    originals = fresh(4)
+    """They are from an earlier version, or from an installation with a volume."""
+    originals = new_events(4)
     lines = [Record.of("3", n, Unusable(one, "")).line() for n, one in enumerate(originals)]
     (tmp_path / "deadletters" / "taken").mkdir(parents=True)
     (tmp_path / "deadletters" / "taken" / "00000001.jsonl").write_bytes(b"".join(lines[:2]))
     (tmp_path / "deadletters" / "00000002.jsonl").write_bytes(b"".join(lines[2:]))
     async with azurite() as store:
         account = {"BlobStorageConnectionString": store.connection_string}
-        status, said = await replay(settings(webhook, tmp_path, **account))
-    assert (status, kept(tmp_path)) == (0, []), said
+        status, output = await replay(settings(webhook, tmp_path, **account))
+    assert (status, stored_lines(tmp_path)) == (0, []), output
     assert set(webhook.bytes.values()) == set(originals)
 
 
-async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_path: Path) -> None:
-    """Files are added, dropped and removed at once; the sink takes again what is replayed."""
+async def test_a_replay_beside_a_running_forwarder_loses_and_duplicates_nothing(
+    tmp_path: Path,
+) -> None:
+    """Files are added, dropped and removed concurrently; the sink accepts what is replayed."""
     async with environment(tmp_path, partitions=2) as env:
         ledger, webhook = env.ledger, env.webhook
 
@@ -324,9 +328,9 @@ async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_pat
             async with env.traffic(per_second=800, refuse=3):
                 await forwarder.until(lambda: len(ledger.dead()) > 100)
                 for _ in range(4):
-                    status, said = await replay(variables)
-                    assert status == 0, said
-                    assert " 0 stay" in said
+                    status, output = await replay(variables)
+                    assert status == 0, output
+                    assert " 0 stay" in output
             await webhook.until(
                 lambda: ledger.published.keys() == webhook.taken.keys() | ledger.dead().keys()
             )
@@ -340,29 +344,29 @@ async def test_beside_a_forwarder_nothing_is_lost_and_nothing_kept_twice(tmp_pat
         assert outcome == len(ledger.refused)
         assert webhook.taken.keys() == ledger.published.keys()
         assert webhook.duplicates == 0
-        assert not kept(tmp_path)
+        assert not stored_lines(tmp_path)
 
 
-async def test_blobs_are_replayed_and_removed_from_anywhere(
+async def test_dead_letters_in_blobs_are_replayed_and_removed(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    originals = fresh(60)
+    originals = new_events(60)
     records = [Record.of("0", n, Unusable(one, "because")) for n, one in enumerate(originals)]
     webhook.rule = refusing(originals[10:12])
     async with azurite() as store, container(store) as client:
         variables = settings(webhook, tmp_path, BlobStorageConnectionString=store.connection_string)
-        status, said = await replay(variables)
-        assert (status, "0 dead letters selected" in said) == (0, True), said
+        status, output = await replay(variables)
+        assert (status, "0 dead letters selected" in output) == (0, True), output
         await client.create_container()
         blobs = DeadLetterBlobs(client)
         for start in range(0, 60, 5):
             for name, data in batches(records[start : start + 5], 10**6):
                 await blobs.put(name, data)
         await client.upload_blob("other/deadletters/checkpoint/0", b"")
-        status, said = await replay(variables, "--dry-run")
-        assert (status, webhook.total, len(await blobs.sizes())) == (0, 0, 12), said
-        status, said = await replay(variables)
-        assert status == 1, said
+        status, output = await replay(variables, "--dry-run")
+        assert (status, webhook.total, len(await blobs.sizes())) == (0, 0, 12), output
+        status, output = await replay(variables)
+        assert status == 1, output
         (name,) = await blobs.sizes()
         rest = [one for _, one in parse(await blobs.read(name)) if one]
         assert [one.original for one in rest] == originals[10:12]
@@ -373,29 +377,29 @@ async def test_blobs_are_replayed_and_removed_from_anywhere(
             "other/deadletters/checkpoint/0"
         ]
     assert webhook.duplicates == 0
-    status, said = await replay(variables)
+    status, output = await replay(variables)
     assert status == 1
-    assert "127.0.0.1" in said
+    assert "127.0.0.1" in output
 
 
-async def test_a_store_that_refuses_changes_is_named_and_keeps_all(
+async def test_a_store_that_refuses_changes_is_reported_and_keeps_all_dead_letters(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """As with a role that may only read, or an immutability policy of the container."""
-    records = [Record.of("0", n, Unusable(one, "")) for n, one in enumerate(fresh(3))]
+    """For example a read-only role, or an immutability policy of the container."""
+    records = [Record.of("0", n, Unusable(one, "")) for n, one in enumerate(new_events(3))]
     ((name, data),) = batches(records, 10**6)
     async with faulty_store() as store, container(store.back) as client:
         await client.create_container()
         await DeadLetterBlobs(client).put(name, data)
         store.status = 403
         account = {"BlobStorageConnectionString": store.front.connection_string}
-        status, said = await replay(settings(webhook, tmp_path, **account))
+        status, output = await replay(settings(webhook, tmp_path, **account))
         assert status == 1
-        assert "HttpResponseError: Operation returned an invalid status 'Forbidden'" in said
+        assert "HttpResponseError: Operation returned an invalid status 'Forbidden'" in output
         assert await DeadLetterBlobs(client).read(name) == data
 
 
-async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
+async def test_a_blob_that_another_replay_changed_is_not_overwritten() -> None:
     async with azurite() as store, container(store) as client:
         await client.create_container()
         one, two = DeadLetterBlobs(client), DeadLetterBlobs(client)
@@ -410,7 +414,7 @@ async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variable", "said"),
+    ("arguments", "variable", "message"),
     [
         (["--since", "yesterday"], {}, "'yesterday' is neither an ISO 8601 instant nor an age"),
         (["--since", "latest"], {}, "'latest' is neither"),
@@ -419,15 +423,15 @@ async def test_a_blob_that_changed_meanwhile_is_left_alone() -> None:
         ([], {"VerboseLevel": "5"}, "VerboseLevel"),
     ],
 )
-async def test_bad_arguments_and_settings_are_named_and_end_with_2(
-    webhook: Webhook, tmp_path: Path, arguments: list[str], variable: dict[str, str], said: str
+async def test_invalid_arguments_and_settings_are_reported_with_exit_status_2(
+    webhook: Webhook, tmp_path: Path, arguments: list[str], variable: dict[str, str], message: str
 ) -> None:
     status, output = await replay(settings(webhook, tmp_path, **variable), *arguments)
-    assert (status, said in output) == (2, True), output
+    assert (status, message in output) == (2, True), output
 
 
-async def test_the_counts_are_shown_while_it_runs(webhook: Webhook, tmp_path: Path) -> None:
-    await dead_letters(tmp_path, fresh(60))
+async def test_counts_are_shown_while_the_replay_runs(webhook: Webhook, tmp_path: Path) -> None:
+    await store_dead_letters(tmp_path, new_events(60))
     webhook.rule = lambda _: Answer(delay=0.5)
     one_by_one = {"WebSinkMaxEvents": "10", "WebSinkConcurrency": "1"}
     async with Forwarder(settings(webhook, tmp_path, **one_by_one), "replay") as command:
@@ -436,16 +440,16 @@ async def test_the_counts_are_shown_while_it_runs(webhook: Webhook, tmp_path: Pa
     assert command.lines == ["60 dead letters selected, 60 accepted and removed, 0 stay"]
 
 
-async def test_the_audit_policy_is_for_messages_and_not_again_for_events(
+async def test_the_audit_policy_applies_to_whole_messages_and_not_again_to_events(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """An event that the sink refused has passed the policy, or was too cut off for it."""
+    """An event that the sink rejected has passed the policy, or was too truncated for it."""
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({"rules": [{"level": "None"}]}))
-    alone, *inside = fresh(5)
-    await dead_letters(tmp_path, [alone, events.envelope(inside)])
+    alone, *inside = new_events(5)
+    await store_dead_letters(tmp_path, [alone, events.envelope(inside)])
     variables = settings(webhook, tmp_path, AuditPolicyFile=str(policy))
-    status, said = await replay(variables)
-    assert status == 0, said
-    assert "2 accepted and removed" in said
+    status, output = await replay(variables)
+    assert status == 0, output
+    assert "2 accepted and removed" in output
     assert list(webhook.bytes.values()) == [alone]

@@ -1,4 +1,4 @@
-"""No output shows a secret: each setting that has one, each output, each usual encoding."""
+"""No output shows a secret of any setting, in any common encoding."""
 
 import asyncio
 import html
@@ -36,7 +36,7 @@ COMMANDS = ("check", "check --json", "replay", "policy explain --hub 9 --policy 
 
 
 def encodings(secret: str) -> Iterator[str]:
-    """Yield the usual encodings of a text."""
+    """Yield the common encodings of a secret."""
     yield secret
     yield quote(secret, safe="")
     yield "".join(f"%{byte:02x}" for byte in secret.encode())
@@ -45,18 +45,18 @@ def encodings(secret: str) -> Iterator[str]:
     yield "".join(f"\\u{ord(char):04x}" for char in secret)
     yield html.escape(secret)
     yield "".join(f"&#{ord(char)};" for char in secret)
-    for before in range(3):  # base64 of a longer text, whatever it begins with
+    for before in range(3):  # base64 of a longer text, at each alignment
         yield b64encode(b"-" * before + secret.encode() + b"-").decode()
 
 
 def leaks(shown: str, secrets: Iterable[str] = SECRETS) -> list[str]:
-    """Return what is shown of the secrets; of base64 both ends depend on what surrounds them."""
+    """Return the encoded secrets in a text; the ends of base64 depend on the surrounding bytes."""
     found = [one for secret in secrets for one in encodings(secret)]
     return [one for one in found if one in shown or (len(one) > 16 and one[4:-4] in shown)]
 
 
-async def everything(forwarder: Forwarder, commands: Iterable[str] = COMMANDS) -> str:
-    """Return all that it shows over HTTP and in its output, and what these commands print."""
+async def all_output(forwarder: Forwarder, commands: Iterable[str] = COMMANDS) -> str:
+    """Return its HTTP responses, its output and the output of these commands."""
     pages = [
         (await forwarder.get(path))[1] for path in ("/metrics", "/readyz", "/livez", "/status")
     ]
@@ -66,17 +66,17 @@ async def everything(forwarder: Forwarder, commands: Iterable[str] = COMMANDS) -
     forwarder.terminate()
     await forwarder.wait()
 
-    async def printed(command: str) -> str:
+    async def output_of(command: str) -> str:
         async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:
             await running.wait()
             return f"{running.output}\n{running.stderr}"
 
-    outputs = await asyncio.gather(*map(printed, commands))
+    outputs = await asyncio.gather(*map(output_of, commands))
     return "\n".join([*pages, forwarder.output, forwarder.stderr, *outputs])
 
 
-def secretive(env: Environment, tmp_path: Path, login: str) -> dict[str, str]:
-    """Return settings with a secret wherever one can be."""
+def secret_settings(env: Environment, tmp_path: Path, login: str) -> dict[str, str]:
+    """Publish a message; return settings with a secret wherever one is possible."""
     env.hub.publish(0, MESSAGE)
     env.server.keys = {"Root": KEY}
     settings = {
@@ -97,13 +97,15 @@ def secretive(env: Environment, tmp_path: Path, login: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("login", ["url", "token"])
-async def test_while_all_goes_well(env: Environment, tmp_path: Path, login: str) -> None:
-    settings = secretive(env, tmp_path, login)
+async def test_no_secret_is_shown_in_normal_operation(
+    env: Environment, tmp_path: Path, login: str
+) -> None:
+    settings = secret_settings(env, tmp_path, login)
     async with azurite() as store:
         settings["BlobStorageConnectionString"] = store.connection_string
         async with env.forwarder(None, **settings) as forwarder:
             await env.webhook.until(lambda: env.webhook.total == 22)
-            shown = await everything(forwarder)
+            shown = await all_output(forwarder)
     sent = str(dict(env.webhook.posts[0].headers))
     assert (BASIC if login == "url" else TOKEN) in sent
     account_key = re.search("AccountKey=([^;]+)", store.connection_string)
@@ -112,34 +114,36 @@ async def test_while_all_goes_well(env: Environment, tmp_path: Path, login: str)
 
 
 @pytest.mark.parametrize(("status", "login"), [(400, "url"), (401, "token"), (503, "token")])
-async def test_when_the_sink_repeats_it(
+async def test_no_secret_is_shown_when_the_sink_echoes_it(
     env: Environment, tmp_path: Path, status: int, login: str
 ) -> None:
-    settings = secretive(env, tmp_path, login)
+    settings = secret_settings(env, tmp_path, login)
     known = [KEY, QUERY, HEADER, *([PASSWORD, BASIC] if login == "url" else [TOKEN])]
     body = "|".join(one for secret in known for one in encodings(secret))
     env.webhook.rule = lambda _: Answer(status, body=body)
     async with env.forwarder(None, **settings) as forwarder:
         await env.webhook.until(lambda: env.webhook.posts[5:])
-        shown = await everything(forwarder)
+        shown = await all_output(forwarder)
     assert leaks(shown) == []
     if status != 401:
         assert "***|***|***" in shown
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "no TLS", "no HTTP"])
-async def test_when_the_sink_cannot_be_used(env: Environment, tmp_path: Path, trouble: str) -> None:
-    settings = secretive(env, tmp_path, "url")
-    if trouble == "unreachable":
+@pytest.mark.parametrize("failure", ["unreachable", "no TLS", "no HTTP"])
+async def test_no_secret_is_shown_when_the_sink_cannot_be_used(
+    env: Environment, tmp_path: Path, failure: str
+) -> None:
+    settings = secret_settings(env, tmp_path, "url")
+    if failure == "unreachable":
         await env.webhook.stop()
-    elif trouble == "no TLS":
+    elif failure == "no TLS":
         settings["WebSinkURL"] = settings["WebSinkURL"].replace("http:", "https:")
-    else:  # what answers there is the hub
+    else:  # the hub listens there
         url = re.sub(r":\d+/", f":{env.server.port}/", settings["WebSinkURL"])
         settings |= {"WebSinkURL": url, "WebSinkTimeout": "2"}
     async with env.forwarder(None, **settings) as forwarder:
         await forwarder.until(lambda: "sink down" in forwarder.output)
-        shown = await everything(forwarder)
+        shown = await all_output(forwarder)
     assert leaks(shown) == []
 
 
@@ -151,56 +155,58 @@ async def test_when_the_sink_cannot_be_used(env: Environment, tmp_path: Path, tr
     ],
     ids=["two lines", "not ASCII"],
 )
-async def test_when_the_token_cannot_be_sent(
+async def test_no_secret_is_shown_when_the_token_cannot_be_sent(
     env: Environment, tmp_path: Path, token: str, logged: str
 ) -> None:
-    settings = secretive(env, tmp_path, "token")
+    settings = secret_settings(env, tmp_path, "token")
     (tmp_path / "token").write_text(token)
     async with env.forwarder(None, **settings) as forwarder:
         await forwarder.wait_for(logged)
-        shown = await everything(forwarder, ["check"])
+        shown = await all_output(forwarder, ["check"])
     assert leaks(shown) == []
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "refuses the key"])
-async def test_when_the_hub_cannot_be_read(env: Environment, tmp_path: Path, trouble: str) -> None:
-    settings = secretive(env, tmp_path, "token")
-    if trouble == "unreachable":
+@pytest.mark.parametrize("failure", ["unreachable", "refuses the key"])
+async def test_no_secret_is_shown_when_the_hub_cannot_be_read(
+    env: Environment, tmp_path: Path, failure: str
+) -> None:
+    settings = secret_settings(env, tmp_path, "token")
+    if failure == "unreachable":
         env.server.stop_listening()
     else:
         env.server.keys = {"Root": "YW5vdGhlcg=="}
     async with env.forwarder(None, **settings) as forwarder:
         await forwarder.wait_for("hub does not answer")
-        shown = await everything(forwarder, ["check"])
+        shown = await all_output(forwarder, ["check"])
     assert leaks(shown) == []
 
 
-BY_SIGNATURE = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}"
+SAS = f"sv=2024-11-04&ss=b&srt=sco&sp=rwl&se=2099-01-01&sig={SIGNATURE}"
 
 
 @pytest.mark.parametrize(
-    ("login", "trouble"),
+    ("login", "failure"),
     [
         (f"AccountKey={ACCOUNT_KEY}", "unreachable"),
         (f"AccountKey={ACCOUNT_KEY}", "refuses the key"),
-        (f"SharedAccessSignature={BY_SIGNATURE}", "refuses the signature"),
+        (f"SharedAccessSignature={SAS}", "refuses the signature"),
     ],
     ids=["unreachable", "key", "signature"],
 )
-async def test_when_the_store_cannot_be_used(
-    env: Environment, tmp_path: Path, login: str, trouble: str
+async def test_no_secret_is_shown_when_the_store_cannot_be_used(
+    env: Environment, tmp_path: Path, login: str, failure: str
 ) -> None:
-    settings = secretive(env, tmp_path, "token")
+    settings = secret_settings(env, tmp_path, "token")
     async with azurite() as store:
         url = store.account_url
-        if trouble == "unreachable":
+        if failure == "unreachable":
             url = url.replace(str(store.port), str(free_port()))
         settings["BlobStorageConnectionString"] = (
             f"AccountName=devstoreaccount1;BlobEndpoint={url};{login}"
         )
         async with env.forwarder(None, **settings) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
-            shown = await everything(forwarder, ["check"])
+            shown = await all_output(forwarder, ["check"])
     assert leaks(shown) == []
 
 
@@ -217,8 +223,8 @@ PASTED = {
 
 @pytest.mark.parametrize("pasted", PASTED)
 @pytest.mark.parametrize("suffix", ["", "_FILE"])
-def test_when_it_is_pasted_into_any_variable(pasted: str, suffix: str) -> None:
-    """It is refused or not, and not repeated."""
+def test_no_secret_is_shown_when_it_is_pasted_into_any_variable(pasted: str, suffix: str) -> None:
+    """Whether the value is accepted or refused, it is not repeated."""
     base = {"EhubNamespaceConnectionString": HUB_STRING}
     for name in Settings.variables():
         try:

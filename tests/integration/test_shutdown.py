@@ -1,4 +1,4 @@
-"""SIGTERM at any moment: exit 0 in bounded time, and the next start goes on from there."""
+"""SIGTERM at any time: exit status 0 in bounded time, and the next start resumes from there."""
 
 import asyncio
 import os
@@ -17,24 +17,24 @@ from support.process import Forwarder
 from support.webhook import Answer
 
 GRACE = 2.5
-CLOSING = 30.0  # seconds at most for a last checkpoint, ownership and connections
+CLOSING = 30.0  # maximum seconds for a last checkpoint, ownership and connections
 
 
 class Moment(NamedTuple):
-    """When SIGTERM comes: what is prepared before the start, and what is waited for after it."""
+    """When SIGTERM is sent: the setup before the start, and the condition to wait for after it."""
 
     prepare: Callable[[Environment], Awaitable[object] | object]
-    come: Callable[[Environment, Forwarder], Awaitable[object]]
+    reached: Callable[[Environment, Forwarder], Awaitable[object]]
     drains: bool = True
-    """Whether all that was received can be delivered."""
+    """Whether all received messages can be delivered."""
 
 
-def nothing(_: Environment) -> None:
-    """Leave all as it is."""
+def no_setup(_: Environment) -> None:
+    """Change nothing."""
 
 
 async def until_connected(env: Environment, _: Forwarder) -> None:
-    while not env.server.connections:  # noqa: ASYNC110 - the server tells nobody
+    while not env.server.connections:  # noqa: ASYNC110 - no event to wait for
         await asyncio.sleep(0.05)
 
 
@@ -43,8 +43,8 @@ async def under_load(_: Environment, forwarder: Forwarder) -> None:
     await asyncio.sleep(1)
 
 
-def sink_answers_after(seconds: float) -> Callable[[Environment], None]:
-    """Return how to make the sink slow; what it was sent it takes, whoever waits for it."""
+def slow_sink(seconds: float) -> Callable[[Environment], None]:
+    """Return a setup for a slow sink, which accepts requests even of clients that disconnect."""
 
     def prepare(env: Environment) -> None:
         env.webhook.rule = lambda _: Answer(delay=seconds)
@@ -53,21 +53,21 @@ def sink_answers_after(seconds: float) -> Callable[[Environment], None]:
 
 
 MOMENTS = {
-    "it starts": Moment(nothing, lambda _, forwarder: forwarder.wait_for("start")),
-    "it claims": Moment(nothing, lambda _, forwarder: forwarder.wait_for("partition claimed")),
-    "it is under load": Moment(sink_answers_after(0.5), under_load),
-    "the hub is away": Moment(
+    "starting": Moment(no_setup, lambda _, forwarder: forwarder.wait_for("start")),
+    "claiming": Moment(no_setup, lambda _, forwarder: forwarder.wait_for("partition claimed")),
+    "under load": Moment(slow_sink(0.5), under_load),
+    "hub unreachable": Moment(
         lambda env: env.server.faults.refuse_connections(),
         lambda _, forwarder: forwarder.wait_for("hub does not answer"),
     ),
-    "the hub is silent": Moment(lambda env: env.server.faults.silence(), until_connected),
-    "the sink is away": Moment(
+    "hub silent": Moment(lambda env: env.server.faults.silence(), until_connected),
+    "sink unreachable": Moment(
         lambda env: env.webhook.stop(),
         lambda _, forwarder: forwarder.wait_for("sink down"),
         drains=False,
     ),
-    "the sink hangs": Moment(
-        sink_answers_after(3600),
+    "sink hangs": Moment(
+        slow_sink(3600),
         lambda _, forwarder: forwarder.wait_for("hub message"),
         drains=False,
     ),
@@ -75,7 +75,7 @@ MOMENTS = {
 
 
 async def heal(env: Environment) -> None:
-    """Lift every fault of the table."""
+    """Remove every fault of MOMENTS."""
     await env.server.faults.accept_connections()
     env.server.faults.wake()
     env.webhook.rule = None
@@ -83,29 +83,29 @@ async def heal(env: Environment) -> None:
     await env.webhook.start()
 
 
-async def stopped(forwarder: Forwarder) -> float:
-    """Send SIGTERM, assert that it ends with 0, and return after how many seconds."""
-    asked = time.monotonic()
+async def stop(forwarder: Forwarder) -> float:
+    """Send SIGTERM, assert exit status 0, and return the seconds until the exit."""
+    started = time.monotonic()
     forwarder.terminate()
     status = await forwarder.wait()
     assert (status, forwarder.stderr) == (0, ""), forwarder.lines
-    return time.monotonic() - asked
+    return time.monotonic() - started
 
 
 async def test_stops_at_any_moment(tmp_path: Path) -> None:
-    """It drains if it can, within ShutdownGrace if not; the next start doubles nothing."""
-    # Only a stop writes checkpoints here.
+    """It drains if it can, or stops within ShutdownGrace; the next start causes no duplicates."""
+    # Only a stop writes checkpoints.
     settings = {"CheckpointInterval": "60"}
     async with environment(tmp_path) as env:
         ledger = env.ledger
-        for name, (prepare, come, drains) in MOMENTS.items():
-            if waiting := prepare(env):
-                assert isinstance(waiting, Awaitable)
-                await waiting
+        for name, (prepare, reached, drains) in MOMENTS.items():
+            if pending := prepare(env):
+                assert isinstance(pending, Awaitable)
+                await pending
             settings["ShutdownGrace"] = "60" if drains else str(GRACE)
             async with env.traffic(400), env.forwarder(None, **settings) as forwarder:
-                await asyncio.wait_for(come(env, forwarder), 90)
-                seconds = await stopped(forwarder)
+                await asyncio.wait_for(reached(env, forwarder), 90)
+                seconds = await stop(forwarder)
             assert seconds < (0 if drains else GRACE) + CLOSING, name
             assert drains == (not forwarder.entries("stopping with messages undelivered")), name
             await heal(env)
@@ -117,20 +117,20 @@ async def test_stops_at_any_moment(tmp_path: Path) -> None:
                 ledger.restarted(stored)
         async with env.forwarder() as forwarder:
             await ledger.settled()
-            await stopped(forwarder)
+            await stop(forwarder)
         ledger.judge_stop(stores.embedded(tmp_path))
         ledger.classify()
 
 
-async def test_stops_when_it_has_just_begun(tmp_path: Path) -> None:
-    """SIGTERM is caught before the settings are read, and stops it once there is what to stop."""
+async def test_sigterm_during_startup_stops_the_process(tmp_path: Path) -> None:
+    """SIGTERM is handled before the settings are read, and takes effect once they are."""
     pipe = tmp_path / "secret"
     os.mkfifo(pipe)
     async with environment(tmp_path / "state") as env:
         settings = dict(env.settings(EhubNamespaceConnectionString_FILE=str(pipe)))
         secret = settings.pop("EhubNamespaceConnectionString")
         async with Forwarder(settings) as forwarder:
-            writer = await opened(pipe)
+            writer = await open_for_writing(pipe)
             forwarder.terminate()
             await asyncio.sleep(0.2)
             assert forwarder.process.returncode is None
@@ -140,42 +140,42 @@ async def test_stops_when_it_has_just_begun(tmp_path: Path) -> None:
             assert not forwarder.entries("partition claimed")
 
 
-async def opened(pipe: Path) -> int:
-    """Open a pipe for writing as soon as somebody reads from it."""
+async def open_for_writing(pipe: Path) -> int:
+    """Open a pipe for writing as soon as it has a reader."""
     while True:
         try:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody does yet
+        except OSError:  # no reader yet
             await asyncio.sleep(0.01)
 
 
 async def test_stops_while_the_checkpoints_are_locked(tmp_path: Path) -> None:
-    """By a backup, for example. That the last ones are missing is logged."""
+    """A backup may lock them. Missing last checkpoints are logged."""
     async with environment(tmp_path) as env, env.forwarder(CheckpointInterval="60") as forwarder:
         env.ledger.publish(400)
         await env.ledger.settled()
         with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            assert await stopped(forwarder) < CLOSING
+            assert await stop(forwarder) < CLOSING
         assert forwarder.entries("stopping without a last checkpoint")
 
 
 async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
-    """Neither a claim nor a last checkpoint that gets no answer holds up the end."""
+    """Neither a claim nor a last checkpoint without a response blocks the shutdown."""
     async with azurite() as store, environment(tmp_path) as env:
         ledger = env.ledger
         ledger.publish(400)
         store.pause()
         async with env.replica("one", store) as forwarder:
             await until_connected(env, forwarder)
-            assert await stopped(forwarder) < CLOSING
+            assert await stop(forwarder) < CLOSING
         store.resume()
         async with env.replica("one", store) as forwarder:
             await ledger.settled()
             store.pause()
             ledger.publish(400)
             await ledger.settled()
-            assert await stopped(forwarder) < CLOSING
+            assert await stop(forwarder) < CLOSING
         store.resume()
         stored = await stores.shared(store)
         ledger.judge_checkpoints(stored)
@@ -183,26 +183,26 @@ async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
         async with env.replica("two", store) as forwarder:
             ledger.publish(400)
             await ledger.settled()
-            await stopped(forwarder)
+            await stop(forwarder)
         ledger.judge_checkpoints(await stores.shared(store))
         ledger.classify()
 
 
-async def test_ends_a_task_that_forgets_that_it_was_cancelled() -> None:
-    """The client's management request does, when its connection breaks in the same moment."""
-    forgotten = 0
+async def test_ends_a_task_that_swallows_its_cancellation() -> None:
+    """The client's management request does so when its connection fails at the same time."""
+    swallowed = 0
 
-    async def forget() -> None:
-        nonlocal forgotten
+    async def swallow() -> None:
+        nonlocal swallowed
         while True:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                forgotten += 1
-                if forgotten == 2:
+                swallowed += 1
+                if swallowed == 2:
                     raise
 
-    tasks = [asyncio.create_task(forget())]
+    tasks = [asyncio.create_task(swallow())]
     await asyncio.sleep(0)
     async with asyncio.timeout(90):
         await app.end(tasks)

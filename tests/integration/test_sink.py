@@ -1,4 +1,4 @@
-"""Every answer that a sink can give has one outcome, and no event is lost by any of them."""
+"""Every response of a sink has one outcome, and none of them loses an event."""
 
 import asyncio
 import math
@@ -27,15 +27,15 @@ from support import events
 from support.inprocess import delivering
 from support.webhook import Answer, Webhook
 
-EACH = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "100"}
-"""A post of its own for each event, all at once."""
-TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+ONE_PER_POST = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "100"}
+"""One event per POST, all at once."""
+ACCEPTED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
-Speak = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+Respond = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
-def fresh(number: int) -> events.Message:
-    """Return a message of so many small events."""
+def new_message(number: int) -> events.Message:
+    """Return a message of this many small events."""
     return next(events.messages(number, per_message=number, events=events.typical_events()))
 
 
@@ -44,14 +44,14 @@ def authorizations(webhook: Webhook) -> list[str | None]:
 
 
 @asynccontextmanager
-async def raw_sink(speak: Speak) -> AsyncIterator[str]:
-    """Accept connections, read one request of each and let `speak` answer it; yields the URL."""
+async def raw_sink(respond: Respond) -> AsyncIterator[str]:
+    """Accept connections, read one request from each and call `respond`; yield the URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"Content-Length: (\d+)", head)
-            await speak(await reader.readexactly(int(length[1] if length else 0)), writer)
+            await respond(await reader.readexactly(int(length[1] if length else 0)), writer)
             await writer.drain()
         writer.close()
 
@@ -60,17 +60,17 @@ async def raw_sink(speak: Speak) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k8s_audit"
 
 
-def test_each_status_has_one_meaning() -> None:
-    meanings: dict[type[Exception] | None, set[int]] = {}
+def test_each_status_has_one_outcome() -> None:
+    outcomes: dict[type[Exception] | None, set[int]] = {}
     for status in range(200, 600):
         try:
             classify(status, b"", "")
         except (Rejected, RetryableError) as error:
-            meanings.setdefault(type(error), set()).add(status)
+            outcomes.setdefault(type(error), set()).add(status)
         else:
-            meanings.setdefault(None, set()).add(status)
-    misconfigured = meanings.pop(MisconfiguredError)
-    assert meanings == {
+            outcomes.setdefault(None, set()).add(status)
+    misconfigured = outcomes.pop(MisconfiguredError)
+    assert outcomes == {
         None: {*range(200, 300)},
         FaultError: {500, 501, 505},
         RetryableError: {408, 425, 429, *range(500, 600)} - {500, 501, 505},
@@ -80,10 +80,12 @@ def test_each_status_has_one_meaning() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-async def test_any_2xx_is_acceptance(webhook: Webhook, tmp_path: Path, status: int) -> None:
+async def test_any_2xx_status_accepts_the_events(
+    webhook: Webhook, tmp_path: Path, status: int
+) -> None:
     webhook.rule = lambda _: status
-    message = fresh(3)
-    async with delivering(webhook.url, tmp_path, **EACH) as delivery:
+    message = new_message(3)
+    async with delivering(webhook.url, tmp_path, **ONE_PER_POST) as delivery:
         await delivery.take(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
@@ -92,11 +94,11 @@ async def test_any_2xx_is_acceptance(webhook: Webhook, tmp_path: Path, status: i
     assert webhook.statuses == {status: 3}
 
 
-async def test_what_a_busy_or_broken_sink_did_not_take_is_posted_again(
+async def test_events_that_a_busy_or_failing_sink_did_not_accept_are_retried(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     busy = [408, 425, 429, 500, 502, 503, 504, 599]
-    orders: list[Answer | int] = [
+    answers: list[Answer | int] = [
         *busy,
         Answer(429, {"Retry-After": "0"}),
         Answer(429, {"Retry-After": "Mon, 23 Nov 2026 09:14:10 GMT"}),
@@ -104,14 +106,14 @@ async def test_what_a_busy_or_broken_sink_did_not_take_is_posted_again(
         Answer(drop=True),
         Answer(delay=math.inf),
     ]
-    message = fresh(len(orders))
-    pending = dict(zip(message.events, orders, strict=True))
+    message = new_message(len(answers))
+    pending = dict(zip(message.events, answers, strict=True))
     webhook.rule = lambda post: pending.pop(post.body, None)
-    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.5", **EACH) as delivery:
+    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.5", **ONE_PER_POST) as delivery:
         await delivery.take(message.body)
         await delivery.drain()
         samples = await delivery.metrics()
-        assert await delivery.outcomes() == {"delivered": len(orders)}
+        assert await delivery.outcomes() == {"delivered": len(answers)}
         assert delivery.dead_letters() == []
     assert webhook.taken == {events.key(event): 1 for event in message.events}
     expected = Counter(map(str, [*busy, 429, 429, 503])) + Counter(timeout=1, connection=1)
@@ -122,7 +124,7 @@ async def test_what_a_busy_or_broken_sink_did_not_take_is_posted_again(
     } == expected
     assert samples.total("aks_audit_posts_total", status="error") == 2
     assert samples.total("aks_audit_posts_total", status="429") == 3
-    assert samples.total("aks_audit_posts_total", status="200") == len(orders)
+    assert samples.total("aks_audit_posts_total", status="200") == len(answers)
 
 
 _SLOW_CLOCK = {
@@ -133,25 +135,25 @@ _SLOW_CLOCK = {
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("headers", [{"Retry-After": "1"}, _SLOW_CLOCK])
-async def test_retry_after_is_waited_for(
+async def test_retry_after_delays_the_retry(
     webhook: Webhook, tmp_path: Path, status: int, headers: dict[str, str]
 ) -> None:
     webhook.answers.append(Answer(status, headers))
-    async with delivering(webhook.url, tmp_path, **EACH) as delivery:
-        await delivery.take(fresh(1).body)
+    async with delivering(webhook.url, tmp_path, **ONE_PER_POST) as delivery:
+        await delivery.take(new_message(1).body)
         await delivery.drain()
     first, second = webhook.posts
     assert second.at - first.at >= 1
 
 
-def test_retry_after_of_an_hour_is_cut_to_five_minutes() -> None:
+def test_retry_after_is_limited_to_five_minutes() -> None:
     with pytest.raises(RetryableError) as caught:
         classify(429, b"", "3600")
     assert caught.value.after == 300
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"",
         b"HTTP/1.1 200 OK\r\n",
@@ -160,17 +162,17 @@ def test_retry_after_of_an_hour_is_cut_to_five_minutes() -> None:
         b"\x15\x03\x01\x00\x02\x02\x46",
         b"HTTP/1.1 200 OK\r\nX-Large: %b\r\n\r\n" % (b"x" * 100_000),
     ],
-    ids=["nothing", "status line", "bad chunk", "ssh", "tls alert", "large header"],
+    ids=["empty", "status line", "bad chunk", "ssh", "tls alert", "large header"],
 )
-async def test_what_is_no_answer_in_http_is_no_acceptance(tmp_path: Path, answer: bytes) -> None:
+async def test_a_response_that_is_not_http_is_retried(tmp_path: Path, response: bytes) -> None:
     posted: list[bytes] = []
 
-    async def speak(body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def respond(body: bytes, writer: asyncio.StreamWriter) -> None:
         posted.append(body)
-        writer.write(answer if len(posted) == 1 else TAKEN)
+        writer.write(response if len(posted) == 1 else ACCEPTED)
 
-    message = fresh(1)
-    async with raw_sink(speak) as url, delivering(url, tmp_path, **EACH) as delivery:
+    message = new_message(1)
+    async with raw_sink(respond) as url, delivering(url, tmp_path, **ONE_PER_POST) as delivery:
         await delivery.take(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 1}
@@ -179,11 +181,11 @@ async def test_what_is_no_answer_in_http_is_no_acceptance(tmp_path: Path, answer
     assert posted == [*message.events] * 2
 
 
-async def test_a_sink_that_is_away_gets_everything_when_it_is_back(
+async def test_an_unreachable_sink_receives_every_event_after_it_recovers(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     await webhook.stop()
-    message = fresh(30)
+    message = new_message(30)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
         await delivery.take(message.body)
         await delivery.until(lambda: delivery.entries("sink down"))
@@ -198,10 +200,12 @@ async def test_a_sink_that_is_away_gets_everything_when_it_is_back(
     assert webhook.taken == {events.key(event): 1 for event in message.events}
 
 
-async def test_a_timed_out_sink_is_said_with_the_setting(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_timeout_of_the_sink_is_logged_with_its_setting(
+    webhook: Webhook, tmp_path: Path
+) -> None:
     webhook.rule = lambda _: Answer(delay=math.inf)
-    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.2", **EACH) as delivery:
-        await delivery.take(fresh(3).body)
+    async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.2", **ONE_PER_POST) as delivery:
+        await delivery.take(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         reason = delivery.entries("sink down")[0]["reason"]
         assert reason.startswith("no answer in 0.2 s; ")
@@ -212,10 +216,10 @@ async def test_a_timed_out_sink_is_said_with_the_setting(webhook: Webhook, tmp_p
 
 
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 1000000000000\r\n"])
-async def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path, head: bytes) -> None:
+async def test_an_endless_response_body_is_not_read_completely(tmp_path: Path, head: bytes) -> None:
     written, posted = 0, 0
 
-    async def speak(_: bytes, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, writer: asyncio.StreamWriter) -> None:
         nonlocal written, posted
         posted += 1
         writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n" % head)
@@ -224,21 +228,21 @@ async def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path, head
             await writer.drain()
             written += 65_536
 
-    async with raw_sink(speak) as url, delivering(url, tmp_path, **EACH) as delivery:
+    async with raw_sink(respond) as url, delivering(url, tmp_path, **ONE_PER_POST) as delivery:
         for _ in range(2):
-            await delivery.take(fresh(1).body)
+            await delivery.take(new_message(1).body)
             await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 2}
         assert await delivery.total("post_retries_total") == 0
     assert posted == 2
-    assert written < 32 * 2**20  # what sockets buffer, twice
+    assert written < 32 * 2**20  # what the sockets of two requests buffer
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
-async def test_a_refused_list_is_halved_until_the_bad_events_stand_alone(
+async def test_a_rejected_list_is_halved_until_the_bad_events_are_isolated(
     webhook: Webhook, tmp_path: Path, status: int
 ) -> None:
-    message = fresh(64)
+    message = new_message(64)
     bad = [message.events[17], message.events[63]]
     webhook.rule = lambda post: (
         Answer(status, body="bad \n event" + "!" * 10_000)
@@ -274,12 +278,12 @@ REMEDIES = {
 
 
 @pytest.mark.parametrize("status", REMEDIES)
-async def test_a_misconfigured_sink_is_retried_and_its_remedy_logged_until_it_is_corrected(
+async def test_a_misconfigured_sink_is_retried_and_its_remedy_is_logged(
     webhook: Webhook, tmp_path: Path, status: int
 ) -> None:
     elsewhere = webhook.url.replace("k8s_audit", "elsewhere")
     webhook.rule = lambda _: Answer(status, {"Location": elsewhere}, body="other")
-    message = fresh(20)
+    message = new_message(20)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="5") as delivery:
         await delivery.take(message.body)
         await webhook.until(lambda: webhook.statuses[status] >= 4)
@@ -298,13 +302,13 @@ async def test_a_misconfigured_sink_is_retried_and_its_remedy_logged_until_it_is
     assert {(post.method, post.path) for post in webhook.posts} == {("POST", "/k8s_audit")}
 
 
-@pytest.mark.parametrize("most", ["1", "100"])
-async def test_a_sink_that_refuses_everything_costs_a_fixed_number_of_dead_letters(
-    webhook: Webhook, tmp_path: Path, most: str
+@pytest.mark.parametrize("max_events", ["1", "100"])
+async def test_a_sink_that_rejects_everything_causes_a_fixed_number_of_dead_letters(
+    webhook: Webhook, tmp_path: Path, max_events: str
 ) -> None:
     webhook.rule = lambda _: 400
-    message = fresh(40)
-    variables = {"WebSinkMaxRejects": "6", "WebSinkMaxEvents": most}
+    message = new_message(40)
+    variables = {"WebSinkMaxRejects": "6", "WebSinkMaxEvents": max_events}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
         await delivery.take(message.body)
         await delivery.until(lambda: delivery.entries("sink down"))
@@ -323,10 +327,10 @@ async def test_a_sink_that_refuses_everything_costs_a_fixed_number_of_dead_lette
     assert webhook.duplicates == 0
 
 
-async def test_refusals_between_acceptances_are_no_misconfiguration(
+async def test_rejections_between_acceptances_do_not_count_as_misconfiguration(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    message = fresh(30)
+    message = new_message(30)
     bad = {event for index, event in enumerate(message.events) if index % 3}
     webhook.rule = lambda post: 400 if post.body in bad else None
     variables = {"WebSinkMaxRejects": "2", "WebSinkMaxEvents": "1", "WebSinkConcurrency": "1"}
@@ -355,35 +359,35 @@ def server_tls(ca: trustme.CA, host: str = "127.0.0.1") -> ssl.SSLContext:
     return context
 
 
-async def test_https_with_the_sinks_own_ca(ca: trustme.CA, ca_file: Path, tmp_path: Path) -> None:
+async def test_https_with_a_custom_ca(ca: trustme.CA, ca_file: Path, tmp_path: Path) -> None:
     async with (
         Webhook(tls=server_tls(ca)) as webhook,
         delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file)) as delivery,
     ):
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
 
 
-@pytest.mark.parametrize("stranger", ["ca", "host"])
-async def test_https_to_a_stranger_is_refused_and_said(
-    ca: trustme.CA, ca_file: Path, tmp_path: Path, stranger: str
+@pytest.mark.parametrize("mismatch", ["ca", "host"])
+async def test_an_untrusted_sink_certificate_is_refused_and_logged(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path, mismatch: str
 ) -> None:
-    tls = server_tls(ca, "sink.example") if stranger == "host" else server_tls(trustme.CA())
+    tls = server_tls(ca, "sink.example") if mismatch == "host" else server_tls(trustme.CA())
     async with (
         Webhook(tls=tls) as webhook,
-        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **EACH) as delivery,
+        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
-        said = {"ca": "is signed by an unknown CA", "host": "is for another name"}[stranger]
-        assert said in delivery.entries("sink down")[0]["reason"]
+        message = {"ca": "is signed by an unknown CA", "host": "is for another name"}[mismatch]
+        assert message in delivery.entries("sink down")[0]["reason"]
         assert await delivery.total("sink_up") == 0
         assert not webhook.posts
         assert not delivery.dead_letters()
 
 
-async def test_a_sink_that_asks_for_a_client_certificate_is_named(
+async def test_a_missing_client_certificate_is_logged_with_its_settings(
     ca: trustme.CA, ca_file: Path, tmp_path: Path
 ) -> None:
     tls = server_tls(ca)
@@ -391,18 +395,18 @@ async def test_a_sink_that_asks_for_a_client_certificate_is_named(
     ca.configure_trust(tls)
     async with (
         Webhook(tls=tls) as webhook,
-        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **EACH) as delivery,
+        delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         assert (
             "set WebSinkCertFile and WebSinkKeyFile" in delivery.entries("sink down")[0]["reason"]
         )
 
 
-@pytest.mark.parametrize("given", [True, False])
-async def test_a_client_certificate_opens_a_sink_that_asks_for_one(
-    ca: trustme.CA, ca_file: Path, tmp_path: Path, *, given: bool
+@pytest.mark.parametrize("has_certificate", [True, False])
+async def test_a_sink_that_requires_a_client_certificate_accepts_only_clients_with_one(
+    ca: trustme.CA, ca_file: Path, tmp_path: Path, *, has_certificate: bool
 ) -> None:
     tls = server_tls(ca)
     tls.verify_mode = ssl.CERT_REQUIRED
@@ -412,14 +416,14 @@ async def test_a_client_certificate_opens_a_sink_that_asks_for_one(
     certificate.write_bytes(b"".join(part.bytes() for part in client.cert_chain_pems))
     client.private_key_pem.write_to_path(key)
     variables = {"WebSinkCAFile": str(ca_file)}
-    if given:
+    if has_certificate:
         variables |= {"WebSinkCertFile": str(certificate), "WebSinkKeyFile": str(key)}
     async with (
         Webhook(tls=tls) as webhook,
-        delivering(webhook.url, tmp_path, **variables, **EACH) as delivery,
+        delivering(webhook.url, tmp_path, **variables, **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(fresh(3).body)
-        if given:
+        await delivery.take(new_message(3).body)
+        if has_certificate:
             await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 3}
         else:
@@ -427,34 +431,32 @@ async def test_a_client_certificate_opens_a_sink_that_asks_for_one(
             assert webhook.posts == []
 
 
-async def test_the_token_file_is_read_again_when_it_changes(
-    webhook: Webhook, tmp_path: Path
-) -> None:
+async def test_a_changed_token_file_is_reloaded(webhook: Webhook, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("first-token\n")
     async with delivering(webhook.url, tmp_path, WebSinkTokenFile=str(token)) as delivery:
-        await delivery.take(fresh(1).body)
+        await delivery.take(new_message(1).body)
         await delivery.drain()
         replaced = tmp_path / "replaced"
         replaced.write_text("other-token")
         replaced.replace(token)  # as the kubelet does
-        await delivery.take(fresh(1).body)
+        await delivery.take(new_message(1).body)
         await delivery.drain()
         token.unlink()
         for _ in range(3):
-            await delivery.take(fresh(1).body)
+            await delivery.take(new_message(1).body)
             await delivery.drain()
         assert len(delivery.entries("token file cannot be read")) == 1
         assert "-token" not in delivery.output
     assert authorizations(webhook) == ["Bearer first-token", *["Bearer other-token"] * 4]
 
 
-async def test_extra_headers_go_with_each_post_and_the_content_type_is_exact(
+async def test_each_post_has_the_extra_headers_and_the_exact_content_type(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     headers = '{"X-Cluster": "prod", "Authorization": "Splunk s3cret"}'
     async with delivering(webhook.url, tmp_path, WebSinkHeaders=headers) as delivery:
-        await delivery.take(fresh(1).body)
+        await delivery.take(new_message(1).body)
         await delivery.drain()
         assert "s3cret" not in delivery.output
     sent = webhook.posts[0].headers
@@ -462,13 +464,13 @@ async def test_extra_headers_go_with_each_post_and_the_content_type_is_exact(
     assert (sent["X-Cluster"], sent["Authorization"]) == ("prod", "Splunk s3cret")
 
 
-async def test_a_user_in_the_url_becomes_basic_authentication_and_never_shows(
+async def test_a_user_in_the_url_becomes_basic_authentication_and_is_never_logged(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     url = webhook.url.replace("//", "//falco:pa%40ss@") + "?key=abc"
-    async with delivering(url, tmp_path, VerboseLevel="4", **EACH) as delivery:
+    async with delivering(url, tmp_path, VerboseLevel="4", **ONE_PER_POST) as delivery:
         webhook.rule = lambda _: 401
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         webhook.rule = None
         await delivery.drain()
@@ -478,25 +480,25 @@ async def test_a_user_in_the_url_becomes_basic_authentication_and_never_shows(
 
 
 @pytest.mark.parametrize(
-    ("way", "status"), [("token", 401), ("token", 302), ("url", 403), ("headers", 503)]
+    ("source", "status"), [("token", 401), ("token", 302), ("url", 403), ("headers", 503)]
 )
-async def test_a_sink_that_repeats_the_credentials_does_not_get_them_into_log_or_letters(
-    webhook: Webhook, tmp_path: Path, way: str, status: int
+async def test_credentials_echoed_by_the_sink_reach_neither_the_log_nor_dead_letters(
+    webhook: Webhook, tmp_path: Path, source: str, status: int
 ) -> None:
     token = tmp_path / "token"
     token.write_text("s3cr3t-token")
-    url = webhook.url.replace("//", "//falco:s3cr3t@") if way == "url" else webhook.url
+    url = webhook.url.replace("//", "//falco:s3cr3t@") if source == "url" else webhook.url
     variables = {
         "token": {"WebSinkTokenFile": str(token)},
         "url": {},
         "headers": {"WebSinkHeaders": '{"Authorization": "Splunk s3cr3t-key"}'},
-    }[way]
-    message = fresh(4)
+    }[source]
+    message = new_message(4)
     webhook.rule = lambda post: Answer(
         400 if post.body == message.events[0] else status,
         body=f"not for {post.headers['Authorization']}",
     )
-    async with delivering(url, tmp_path, **variables, **EACH) as delivery:
+    async with delivering(url, tmp_path, **variables, **ONE_PER_POST) as delivery:
         await delivery.take(message.body)
         await delivery.until(lambda: delivery.entries("sink down") and delivery.dead_letters())
         shown = delivery.output + str(delivery.dead_letters())
@@ -506,7 +508,7 @@ async def test_a_sink_that_repeats_the_credentials_does_not_get_them_into_log_or
 
 
 class Secret:
-    """A Secret as the kubelet mounts it: its files change by swapping a symbolic link."""
+    """A Secret as the kubelet mounts it: an update swaps a symbolic link."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -522,7 +524,7 @@ class Secret:
         return {name: str(self._folder / "..data" / file) for name, file in names.items()}
 
     def write(self, ca: trustme.CA, expiry: datetime | None = None) -> None:
-        """Write the CA and a client certificate of it."""
+        """Write the CA and a client certificate that it issued."""
         self._versions += 1
         version = self._folder / f"..{self._versions}"
         version.mkdir()
@@ -535,7 +537,7 @@ class Secret:
         link.replace(self._folder / "..data")
 
     def encrypt(self) -> None:
-        """Give the key a pass phrase."""
+        """Encrypt the key with a pass phrase."""
         file = Path(self.settings["WebSinkKeyFile"])
         key = load_pem_private_key(file.read_bytes(), None)
         encrypted = BestAvailableEncryption(b"a pass phrase")
@@ -550,19 +552,19 @@ def client_tls(ca: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def test_renewed_certificates_are_read_again(tmp_path: Path) -> None:
+async def test_renewed_certificates_are_reloaded(tmp_path: Path) -> None:
     old, new, secret = trustme.CA(), trustme.CA(), Secret(tmp_path)
     secret.write(old)
     async with (
         Webhook(tls=client_tls(old)) as webhook,
         delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
     ):
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.drain()
         await webhook.stop()
         webhook.tls = client_tls(new)
         await webhook.start()
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.wait_for("sink down")
         secret.write(new)
         await delivery.drain()
@@ -570,7 +572,7 @@ async def test_renewed_certificates_are_read_again(tmp_path: Path) -> None:
         assert await delivery.total("sink_up") == 1
 
 
-async def test_nobody_is_asked_for_the_pass_phrase_of_a_renewed_key(
+async def test_an_encrypted_renewed_key_does_not_prompt_for_its_pass_phrase(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ca, secret = trustme.CA(), Secret(tmp_path)
@@ -580,14 +582,14 @@ async def test_nobody_is_asked_for_the_pass_phrase_of_a_renewed_key(
         delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
     ):
         secret.encrypt()
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.wait_for("sink certificate files cannot be read")
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
     assert "pass phrase" not in capfd.readouterr().err
 
 
-async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path: Path) -> None:
+async def test_an_expiring_client_certificate_is_logged_with_its_date(tmp_path: Path) -> None:
     ca, secret = trustme.CA(), Secret(tmp_path)
     expiry = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
     secret.write(ca, expiry)
@@ -602,7 +604,7 @@ async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path
         assert (
             await delivery.total(name, file=secret.settings["WebSinkCAFile"]) > time.time() + year
         )
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.drain()
         (entry,) = delivery.entries("client certificate expires")
         date = f"{expiry:%FT%TZ}"
@@ -610,7 +612,7 @@ async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path
         await asyncio.sleep(3)
         await webhook.stop()
         await webhook.start()
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         down = await delivery.wait_for("sink down")
         assert down["reason"].startswith(f"the client certificate in {file} has expired on {date}")
         secret.write(ca)
@@ -619,13 +621,13 @@ async def test_a_client_certificate_that_expires_is_named_with_its_date(tmp_path
         assert await delivery.total(name, file=file) > time.time() + year
 
 
-async def test_a_trusted_ca_is_added_to_the_public_ones(
+async def test_https_with_a_ca_in_trusted_ca_file(
     ca: trustme.CA, ca_file: Path, tmp_path: Path
 ) -> None:
     async with (
         Webhook(tls=server_tls(ca)) as webhook,
         delivering(webhook.url, tmp_path, TrustedCAFile=str(ca_file)) as delivery,
     ):
-        await delivery.take(fresh(3).body)
+        await delivery.take(new_message(3).body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}

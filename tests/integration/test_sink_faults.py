@@ -1,4 +1,4 @@
-"""While the sink is away nothing is lost, nothing is checkpointed and nobody is hammered."""
+"""While the sink is unreachable, nothing is lost or checkpointed, and retries back off."""
 
 import asyncio
 import subprocess
@@ -11,7 +11,7 @@ from support.environment import environment
 from support.ledger import judge_sums
 from support.process import Forwarder
 
-# A name service of its own for a child: /etc/hosts and no server behind it.
+# Separate name resolution for a child process: its own /etc/hosts and no DNS server.
 _NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
 _OWN_NAMES = """
 mount --bind "$1/hosts" /etc/hosts
@@ -21,8 +21,8 @@ exec "$@"
 """
 
 
-async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
-    """Some seconds of refused connections: unready, not dead; ever fewer posts; then all arrive."""
+async def test_delivery_pauses_while_the_sink_is_down_and_resumes(tmp_path: Path) -> None:
+    """While connections are refused: unready but live, with back-off. Afterwards all arrive."""
     async with environment(tmp_path) as env, env.forwarder() as forwarder:
         ledger = env.ledger
         ledger.publish(100, refuse=10)
@@ -37,7 +37,7 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
             before = stores.embedded(tmp_path)
             ledger.judge_checkpoints(before)
             samples = await forwarder.metrics()
-            # 16 posts under way; without back-off there would be thousands, with it a handful each.
+            # 16 concurrent requests: a few retries each with back-off, thousands without it.
             assert samples.total("aks_audit_posts_total", status="error") < 16 * 8
             await asyncio.sleep(0.5)
             assert stores.embedded(tmp_path) == before
@@ -57,7 +57,7 @@ async def test_holds_while_the_sink_is_down_and_goes_on(tmp_path: Path) -> None:
     subprocess.run([*_NAMESPACE, "mount --bind /etc /etc"], check=False).returncode != 0,
     reason="mount namespaces are not permitted here: run as root",
 )
-async def test_a_name_that_does_not_resolve_is_asked_for_until_it_does(tmp_path: Path) -> None:
+async def test_a_name_that_does_not_resolve_is_retried_until_it_does(tmp_path: Path) -> None:
     hosts, state = tmp_path / "hosts", tmp_path / "state"
     hosts.touch()
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")

@@ -1,4 +1,4 @@
-"""The sink under pressure: slow, gone, flapping, late, particular about sizes, Falco."""
+"""Sinks under pressure: slow, down, flapping, timing out, limited in size, and Falco."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from support.webhook import Answer, Webhook, unpack
 async def backlog(
     webhook: Webhook, state: Path, waiting: int, **variables: str
 ) -> AsyncIterator[DeliveryOnly]:
-    """Have this many events wait in four partitions."""
+    """Submit this many events to four partitions."""
     async with delivering(webhook.url, state, **variables) as delivery:
         for number, message in enumerate(events.messages(waiting, per_message=100)):
             await delivery.take(message.body, str(number % 4))
@@ -29,20 +29,20 @@ async def backlog(
 
 
 def nested(levels: int) -> bytes:
-    """Return an event nested this deep."""
+    """Return an event with this nesting depth."""
     event = json.loads(events.typical_events()[0])
     text = json.dumps(event | {"auditID": "deep", "requestObject": 0}, separators=(",", ":"))
     deep = '{"a":' * levels + "1" + "}" * levels
     return text.replace('"requestObject":0', f'"requestObject":{deep}').encode()
 
 
-# The longest test comes early: `make faults` starts them in this order, two per process.
+# The longest test is first: `make faults` starts them in this order, two per process.
 
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seconds", [10, 60, 600])
-async def test_all_that_waited_arrives_within_seconds_of_the_first_success(
+async def test_a_backlog_is_delivered_within_seconds_of_the_first_success(
     tmp_path: Path, seconds: float
 ) -> None:
     async with environment(tmp_path) as env:
@@ -61,8 +61,8 @@ async def test_all_that_waited_arrives_within_seconds_of_the_first_success(
 # A slow sink
 
 
-async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> None:
-    """16 lists of 100 at once would take it 4 s, and time out after 1 s."""
+async def test_a_slow_sink_receives_few_duplicates_and_is_never_idle(tmp_path: Path) -> None:
+    """16 concurrent lists of 100 would take 4 s, longer than the timeout of 1 s."""
     async with (
         Webhook(rate=400) as webhook,
         backlog(webhook, tmp_path, 3_000, WebSinkTimeout="1") as delivery,
@@ -85,10 +85,10 @@ async def test_a_slow_sink_gets_few_copies_and_is_never_idle(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("idle", [True, False])
-async def test_a_burst_after_idle_time_or_an_outage_does_not_make_a_sink_look_slow(
+async def test_a_burst_after_idle_time_or_an_outage_does_not_count_as_a_slow_sink(
     webhook: Webhook, tmp_path: Path, *, idle: bool
 ) -> None:
-    """After the outage of a moment the limit is 1 until several POSTs wait, hours later perhaps."""
+    """After a short outage the limit stays 1 until several POSTs wait, perhaps hours later."""
     async with backlog(webhook, tmp_path, 3_000) as delivery:
         await delivery.drain()
         webhook.rule = lambda _: 503
@@ -111,16 +111,16 @@ async def test_a_burst_after_idle_time_or_an_outage_does_not_make_a_sink_look_sl
 @pytest.mark.full
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize("rate", [50, 150, 500])
-@pytest.mark.parametrize("within", ["3", "10"])
-async def test_a_slow_sink_with_20000_events_waiting(
-    tmp_path: Path, rate: float, within: str
+@pytest.mark.parametrize("sink_timeout", ["3", "10"])
+async def test_a_slow_sink_with_a_backlog_of_20000_events(
+    tmp_path: Path, rate: float, sink_timeout: str
 ) -> None:
     async with environment(tmp_path) as env:
         webhook, waiting = env.webhook, 20_000
         webhook.rate = rate
         for number, message in enumerate(events.messages(waiting)):
             env.hub.publish(number % 4, message.body)
-        settings = {"WebSinkTimeout": within, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
+        settings = {"WebSinkTimeout": sink_timeout, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
         async with env.forwarder(None, **settings):
             await webhook.until(lambda: len(webhook.taken) == waiting, 4 * waiting / rate)
             assert webhook.first
@@ -128,8 +128,8 @@ async def test_a_slow_sink_with_20000_events_waiting(
             assert webhook.busy > 0.85 * (time.time() - webhook.first)
 
 
-async def test_a_sink_that_is_slow_per_post_gets_posts_side_by_side(tmp_path: Path) -> None:
-    """Its latency is the same however much is in flight: 40 lists one by one would take 60 s."""
+async def test_a_sink_with_a_constant_latency_receives_concurrent_posts(tmp_path: Path) -> None:
+    """Its latency does not depend on concurrency: 40 sequential lists would take 60 s."""
     async with Webhook() as webhook:
         webhook.rule = lambda _: Answer(delay=1.5)
         async with backlog(webhook, tmp_path, 4_000, WebSinkTimeout="3") as delivery:
@@ -140,7 +140,7 @@ async def test_a_sink_that_is_slow_per_post_gets_posts_side_by_side(tmp_path: Pa
         assert webhook.duplicates == 0
 
 
-async def test_a_sink_that_is_late_with_large_lists_gets_smaller_ones(tmp_path: Path) -> None:
+async def test_a_sink_that_times_out_on_large_lists_receives_smaller_ones(tmp_path: Path) -> None:
     async with Webhook() as webhook:
         webhook.rule = lambda post: Answer(delay=9 if len(unpack(post.body)) > 30 else 0)
         async with backlog(webhook, tmp_path, 400, WebSinkTimeout="0.3") as delivery:
@@ -158,7 +158,7 @@ async def test_a_sink_that_is_late_with_large_lists_gets_smaller_ones(tmp_path: 
 
 
 @pytest.mark.parametrize("answer", [Answer(503), Answer(429), Answer(drop=True)], ids=str)
-async def test_one_post_probes_a_sink_that_is_down_and_all_resume_at_once(
+async def test_one_post_probes_a_sink_that_is_down_and_all_resume_when_it_recovers(
     webhook: Webhook, tmp_path: Path, answer: Answer
 ) -> None:
     webhook.rule = lambda _: answer
@@ -179,10 +179,10 @@ async def test_one_post_probes_a_sink_that_is_down_and_all_resume_at_once(
         ]
         assert max(pauses) < 12
         assert webhook.duplicates == 0
-        assert not delivery.entries("post concurrency"), "it was down and is not slow"
+        assert not delivery.entries("post concurrency"), "the sink was down, not slow"
 
 
-async def test_a_stop_during_an_outage_drains_when_the_sink_is_back(tmp_path: Path) -> None:
+async def test_a_stop_during_an_outage_drains_when_the_sink_recovers(tmp_path: Path) -> None:
     async with environment(tmp_path) as env:
         env.webhook.rule = lambda _: 503
         env.ledger.publish(2_000)
@@ -202,7 +202,7 @@ async def test_a_stop_during_an_outage_drains_when_the_sink_is_back(tmp_path: Pa
 
 
 @pytest.mark.parametrize("header", ["0", "Mon, 23 Nov 2020 09:14:10 GMT"])
-async def test_retry_after_nothing_is_no_busy_loop(
+async def test_retry_after_zero_causes_no_busy_loop(
     webhook: Webhook, tmp_path: Path, header: str
 ) -> None:
     webhook.rule = lambda _: Answer(429, {"Retry-After": header})
@@ -211,7 +211,7 @@ async def test_retry_after_nothing_is_no_busy_loop(
         assert len(webhook.posts) < 8
 
 
-async def test_a_sink_that_asks_for_patience_makes_it_unready_and_not_dead(
+async def test_a_long_retry_after_makes_the_forwarder_unready_but_not_dead(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(429, {"Retry-After": "300"})
@@ -226,7 +226,7 @@ async def test_a_sink_that_asks_for_patience_makes_it_unready_and_not_dead(
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
-async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -> None:
+async def test_nothing_is_lost_while_the_sink_flaps_for_two_minutes(tmp_path: Path) -> None:
     async with environment(tmp_path) as env:
         webhook = env.webhook
         async with env.traffic(), env.forwarder(WebSinkMaxEvents="100") as forwarder:
@@ -250,14 +250,14 @@ async def test_a_sink_that_flaps_for_two_minutes_loses_nothing(tmp_path: Path) -
         assert webhook.duplicates < 0.1 * webhook.total
 
 
-# Events that a sink cannot bear
+# Events that a sink cannot process
 
 
 @pytest.mark.parametrize("answer", [Answer(500, body="EOF"), Answer(drop=True)], ids=str)
-async def test_an_event_at_which_the_sink_fails_costs_no_other(
+async def test_an_event_that_makes_the_sink_fail_does_not_affect_others(
     webhook: Webhook, tmp_path: Path, answer: Answer
 ) -> None:
-    """As CrowdSec answers 500 to a list with one event that it cannot parse."""
+    """CrowdSec, for example, responds with 500 to a list with one event that it cannot parse."""
     small = [*next(events.messages(100, per_message=100, events=events.typical_events())).events]
     bad = small[0].replace(b'"auditID":"', b'"auditID":"bad')
     webhook.rule = lambda post: answer if bad in post.body else None
@@ -280,10 +280,10 @@ async def test_an_event_at_which_the_sink_fails_costs_no_other(
     assert webhook.duplicates == 0
 
 
-async def test_an_event_is_not_given_up_while_none_is_accepted(
+async def test_an_event_is_retried_while_the_sink_accepts_none(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    """A rejected event is an answer, and no sign that the sink works."""
+    """A rejection is a response, but no evidence that the sink works."""
     message, *others = events.messages(41, per_message=1)
     webhook.rule = lambda post: 500 if post.body == message.events[0] else 400
     async with delivering(
@@ -301,10 +301,10 @@ async def test_an_event_is_not_given_up_while_none_is_accepted(
 
 
 @pytest.mark.parametrize("concurrency", ["1", "4"])
-async def test_events_in_an_outage_with_500_are_all_delivered(
+async def test_all_events_are_delivered_after_an_outage_with_status_500(
     webhook: Webhook, tmp_path: Path, concurrency: str
 ) -> None:
-    """No other answer to an outage tells less from one bad event."""
+    """No other status of an outage is harder to distinguish from one bad event."""
     webhook.rule = lambda _: 500
     variables = {"WebSinkMaxEvents": "2", "WebSinkConcurrency": concurrency}
     async with backlog(webhook, tmp_path, 400, WebSinkTimeout="1", **variables) as delivery:
@@ -316,7 +316,7 @@ async def test_events_in_an_outage_with_500_are_all_delivered(
     assert webhook.duplicates == 0
 
 
-async def test_an_event_that_falco_cannot_parse_costs_no_other(tmp_path: Path) -> None:
+async def test_an_event_that_falco_cannot_parse_does_not_affect_others(tmp_path: Path) -> None:
     small = [*next(events.messages(40, per_message=40, events=events.typical_events())).events]
     deep, large = nested(400), small[0].replace(b'"verb"', b'"x":"%b","verb"' % (b"x" * 262_144))
     async with (
@@ -333,7 +333,7 @@ async def test_an_event_that_falco_cannot_parse_costs_no_other(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("levels", "posts"), [(90, 1), (110, 3)])
-async def test_above_100_levels_an_event_is_posted_alone(
+async def test_an_event_nested_deeper_than_100_levels_is_posted_alone(
     webhook: Webhook, tmp_path: Path, levels: int, posts: int
 ) -> None:
     small = events.typical_events()[:4]

@@ -1,4 +1,4 @@
-"""The status page in JSON and in a browser."""
+"""The status page as JSON and as HTML."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def state(delivered: int, lag: int = 0) -> State:
 
 
 async def browse(running: InProcess) -> tuple[str, str]:
-    """Return the page as a browser gets it, and its address."""
+    """Return the page as a browser receives it, and its URL."""
     url = f"http://127.0.0.1:{running.settings.http_port}/status"
     accept = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     async with aiohttp.ClientSession() as session, session.get(url, headers=accept) as response:
@@ -44,7 +44,7 @@ class _Tags(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
 
 
-async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
+async def test_the_page_shows_deliveries_and_failures_and_no_secret(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(409, body="<b>who</b> are you")
@@ -56,9 +56,9 @@ async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
         url = f"{webhook.url}?key=nor-show-this"
         async with forwarding(server, url, tmp_path, WebSinkHeaders=headers) as running:
             await running.until(lambda: running.entries("sink down"))
-            held, _ = await browse(running)
-            assert 'aks-audit: <span class="bad">not delivering</span>' in held
-            assert "&lt;b&gt;who&lt;/b&gt; are you" in held
+            failing, _ = await browse(running)
+            assert 'aks-audit: <span class="bad">not delivering</span>' in failing
+            assert "&lt;b&gt;who&lt;/b&gt; are you" in failing
             webhook.rule = None
             await running.until(lambda: running.entries("sink up"))
             await webhook.until(lambda: webhook.total == 30)
@@ -75,9 +75,9 @@ async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
             assert status["settings"]["WebSinkURL"] == webhook.url
             assert status["settings"]["WebSinkHeaders"] == "set"
             assert status["settings"]["Categories"] == "kube-audit, kube-audit-admin"
-            well, _ = await browse(running)
-            assert 'aks-audit: <span class="good">delivering</span>' in well
-            for text in (held, well, json.dumps(status)):
+            healthy, _ = await browse(running)
+            assert 'aks-audit: <span class="good">delivering</span>' in healthy
+            for text in (failing, healthy, json.dumps(status)):
                 assert "do-not-show-this" not in text
                 assert "nor-show-this" not in text
                 assert not [key for key in server.keys.values() if key in text]
@@ -86,7 +86,7 @@ async def test_shows_what_is_delivered_and_what_fails_and_no_secret(
 
 
 def curve(history: History, now: float, *, delivered: int, lag: int = 0) -> list[list[float]]:
-    """Return when, lag and rate of each point."""
+    """Return time, lag and rate of each point."""
     points = history.curve(now, state(delivered, lag))
     return [[now - one["secondsAgo"], one["lag"], one["rate"]] for one in points]
 
@@ -97,7 +97,7 @@ def test_a_curve_has_120_points_and_the_current_state() -> None:
     history.note(60, [state(700, lag=3)])
     expected = [[0, 0, 0], [60, 3, 10], [70, 9, 2]]
     assert curve(history, 70, delivered=720, lag=9) == expected
-    assert curve(history, 61, delivered=790)[-1] == [61, 0, 10]  # too short a time to tell
+    assert curve(history, 61, delivered=790)[-1] == [61, 0, 10]  # too short for a rate
     for minute in range(2, 200):
         history.note(60 * minute, [state(700)])
     assert len(curve(history, 60 * 200, delivered=700)) == 121
@@ -105,7 +105,7 @@ def test_a_curve_has_120_points_and_the_current_state() -> None:
     assert curve(history, 60 * 200, delivered=9) == [[60 * 200, 0, 0]]
 
 
-def test_a_partition_that_comes_back_starts_a_new_curve() -> None:
+def test_a_partition_that_is_claimed_again_starts_a_new_curve() -> None:
     history = History()
     history.note(0, [state(100)])
     history.note(60, [])
@@ -113,8 +113,8 @@ def test_a_partition_that_comes_back_starts_a_new_curve() -> None:
     assert curve(history, 120, delivered=5)[0] == [120, 0, 0]
 
 
-def test_a_partition_that_was_claimed_again_between_two_points_has_no_negative_rate() -> None:
-    """It counts from 0 again, as after everything was opened again with a new client."""
+def test_a_claim_between_two_points_causes_no_negative_rate() -> None:
+    """The count restarts at 0, as it does when everything is reopened with a new client."""
     history = History()
     history.note(0, [state(0)])
     history.note(30, [state(600)])
@@ -122,7 +122,7 @@ def test_a_partition_that_was_claimed_again_between_two_points_has_no_negative_r
 
 
 def report(points: list[tuple[float, int]], word: str = "x") -> dict[str, object]:
-    """Return a report with one partition, whose lag was such at so many seconds ago."""
+    """Return a report on one partition, with points of (seconds ago, lag)."""
     hour = [{"secondsAgo": ago, "lag": lag, "oldest": 0.0, "rate": 0.0} for ago, lag in points]
     one = {"partition": "0", "lag": points[-1][1], "oldest": 0.0, "checkpoint": 7, "delivered": 1}
     return {
@@ -139,7 +139,7 @@ def report(points: list[tuple[float, int]], word: str = "x") -> dict[str, object
     }
 
 
-def test_a_curve_fills_the_time_there_is_and_its_maximum_includes_the_current_value() -> None:
+def test_a_curve_spans_the_available_time_and_its_maximum_includes_the_current_value() -> None:
     text = page(report([(120, 0), (60, 20), (0, 5_000)]))
     lag = text.split("<polyline")[1].split('"')[1]
     assert [float(point.split(",")[0]) for point in lag.split()] == [0, 60, 120]
@@ -151,7 +151,7 @@ def test_a_curve_fills_the_time_there_is_and_its_maximum_includes_the_current_va
 @pytest.mark.skipif(
     not shutil.which("chromium"), reason="Chromium is missing: apt-get install chromium"
 )
-async def test_a_browser_draws_it(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_browser_renders_the_page(webhook: Webhook, tmp_path: Path) -> None:
     async with (
         Server({HUB: 2}) as server,
         forwarding(server, webhook.url, tmp_path / "state") as running,
@@ -182,7 +182,7 @@ async def test_a_browser_draws_it(webhook: Webhook, tmp_path: Path) -> None:
         assert picture.stat().st_size > 10_000
 
 
-def test_what_a_page_shows_is_escaped() -> None:
+def test_values_on_the_page_are_escaped() -> None:
     text = page(report([(0, 0)], "<i>"))
     assert "i" not in _Tags(text).tags
     assert text.count("&lt;i&gt;") == 5

@@ -1,4 +1,4 @@
-"""What a sink or an event sends cannot control the terminal of an operator, or forge a line."""
+"""Text from a sink or an event cannot control an operator's terminal or forge a line."""
 
 import asyncio
 import json
@@ -20,7 +20,9 @@ def hostile_event() -> bytes:
     return json.dumps(event).encode()
 
 
-async def test_no_output_has_escapes_or_forged_lines(env: Environment, tmp_path: Path) -> None:
+async def test_no_output_contains_escape_sequences_or_forged_lines(
+    env: Environment, tmp_path: Path
+) -> None:
     recorded = tmp_path / "events.jsonl"
     recorded.write_bytes(hostile_event() + b"\n")
     env.hub.publish(0, events.envelope([hostile_event()]))
@@ -46,10 +48,12 @@ async def test_no_output_has_escapes_or_forged_lines(env: Environment, tmp_path:
         async with Forwarder(forwarder.environment, *command.split(), app=APP) as running:
             await running.wait()
             shown[command] = f"{running.output}\n{running.stderr}"
-    check(shown)
+    assert_harmless(shown)
 
 
-async def test_the_reason_why_a_replay_is_given_up_has_no_escapes(env: Environment) -> None:
+async def test_the_reason_for_giving_up_a_replay_contains_no_escape_sequences(
+    env: Environment,
+) -> None:
     env.hub.publish(0, events.envelope(events.typical_events()[:1]))
     env.webhook.rule = lambda _: Answer(400)
     async with env.forwarder(None) as forwarder:
@@ -61,13 +65,13 @@ async def test_the_reason_why_a_replay_is_given_up_has_no_escapes(env: Environme
     async with Forwarder(forwarder.environment, "replay", app=APP) as running:
         assert await running.wait() == 1
     assert "given up" in running.stderr
-    check({"replay": f"{running.output}\n{running.stderr}"})
+    assert_harmless({"replay": f"{running.output}\n{running.stderr}"})
 
 
-def check(shown: Mapping[str, str]) -> None:
-    """Check that no output of a command has escapes or a forged line."""
+def assert_harmless(shown: Mapping[str, str]) -> None:
+    """Assert that no output contains escape sequences or a forged line."""
     for command, text in shown.items():
         assert text.strip(), command
-        odd = {char for char in text if not char.isprintable() and char != "\n"}
-        assert odd == set(), command
+        unprintable = {char for char in text if not char.isprintable() and char != "\n"}
+        assert unprintable == set(), command
         assert not [line for line in text.splitlines() if line.startswith(FORGED)], command

@@ -1,4 +1,4 @@
-"""Each work-around of the SDK, against the SDK alone: a test fails when it is no longer needed."""
+"""Each workaround, compared with the plain SDK: a test fails when it is no longer needed."""
 
 import asyncio
 import gc
@@ -29,27 +29,27 @@ MESSAGES = 20
 Receive = Callable[[Server, Sequence[float]], Awaitable[list[float]]]
 
 
-async def test_the_socket_wakes_a_receiver() -> None:
-    """The SDK looks for messages every 50 ms."""
+async def test_a_receiver_is_woken_by_its_socket() -> None:
+    """The SDK polls every 50 ms."""
     pauses = [random.uniform(0.1, 0.2) for _ in range(MESSAGES)]
     sdk, ours = await _latency(_by_sdk, pauses), await _latency(_by_link, pauses)
     assert ours < sdk / 2, f"{ours * 1000:.1f} ms, {sdk * 1000:.1f} ms"
 
 
 async def test_a_connection_opens_without_pauses() -> None:
-    """The SDK sleeps 50 ms after each frame of an opening."""
-    sdk, ours = await _ask(stock=True), await _ask()
+    """The SDK sleeps 50 ms after each frame while it connects."""
+    sdk, ours = await _connect_time(stock=True), await _connect_time()
     assert ours < sdk * 2 / 3, f"{ours * 1000:.1f} ms, {sdk * 1000:.1f} ms"
 
 
 async def test_a_link_keeps_no_delivery_tags() -> None:
-    """The SDK keeps each for ever."""
+    """The SDK never removes one."""
     assert await _tags(_by_sdk) >= MESSAGES
     assert await _tags(_by_link) == 0
 
 
 async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
-    """A decimal32 ends the SDK's session, and the message is sent again."""
+    """A decimal32 ends the SDK's session, and the message is redelivered."""
     async with Server({HUB: 1}) as server:
         _publish_value(server.hubs[HUB], b"\x74\x00\x00\x00\x00")
         server.hubs[HUB].publish(0, b"next")
@@ -79,12 +79,12 @@ async def test_a_session_that_the_service_ends_is_noticed() -> None:
         await link.aclose()
 
 
-async def test_questions_share_a_connection() -> None:
-    """The SDK opens one for each."""
+async def test_management_requests_share_a_connection() -> None:
+    """The SDK opens one per request."""
     opened = []
     async with Server({HUB: 4}) as server:
-        made = server.connection
-        server.connection = lambda: opened.append(1) or made()  # type: ignore[method-assign,func-returns-value]
+        create = server.connection
+        server.connection = lambda: opened.append(1) or create()  # type: ignore[method-assign,func-returns-value]
         server.stop_listening()
         await server.listen()
         async with _client(server, stock=True) as client:
@@ -104,38 +104,38 @@ async def test_questions_share_a_connection() -> None:
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_the_socket_of_a_connection_that_failed_is_closed(*, stock: bool) -> None:
+async def test_the_socket_of_a_failed_connection_is_closed(*, stock: bool) -> None:
     """The SDK leaves it to the garbage collector."""
     async with Server({HUB: 1}) as server, _client(server) as client:
-        with _sockets(server.port) as left:
+        with _sockets(server.port) as remaining:
             link = await open_link(client, "0", owner=True)
             server.faults.drop_mid_message = True
             server.hubs[HUB].publish(0, bytes(200_000))
             with pytest.raises(AMQPConnectionError):
                 await link.read(90)
             await (link._amqp.close_async if stock else link.aclose)()  # noqa: SLF001 - as above
-            assert await left() == stock
+            assert await remaining() == stock
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_the_socket_of_an_opening_that_is_given_up_is_closed(*, stock: bool) -> None:
-    """The same, while a hub does not answer."""
+async def test_the_socket_of_a_connection_attempt_that_times_out_is_closed(*, stock: bool) -> None:
+    """The SDK leaves it open, too."""
     silent = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     async with connect(_settings(Server({}, port=port)), None) as client:
-        with _sockets(port) as left:
+        with _sockets(port) as remaining:
             receiver: Any = client._create_consumer("g", "0", "-1", cast("Any", None))  # noqa: SLF001
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await (receiver._open() if stock else open_link(client, "0"))  # noqa: SLF001
             await receiver.close()
-            assert await left() == stock
+            assert await remaining() == stock
     silent.close()
 
 
 @pytest.mark.parametrize("stock", [True, False])
-async def test_the_session_of_a_websocket_that_is_refused_is_closed(*, stock: bool) -> None:
-    """The same; the port is 443, where nothing listens at this address."""
+async def test_the_session_of_a_refused_websocket_is_closed(*, stock: bool) -> None:
+    """Nothing listens on port 443 of this address."""
     server = Server({}, host=f"127.7.{random.randrange(256)}.{random.randrange(1, 255)}")
     async with connect(_settings(server, HubTransport="websockets"), None) as client:
         before = _open_sessions()
@@ -153,9 +153,9 @@ def _open_sessions() -> set[ClientSession]:
 
 @contextmanager
 def _sockets(port: int) -> Iterator[Callable[[], Awaitable[int]]]:
-    """Yield what counts connections to a port, without those that are about to be closed."""
+    """Yield a function that counts connections to a port, except those about to be closed."""
 
-    async def left() -> int:
+    async def remaining() -> int:
         for _ in range(20):
             found = [
                 c for c in psutil.Process().net_connections() if c.raddr and c.raddr[1] == port
@@ -168,13 +168,13 @@ def _sockets(port: int) -> Iterator[Callable[[], Awaitable[int]]]:
     gc.collect()
     gc.disable()
     try:
-        yield left
+        yield remaining
     finally:
         gc.enable()
 
 
 def _publish_value(hub: Hub, value: bytes) -> int:
-    """Publish a message whose body is an AMQP value, encoded already."""
+    """Publish a message whose body is an encoded AMQP value."""
     return hub.partitions[0].append(b"\x00\x53\x77" + value, b"", None)
 
 
@@ -188,19 +188,19 @@ def _client(server: Server, *, stock: bool = False) -> EventHubConsumerClient:
             server.connection_string(HUB), "$Default"
         )
     client = connect(_settings(server), None)
-    assert client._amqp_transport is Transport  # noqa: SLF001 - nothing public tells
+    assert client._amqp_transport is Transport  # noqa: SLF001 - no public attribute
     return client
 
 
-async def _ask(*, stock: bool = False) -> float:
+async def _connect_time(*, stock: bool = False) -> float:
     """Read a hub's properties on new connections; return the median in seconds."""
     seconds = []
     async with Server({HUB: 1}) as server:
         for _ in range(5):
-            asked = time.monotonic()
+            started = time.monotonic()
             async with _client(server, stock=stock) as client:
                 await client.get_eventhub_properties()
-                seconds.append(time.monotonic() - asked)
+                seconds.append(time.monotonic() - started)
     return statistics.median(seconds)
 
 
@@ -226,14 +226,14 @@ def _links() -> list[ReceiverLink]:
 
 
 async def _by_sdk(server: Server, pauses: Sequence[float], seconds: float = 90) -> list[float]:
-    """Publish a message after each pause; return how long each took to the SDK's handler."""
-    took: list[float] = []
-    begun, done = asyncio.Event(), asyncio.Event()
+    """Publish a message after each pause; return the latency of each to the SDK's handler."""
+    latencies: list[float] = []
+    first_received, done = asyncio.Event(), asyncio.Event()
 
     async def on_batch(_: PartitionContext, received: list[EventData]) -> None:
-        took.extend(time.monotonic() - float(one.body_as_str()) for one in received)
-        begun.set()
-        if len(took) > len(pauses):
+        latencies.extend(time.monotonic() - float(one.body_as_str()) for one in received)
+        first_received.set()
+        if len(latencies) > len(pauses):
             done.set()
 
     async with _client(server, stock=True) as client:
@@ -241,34 +241,34 @@ async def _by_sdk(server: Server, pauses: Sequence[float], seconds: float = 90) 
         receiving = asyncio.create_task(work)
         try:
             async with asyncio.timeout(seconds):
-                await _publish(server.hubs[HUB], pauses, begun)
+                await _publish(server.hubs[HUB], pauses, first_received)
                 await done.wait()
         except TimeoutError:
             pass
     receiving.cancel()
-    return took
+    return latencies
 
 
 async def _by_link(server: Server, pauses: Sequence[float]) -> list[float]:
-    """Do the same with a link of ours."""
-    took: list[float] = []
-    begun = asyncio.Event()
+    """Do the same with the forwarder's link."""
+    latencies: list[float] = []
+    first_received = asyncio.Event()
     async with _client(server) as client, asyncio.timeout(90):
         link = await open_link(client, "0", "-1", owner=True)
-        publishing = asyncio.create_task(_publish(server.hubs[HUB], pauses, begun))
-        while len(took) <= len(pauses):
+        publishing = asyncio.create_task(_publish(server.hubs[HUB], pauses, first_received))
+        while len(latencies) <= len(pauses):
             await link.read(10)
             for received in link.take():
-                took.append(time.monotonic() - float(received.body))
-                begun.set()
+                latencies.append(time.monotonic() - float(received.body))
+                first_received.set()
         await publishing
         await link.aclose()
-    return took
+    return latencies
 
 
-async def _publish(hub: Hub, pauses: Sequence[float], begun: asyncio.Event) -> None:
+async def _publish(hub: Hub, pauses: Sequence[float], first_received: asyncio.Event) -> None:
     hub.publish(0, f"{time.monotonic()}".encode())
-    await begun.wait()
+    await first_received.wait()
     for pause in pauses:
         await asyncio.sleep(pause)
         hub.publish(0, f"{time.monotonic()}".encode())

@@ -1,4 +1,4 @@
-"""A message that cannot be decoded is a dead letter, and its partition goes on behind it."""
+"""A message that cannot be decoded becomes a dead letter, and its partition continues."""
 
 import asyncio
 import struct
@@ -16,11 +16,11 @@ BODIES = {
     "a bad character": VALUE + b"\x73\x00\x11\x00\x00",
     "a deep list": VALUE + b"\xc0\x7f\x01" * 1500 + b"\x40",
     "garbage": b"garbage",
-    "nothing": b"",
+    "empty": b"",
 }
 
 
-async def test_no_message_stops_its_partition(tmp_path: Path) -> None:
+async def test_an_undecodable_message_does_not_stop_its_partition(tmp_path: Path) -> None:
     async with environment(tmp_path, partitions=1) as env:
         for body in BODIES.values():
             env.hub.partitions[0].append(body, b"", None)
@@ -28,7 +28,7 @@ async def test_no_message_stops_its_partition(tmp_path: Path) -> None:
         async with env.forwarder(None, StallTimeout="6") as forwarder:
             await forwarder.until(lambda: len(env.webhook.taken) == 20)
             async with asyncio.timeout(90):
-                while await _dead_lettered(forwarder) < len(BODIES):  # noqa: ASYNC110 - nothing tells
+                while await _dead_lettered(forwarder) < len(BODIES):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(0.1)
             samples = await forwarder.metrics()
             assert samples.total("aks_audit_hub_messages_total") == len(BODIES) + 2
@@ -41,7 +41,7 @@ async def test_no_message_stops_its_partition(tmp_path: Path) -> None:
         assert env.webhook.duplicates == 0
 
 
-async def test_annotations_that_cannot_be_read_stop_nothing_and_cost_no_checkpoint(
+async def test_unreadable_annotations_stop_no_partition_and_lose_no_checkpoint(
     tmp_path: Path,
 ) -> None:
     huge = b"\xa0\xc8" + b"\x7f" * 200

@@ -1,6 +1,6 @@
-"""A storage account that can be read but not written: a key that may only read, a full account.
+"""A storage account that can be read but not written: a read-only key, or a full account.
 
-Nothing is delivered again and again because of it, and no partition waits for another one.
+It causes no repeated deliveries, and no partition blocks another one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ CHECKPOINTS = "/checkpoint/"
 
 
 async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -> None:
-    """None can write its ownerships, so the hub is asked who reads a partition."""
+    """None can store its ownerships, so the hub is asked which partitions have a reader."""
     async with environment(tmp_path) as env, faulty_store() as store:
         env.ledger.publish(400)
         async with (
@@ -33,15 +33,15 @@ async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -
                 entry = await forwarder.wait_for("partitions cannot be claimed")
                 assert "refuses the login" in entry["reason"]
             before = env.webhook.duplicates
-            await asyncio.sleep(6)  # a dozen rounds
+            await asyncio.sleep(6)  # a dozen rounds of load balancing
             assert env.webhook.duplicates - before <= 400, "more than once for each event"
-            two.kill()  # its partitions are free in the hub
+            two.kill()  # the hub has no reader for its partitions
             env.ledger.publish(400)
             await env.ledger.settled()
 
 
-async def test_a_partition_that_is_claimed_again_goes_on_where_it_was(tmp_path: Path) -> None:
-    """It was taken away for a moment, or opened again, while no checkpoint could be written."""
+async def test_a_reclaimed_partition_resumes_from_its_position(tmp_path: Path) -> None:
+    """The partition was lost briefly or reopened while no checkpoint could be written."""
     async with (
         environment(tmp_path, partitions=2) as env,
         faulty_store() as store,
@@ -65,7 +65,7 @@ async def test_a_partition_that_is_claimed_again_goes_on_where_it_was(tmp_path: 
         await forwarder.until(stored)
 
 
-async def test_a_start_that_cannot_be_stored_holds_up_its_own_partition_only(
+async def test_a_start_position_that_cannot_be_stored_blocks_only_its_own_partition(
     tmp_path: Path,
 ) -> None:
     async with environment(tmp_path, partitions=3) as env, faulty_store() as store:
@@ -76,7 +76,7 @@ async def test_a_start_that_cannot_be_stored_holds_up_its_own_partition_only(
             for number in (1, 2):
                 env.ledger.publish(20, number)
             await env.ledger.settled()
-            env.ledger.publish(20, 0)  # it was published after the first poll: not skipped
+            env.ledger.publish(20, 0)  # published after the first poll, so it must not be skipped
             store.refused_path = ""
             await env.ledger.settled()
 

@@ -1,4 +1,4 @@
-"""Each part of a library that is not imported, against the library alone."""
+"""The parts of libraries that are not imported, compared with the libraries alone."""
 
 import subprocess
 import sys
@@ -25,14 +25,14 @@ EXTENSION = {name for name in ["frozenlist._frozenlist"] if find_spec(name)}
     ],
 )
 def test_unused_parts_are_not_imported(ours: str, stock: str, parts: set[str]) -> None:
-    """The test fails when a library no longer imports a part by itself."""
+    """It fails when a library no longer imports a part by itself."""
     assert parts <= _modules(f"import {stock}")
     assert not parts & _modules(f"from forwarder.imports import {ours}; {ours}()")
     later = "import aiohttp.tracing, http.server, requests, cryptography; http.server.HTTPServer"
     assert parts - EXTENSION <= _modules(f"from forwarder.imports import {ours}; {ours}(); {later}")
 
 
-def test_the_default_contexts_of_aiohttp_trust_nobody() -> None:
+def test_the_default_contexts_of_aiohttp_load_no_cas() -> None:
     names = "connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFIED"
     contexts = f"{names}, ssl.create_default_context()"
     trusting = f"print([bool(one.get_ca_certs()) for one in ({contexts})])"

@@ -1,4 +1,4 @@
-"""What each VerboseLevel prints, in JSON and as text, and what becomes of it when nobody reads."""
+"""Log entries of each VerboseLevel, as JSON and as text, and a log that nothing reads."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ MESSAGE = events.envelope(SOME)
 KEY = "aHViLWtleS1vZi10aGUtdGVzdA=="
 
 HEAD = ["timestamp", "level", "message"]
-# What each level adds: the message and its fields in their order.
+# Messages that each level adds, and their fields in order.
 ADDED: dict[int, dict[str, list[str]]] = {
     1: {},
     2: {
@@ -51,14 +51,14 @@ ADDED: dict[int, dict[str, list[str]]] = {
 
 
 async def run(env: Environment, *, hub_answers: bool = True, **settings: str) -> Forwarder:
-    """Run it until it has delivered what is in the hub, and stop it."""
+    """Run a forwarder until it has delivered all events of the hub, and stop it."""
     async with env.forwarder(None, **settings) as forwarder:
         published = len(env.hub.partitions[0].messages) * len(SOME)
         await env.webhook.until(lambda: env.webhook.total == published)
         if hub_answers:
             await forwarder.until(lambda: "hub answers" in "\n".join(forwarder.lines))
         else:
-            await asyncio.sleep(1)  # for what must not be printed
+            await asyncio.sleep(1)  # for entries that must not be logged
         forwarder.terminate()
         assert await forwarder.wait() == 0
     assert forwarder.stderr == ""
@@ -66,7 +66,7 @@ async def run(env: Environment, *, hub_answers: bool = True, **settings: str) ->
 
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
-async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
+async def test_a_level_logs_its_messages_with_their_fields_and_nothing_else(
     env: Environment, level: int
 ) -> None:
     env.hub.publish(0, MESSAGE)
@@ -79,11 +79,11 @@ async def test_a_level_prints_its_messages_with_their_fields_and_nothing_else(
         assert entry["level"] == ("debug" if entry["message"] in ADDED[4] else "info")
 
 
-async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
+async def test_timestamps_are_rfc_3339_in_utc_and_in_order_in_any_time_zone(
     env: Environment,
 ) -> None:
     env.hub.publish(0, MESSAGE)
-    before = datetime.now(UTC) - timedelta(milliseconds=1)  # they are cut to milliseconds
+    before = datetime.now(UTC) - timedelta(milliseconds=1)  # they are truncated to milliseconds
     stamps = [entry["timestamp"] for entry in (await run(env, TZ="Asia/Kolkata")).log]
     rfc_3339 = re.compile(r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}\.\d{3}Z")
     assert [stamp for stamp in stamps if not rfc_3339.fullmatch(stamp)] == []
@@ -92,7 +92,7 @@ async def test_timestamps_are_rfc_3339_in_utc_and_in_order_wherever_it_runs(
     assert datetime.fromisoformat(stamps[-1]) <= datetime.now(UTC)
 
 
-async def test_a_hub_message_is_logged_with_its_place_and_size(env: Environment) -> None:
+async def test_a_hub_message_is_logged_with_its_position_and_size(env: Environment) -> None:
     for _ in range(2):
         env.hub.publish(0, MESSAGE)
     entries = [
@@ -102,7 +102,7 @@ async def test_a_hub_message_is_logged_with_its_place_and_size(env: Environment)
     assert entries == [["0", 0, 22, len(MESSAGE)], ["0", 1, 22, len(MESSAGE)]]
 
 
-async def test_an_audit_event_is_logged_by_who_did_what_to_which_object(env: Environment) -> None:
+async def test_an_audit_event_is_logged_with_user_verb_object_and_status(env: Environment) -> None:
     env.hub.publish(0, MESSAGE)
     entries = (await run(env, VerboseLevel="3")).entries("audit event")
     for entry, text in zip(entries, SOME, strict=True):
@@ -125,7 +125,7 @@ def fields(entry: dict[str, object]) -> dict[str, object]:
     return {name: found for name, found in entry.items() if name not in HEAD}
 
 
-async def test_a_post_its_response_and_the_settings_are_logged_without_anything_secret(
+async def test_a_post_its_response_and_the_settings_are_logged_without_secrets(
     env: Environment,
 ) -> None:
     env.hub.publish(0, MESSAGE)
@@ -155,7 +155,7 @@ async def test_a_post_its_response_and_the_settings_are_logged_without_anything_
     }
 
 
-async def test_level_1_tells_errors(env: Environment) -> None:
+async def test_level_1_logs_errors(env: Environment) -> None:
     env.webhook.rule = lambda _: 401
     env.hub.publish(0, MESSAGE)
     async with env.forwarder(VerboseLevel="1") as forwarder:
@@ -165,15 +165,17 @@ async def test_level_1_tells_errors(env: Environment) -> None:
     assert {entry["level"] for entry in forwarder.log} == {"error"}
 
 
-async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(env: Environment) -> None:
-    nasty = ["x\ny", "x\ry", "x\x1b[31my", "x\u2028y", 'x "y" z=1', "x=y", "x'y"]
-    odd = [json.loads(event) for event in SOME[: len(nasty)]]
-    for event, name in zip(odd, nasty, strict=True):
+async def test_each_entry_in_text_format_is_one_line_for_any_event(env: Environment) -> None:
+    hostile_names = ["x\ny", "x\ry", "x\x1b[31my", "x\u2028y", 'x "y" z=1', "x=y", "x'y"]
+    odd = [json.loads(event) for event in SOME[: len(hostile_names)]]
+    for event, name in zip(odd, hostile_names, strict=True):
         event["user"]["username"] = name
-    body = events.envelope([*(json.dumps(event).encode() for event in odd), *SOME[len(nasty) :]])
+    body = events.envelope(
+        [*(json.dumps(event).encode() for event in odd), *SOME[len(hostile_names) :]]
+    )
     env.hub.publish(0, body)
     output = "\n".join((await run(env, VerboseLevel="4", LogFormat="text")).lines)
-    lines = output.splitlines()  # at every end of a line that Unicode knows
+    lines = output.splitlines()  # at every line boundary of Unicode
     assert [line for line in lines if not re.match(r"\d{4}-\S+Z (info |debug) [a-z]", line)] == []
     assert [char for char in output if not char.isprintable() and char != "\n"] == []
     [message] = [line for line in lines if " hub message " in line]
@@ -182,7 +184,7 @@ async def test_as_text_each_entry_is_a_line_whatever_an_event_holds(env: Environ
     ]  # fmt: skip
     summaries = [line for line in lines if " audit event " in line]
     assert len(summaries) == 22
-    for line, name in zip(summaries, nasty, strict=False):
+    for line, name in zip(summaries, hostile_names, strict=False):
         assert f" user={name!r} " in line
 
 
@@ -193,7 +195,7 @@ def redirected(env: Environment, to: str, **settings: str) -> Forwarder:
     )
 
 
-async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
+async def test_a_log_that_nothing_reads_blocks_neither_delivery_nor_sigterm(
     env: Environment, tmp_path: Path
 ) -> None:
     fifo = tmp_path / "log"
@@ -211,7 +213,7 @@ async def test_a_log_that_nobody_reads_stops_neither_delivery_nor_sigterm(
 
 
 @pytest.mark.parametrize("state", ["closed", "closed by its reader"])
-async def test_a_closed_standard_output_changes_nothing_else(
+async def test_a_closed_standard_output_does_not_affect_delivery(
     env: Environment, tmp_path: Path, state: str
 ) -> None:
     fifo = tmp_path / "log"
@@ -233,7 +235,7 @@ async def test_a_closed_standard_output_changes_nothing_else(
 
 @pytest.fixture
 def silent_afterwards() -> Iterator[None]:
-    """Log nothing after the test, whose standard output is gone."""
+    """Log nothing after the test, when its standard output is closed."""
     yield
     log.flush()
     log.silence()
@@ -252,7 +254,7 @@ def printed(capfd: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 
 @pytest.mark.usefixtures("silent_afterwards")
-async def test_a_lasting_error_is_said_once_an_interval_with_how_often_it_came(
+async def test_a_repeated_error_is_logged_once_per_interval_with_its_count(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     configure()
@@ -271,7 +273,7 @@ async def test_a_lasting_error_is_said_once_an_interval_with_how_often_it_came(
 
 
 @pytest.mark.usefixtures("silent_afterwards")
-def test_a_lasting_error_is_said_once_a_minute(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_error_is_logged_once_a_minute(capfd: pytest.CaptureFixture[str]) -> None:
     configure()
     minute = log.RateLimited()
     for _ in range(2):

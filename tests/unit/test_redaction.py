@@ -1,4 +1,4 @@
-"""Redaction of secrets in whatever encoding, and of nothing else."""
+"""Redaction of secrets in any encoding, and of nothing else."""
 
 import html
 import json
@@ -16,7 +16,7 @@ import forwarder
 from forwarder import redaction
 from support import ROOT
 
-# A trailing escape character merges with whatever follows it.
+# A trailing escape character merges with the text after it.
 SECRETS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=80).map(
     lambda text: text.rstrip("\\%&") + "7Q"
 )
@@ -38,7 +38,7 @@ ENCODINGS: list[Callable[[str], str]] = [
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def no_secrets_afterwards() -> Iterator[None]:
     yield
     redaction.configure([])
 
@@ -56,8 +56,8 @@ def test_a_secret_is_redacted_in_each_encoding(secret: str) -> None:
         assert redaction.has_secret(f"before {encode(secret)} after".encode())
 
 
-def test_of_renewed_secrets_those_in_use_are_kept_and_not_thousands() -> None:
-    """Each costs kilobytes and milliseconds, and the kubelet renews a token every hour."""
+def test_only_the_latest_renewed_secrets_and_those_in_use_are_kept() -> None:
+    """Each takes kilobytes and milliseconds, and the kubelet renews a token every hour."""
     redaction.configure(["secret-of-the-start"])
     tokens = [f"token-of-hour-{hour:04}" for hour in range(100)]
     for token in tokens:
@@ -70,8 +70,8 @@ def test_of_renewed_secrets_those_in_use_are_kept_and_not_thousands() -> None:
 
 @settings(max_examples=300)
 @given(st.lists(st.sampled_from([*"\\\\%&#;:xXuU0fFzé", "ud8", "UD9", "dc"]), max_size=30))
-def test_no_text_is_an_error(parts: list[str]) -> None:
-    """What is no escape stays as it is, such as a backslash, a capital U and some digits."""
+def test_any_text_without_a_secret_is_unchanged(parts: list[str]) -> None:
+    """An invalid escape sequence is unchanged, such as a backslash, a capital U and some digits."""
     text = "".join(parts)
     assert redaction.redact(text) == text
     assert not redaction.has_secret(text.encode())
@@ -87,13 +87,13 @@ def test_no_text_is_an_error(parts: list[str]) -> None:
         "key ***.",
     ],
 )
-def test_what_looks_like_a_credential_is_redacted_without_being_known(text: str) -> None:
+def test_unknown_secrets_are_redacted_where_they_look_like_credentials(text: str) -> None:
     for unknown in ("x7" * 12, b64encode(b"k" * 32).decode()):
         if unknown.endswith("=") or "key ***" not in text:
             assert redaction.redact(text.replace("***", unknown)) == text
 
 
-def test_texts_of_our_own_are_left_as_they_are() -> None:
+def test_texts_of_this_product_are_unchanged() -> None:
     causes = Path(forwarder.__file__).parent / "diagnosis/causes.toml"
     texts = [
         *strings(tomllib.loads(causes.read_text())),
@@ -124,6 +124,6 @@ def test_digits_are_redacted_in_texts_and_not_in_numbers() -> None:
 @pytest.mark.parametrize(
     "hidden", "\0\x07\r\x1b\x7f\x9b\xad\u061c\u180e\u200b\u202e\u2066\ufeff\ufff9\U000e0041"
 )
-def test_nothing_that_hides_or_turns_text_reaches_a_terminal(hidden: str) -> None:
+def test_characters_that_hide_or_reverse_text_are_escaped(hidden: str) -> None:
     shown = redaction.escape_hidden(f"a{hidden}b é漢😀\tc\n")
     assert shown == f"a\\u{ord(hidden):04x}b é漢😀\tc\n"

@@ -1,4 +1,4 @@
-"""Unpacking loses nothing: every record comes out as an event, as refused, or is counted."""
+"""Unpacking loses nothing: a record becomes an event, is unusable, or is counted as skipped."""
 
 import json
 import time
@@ -20,8 +20,8 @@ RECORDS = [record(event + b"\n") for event in EVENTS]
 MEGABYTE = 1_000_000
 
 
-def taken_apart(message: bytes) -> Unpacked:
-    """Unpack and check what holds for any message at all."""
+def unpack_and_check(message: bytes) -> Unpacked:
+    """Unpack a message and assert the invariants of every message."""
     unpacked = unpack(message, CATEGORIES)
     assert unpacked.records == len(unpacked.events) + len(unpacked.unusable) + unpacked.skipped
     if not unpacked.records:
@@ -37,8 +37,8 @@ def bodies(unpacked: Unpacked) -> list[bytes]:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
-def test_an_odd_message_meets_its_end(odd: Odd) -> None:
-    unpacked = taken_apart(odd.body)
+def test_an_odd_message_has_the_expected_outcome(odd: Odd) -> None:
+    unpacked = unpack_and_check(odd.body)
     assert (
         len(unpacked.events),
         len(unpacked.unusable),
@@ -49,13 +49,13 @@ def test_an_odd_message_meets_its_end(odd: Odd) -> None:
 
 @pytest.mark.parametrize("properties_as", ["object", "string"])
 @pytest.mark.parametrize("category", sorted(CATEGORIES))
-def test_real_events_come_out_byte_for_byte(properties_as: str, category: str) -> None:
+def test_real_events_are_unpacked_byte_for_byte(properties_as: str, category: str) -> None:
     message = envelope(
         real_events(),
         category=category,
         properties_as="string" if properties_as == "string" else "object",
     )
-    unpacked = taken_apart(message)
+    unpacked = unpack_and_check(message)
     assert bodies(unpacked) == list(real_events())
     assert not any(event.completed for event in unpacked.events)
     assert [event.stage_timestamp for event in unpacked.events] == [
@@ -64,32 +64,32 @@ def test_real_events_come_out_byte_for_byte(properties_as: str, category: str) -
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
-def test_a_message_may_hold_any_number_of_records(count: int) -> None:
+def test_a_message_may_contain_any_number_of_records(count: int) -> None:
     events = [EVENTS[n % len(EVENTS)] for n in range(count)]
-    assert bodies(taken_apart(envelope(events))) == events
+    assert bodies(unpack_and_check(envelope(events))) == events
 
 
-def test_a_log_that_is_an_object_is_taken_as_it_is() -> None:
+def test_a_log_that_is_an_object_is_kept_unchanged() -> None:
     log = EVENTS[0].replace(b",", b" , ", 1)
     message = wrap([b'{"category":"kube-audit","properties":{"log":%b}}' % log])
-    assert bodies(taken_apart(message)) == [log]
+    assert bodies(unpack_and_check(message)) == [log]
 
 
-def test_only_the_categories_asked_for_are_taken() -> None:
+def test_only_the_configured_categories_are_kept() -> None:
     message = wrap([RECORDS[0], record(EVENTS[1], category="kube-audit-admin")])
     unpacked = unpack(message, frozenset({"kube-audit-admin"}))
     assert (bodies(unpacked), unpacked.skipped) == ([EVENTS[1]], 1)
 
 
-def test_a_byte_order_mark_costs_nothing() -> None:
-    assert bodies(taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS))) == EVENTS
-    assert not taken_apart(b"\xef\xbb\xbf" + wrap(RECORDS)).unusable
+def test_a_byte_order_mark_is_ignored() -> None:
+    assert bodies(unpack_and_check(b"\xef\xbb\xbf" + wrap(RECORDS))) == EVENTS
+    assert not unpack_and_check(b"\xef\xbb\xbf" + wrap(RECORDS)).unusable
 
 
-def test_records_are_found_in_an_envelope_of_another_name_and_in_json_lines() -> None:
-    other = taken_apart(wrap(RECORDS).replace(b'"records"', b'"recordz"', 1))
+def test_records_are_found_under_another_key_and_in_json_lines() -> None:
+    other = unpack_and_check(wrap(RECORDS).replace(b'"records"', b'"recordz"', 1))
     assert (bodies(other), len(other.unusable)) == (EVENTS, 1)
-    lines = taken_apart(b"\n".join(RECORDS))
+    lines = unpack_and_check(b"\n".join(RECORDS))
     assert (bodies(lines), len(lines.unusable)) == (EVENTS, 0)
 
 
@@ -119,11 +119,11 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("position", range(4))
-def test_a_bad_record_costs_none_of_its_neighbours(bad: bytes, position: int) -> None:
+def test_a_bad_record_does_not_affect_its_neighbours(bad: bytes, position: int) -> None:
     records = RECORDS[1:4]
     records.insert(position, bad)
     for message in wrap(records), b"[%b]" % b",".join(records):
-        unpacked = taken_apart(message)
+        unpacked = unpack_and_check(message)
         assert bodies(unpacked) == EVENTS[1:4]
         assert len(unpacked.unusable) >= 1
         lost = bad.strip(b" ,[]}")
@@ -131,18 +131,20 @@ def test_a_bad_record_costs_none_of_its_neighbours(bad: bytes, position: int) ->
 
 
 @pytest.mark.parametrize("time", ["", "soon", "0001-01-01T00:00:00+14:00"])
-def test_a_cut_event_with_an_impossible_time_is_delivered(time: str) -> None:
+def test_a_truncated_event_with_an_invalid_time_is_delivered(time: str) -> None:
     event = EVENTS[0][: EVENTS[0].index(b',"requestReceivedTimestamp"')]
-    first, cut, last = taken_apart(wrap([RECORDS[1], record(event, time=time), RECORDS[2]])).events
+    first, cut, last = unpack_and_check(
+        wrap([RECORDS[1], record(event, time=time), RECORDS[2]])
+    ).events
     assert [first.body, last.body] == EVENTS[1:3]
     assert is_rfc3339(cut.stage_timestamp)
 
 
-def test_a_message_cut_anywhere_gives_its_whole_records_and_keeps_the_rest() -> None:
+def test_a_message_truncated_anywhere_yields_its_whole_records_and_keeps_the_rest() -> None:
     message = wrap(RECORDS[:3])
     ends = _ends(3)
     for cut in range(len(message)):
-        unpacked = taken_apart(message[:cut])
+        unpacked = unpack_and_check(message[:cut])
         whole = sum(end <= cut for end in ends)
         assert bodies(unpacked) == EVENTS[:whole]
         rest = message[ends[whole - 1] : cut].strip(b", ") if whole else message[:cut]
@@ -156,8 +158,8 @@ def _ends(count: int) -> list[int]:
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300)
-def test_arbitrary_bytes_are_dead_letters_and_never_an_exception(message: bytes) -> None:
-    taken_apart(message)
+def test_arbitrary_bytes_become_dead_letters_and_never_raise(message: bytes) -> None:
+    unpack_and_check(message)
 
 
 _TOKENS = (
@@ -171,7 +173,7 @@ _fragments = st.lists(st.sampled_from([b" ", *_TOKENS.split()]), max_size=20).ma
 @example(b'[{"records":[],"properties":null}]')
 @settings(max_examples=500)
 def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
-    unpacked = taken_apart(message)
+    unpacked = unpack_and_check(message)
     assert not unpacked.events
     kept = b"".join(unusable.body for unusable in unpacked.unusable)
     if not unpacked.skipped:
@@ -181,9 +183,9 @@ def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
 
 @given(st.lists(st.one_of(_fragments, st.sampled_from(RECORDS[:5]), st.binary(max_size=20))))
 @settings(max_examples=200)
-def test_good_records_come_out_in_order_whatever_lies_between(parts: list[bytes]) -> None:
+def test_good_records_keep_their_order_with_anything_between_them(parts: list[bytes]) -> None:
     expected = [EVENTS[RECORDS.index(part)] for part in parts if part in RECORDS]
-    assert _is_subsequence(expected, bodies(taken_apart(wrap(parts))))
+    assert _is_subsequence(expected, bodies(unpack_and_check(wrap(parts))))
 
 
 def _is_subsequence(short: list[bytes], long: list[bytes]) -> bool:
@@ -197,19 +199,19 @@ def _is_subsequence(short: list[bytes], long: list[bytes]) -> bool:
     inserted=st.one_of(st.binary(max_size=3), _fragments),
 )
 @settings(max_examples=500)
-def test_damage_in_a_real_message_costs_only_the_record_that_it_hits(
+def test_damage_in_a_real_message_affects_only_the_damaged_record(
     at: int, removed: int, inserted: bytes
 ) -> None:
     message = wrap(RECORDS[:5])
     at %= len(message)
     damaged = message[:at] + inserted + message[at + removed :]
     starts = [end - len(one) for end, one in zip(_ends(5), RECORDS, strict=False)]
-    unhit = [
+    undamaged = [
         event
         for event, start, end in zip(EVENTS, starts, _ends(5), strict=False)
         if at >= end or at + removed <= start
     ]
-    assert _is_subsequence(unhit, bodies(taken_apart(damaged)))
+    assert _is_subsequence(undamaged, bodies(unpack_and_check(damaged)))
 
 
 _lists = st.tuples(
@@ -235,7 +237,7 @@ def test_records_are_found_under_any_key_any_number_of_times(
         )
         for one in envelopes
     )
-    unpacked = taken_apart(message)
+    unpacked = unpack_and_check(message)
     assert bodies(unpacked) == [EVENTS[number] for number in numbers]
     assert unpacked.unusable == []
 
@@ -248,19 +250,19 @@ def _json_log(log: bytes) -> bytes:
 _HEAD = b'{"auditID":"1","stage":"s","verb":"get","user":{},"x":'
 _PATTERNS = [b"[", b"{", b'"', b"\\", b'\\"', b'"\\', b'{"', b'{"a":', b'{"a":"b"', b'[{"a":']
 _PATTERNS += [b" ", b"{ ", b"0,", b"{},", b'{"a":{},', b'{"category":1},', b'\n{"', b"\xff"]
-_PLACES: dict[str, Callable[[bytes], bytes]] = {
+_POSITIONS: dict[str, Callable[[bytes], bytes]] = {
     "bare": bytes,
     "array of": lambda text: b"[" + text,
     "records of": lambda text: b'{"records":[' + text,
     "after a record": lambda text: wrap([RECORDS[0], text]),
     "in a log": lambda text: wrap([_json_log(text)]),
     "in an event": lambda text: wrap([_json_log(_HEAD + text)]),
-    "in a text of an event": lambda text: wrap([_json_log(_HEAD + b'"' + text)]),
+    "in a string of an event": lambda text: wrap([_json_log(_HEAD + b'"' + text)]),
 }
 HOSTILE = {
     f"{name} {pattern.decode('latin-1')!r}": make(pattern * (MEGABYTE // len(pattern)))
     for pattern in _PATTERNS
-    for name, make in _PLACES.items()
+    for name, make in _POSITIONS.items()
 } | {
     "text cut after a backslash": b'{"records":[{"log":"' + rb"\"" * (MEGABYTE // 2) + b"\\",
     "end and blanks": b"[{}]" + b" " * MEGABYTE + b"x",
@@ -270,19 +272,19 @@ HOSTILE = {
 }
 
 
-def test_a_message_that_opens_objects_without_end_is_given_up_but_not_lost() -> None:
+def test_a_message_with_too_many_open_objects_is_kept_as_unusable() -> None:
     message = wrap([RECORDS[0], b'{"a":' * 10_000, RECORDS[1]])
-    unpacked = taken_apart(message)
+    unpacked = unpack_and_check(message)
     assert bodies(unpacked) == EVENTS[:1]
     assert [message.endswith(unusable.body) for unusable in unpacked.unusable] == [True]
     assert unpacked.unusable[0].body.startswith(b'{"a":{"a":')
 
 
-@pytest.mark.timeout(600)  # 6 s of CPU; its own clock is that of the CPU
-def test_a_megabyte_of_anything_takes_no_longer_than_a_thousand_honest_ones() -> None:
-    """The honest one takes some ms, what grows by the square takes minutes."""
-    honest = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])
-    unit = min(_seconds(honest) for _ in range(3))
+@pytest.mark.timeout(600)  # 6 s of CPU time, which is also what it measures
+def test_a_hostile_megabyte_takes_at_most_a_thousand_times_as_long_as_a_normal_one() -> None:
+    """The normal message takes some ms; quadratic parsing would take minutes."""
+    normal = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])
+    unit = min(_seconds(normal) for _ in range(3))
     slow = {name: took for name, body in HOSTILE.items() if (took := _seconds(body)) > 1000 * unit}
     assert not slow, unit
 
@@ -294,60 +296,60 @@ def _seconds(message: bytes) -> float:
 
 
 @pytest.mark.parametrize("unit", [b"\x01", b"\x01\x02", rb"\n", rb"\n\ud800"])
-def test_a_megabyte_of_what_must_be_escaped_takes_few_megabytes(unit: bytes) -> None:
-    """A list of what replaces each of them took more than a hundred."""
+def test_a_megabyte_of_characters_to_escape_takes_few_megabytes(unit: bytes) -> None:
+    """A list of all replacements took more than 100 MB."""
     log = rb"\ud800" + unit * (MEGABYTE // len(unit))
     message = wrap([b'{"category":"kube-audit","properties":{"log":"%b"}}' % log])
     tracemalloc.start()
-    taken_apart(message)
+    unpack_and_check(message)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 48 * MEGABYTE
 
 
 @pytest.mark.parametrize("record", [b"0", b"{}", b'{"category":1}'])
-def test_a_message_is_never_more_records_than_it_has_room_for(record: bytes) -> None:
-    """Each dead letter costs some hundred bytes of memory and of disk."""
+def test_the_size_of_a_message_limits_the_number_of_its_records(record: bytes) -> None:
+    """Each dead letter takes some hundred bytes of memory and disk space."""
     message = b"[%b]" % b",".join([record] * (MEGABYTE // (len(record) + 1)))
-    assert taken_apart(message).records <= MEGABYTE // len(b'{"category":1},')
+    assert unpack_and_check(message).records <= MEGABYTE // len(b'{"category":1},')
 
 
 def nested(levels: int, opened: str = '{"a":', inner: str = "1") -> bytes:
-    """Return a real event with a requestObject of that many levels."""
+    """Return a real event whose requestObject has this many levels."""
     closed = "".join({"{": "}", "[": "]"}.get(one, "") for one in reversed(opened))
     value = opened * levels + inner + closed * levels
     return EVENTS[0].replace(b',"requestR', b',"requestObject":%b,"requestR' % value.encode(), 1)
 
 
 @pytest.mark.parametrize("opened", ['{"a":', "[", '[1,{"a":'])
-def test_an_event_deeper_than_100_levels_is_to_be_posted_alone(opened: str) -> None:
+def test_an_event_nested_deeper_than_100_levels_is_marked_to_be_posted_alone(opened: str) -> None:
     step = len(opened.translate({ord(other): None for other in '1,"ab:]'}))
     for levels in (99 // step, 100 // step + 1, 400 // step):
         inner = r'"\\\"{[}"' if step == 1 else "[" * (step - 1) + "]" * (step - 1)
         event = nested(levels, opened, inner)
-        (found,) = taken_apart(envelope([event])).events
+        (found,) = unpack_and_check(envelope([event])).events
         assert found.body == event
         assert found.post_alone == (levels * step > 99)
 
 
-def test_many_or_quoted_brackets_are_no_depth() -> None:
+def test_many_or_quoted_brackets_do_not_count_as_depth() -> None:
     wide = nested(1, inner="[" + ",".join(['{"b":[]}'] * 500) + "]")
     quoted = nested(1, inner=json.dumps("[{" * 500 + '"' + "}" * 3))
     after = nested(1, inner=json.dumps("]}" * 500))
-    assert not any(e.post_alone for e in taken_apart(envelope([wide, quoted, after])).events)
+    assert not any(e.post_alone for e in unpack_and_check(envelope([wide, quoted, after])).events)
     hidden = nested(200, opened='{"]}":"]}","a":')
-    assert taken_apart(envelope([hidden])).events[0].post_alone
+    assert unpack_and_check(envelope([hidden])).events[0].post_alone
 
 
-def test_the_depth_of_typical_events_costs_nothing() -> None:
-    """None of them has an object from a client, so nothing is counted."""
+def test_typical_events_do_not_need_their_depth_counted() -> None:
+    """None of them contains an object from a client."""
     assert not any(b'Object":{' in event for event in EVENTS)
 
 
 def test_a_message_of_many_unusable_records_takes_little_memory() -> None:
     for one in b'{"category":"kube-audit"}', b'{"category":"kube-audit","properties":{"log":""}}':
         message = wrap([*[one] * (900_000 // len(one)), RECORDS[0]])
-        unpacked = taken_apart(message)
+        unpacked = unpack_and_check(message)
         assert bodies(unpacked) == EVENTS[:1]
         assert len(unpacked.unusable) <= 101
         assert sum(unusable.body.count(b"category") for unusable in unpacked.unusable) in (
@@ -357,9 +359,9 @@ def test_a_message_of_many_unusable_records_takes_little_memory() -> None:
         assert unpacked.size < 2 * len(message)
 
 
-def test_the_size_of_small_events_is_what_they_take_in_memory() -> None:
+def test_the_size_of_small_events_includes_their_memory_overhead() -> None:
     log = json.dumps('{"auditID":"1","stage":"Panic"}').encode()
-    unpacked = taken_apart(
+    unpacked = unpack_and_check(
         wrap([b'{"category":"kube-audit","properties":{"log":%b}}' % log] * 5000)
     )
     assert len(unpacked.events) == 5000

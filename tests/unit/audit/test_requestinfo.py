@@ -1,4 +1,4 @@
-"""The target of a request is derived from its path as kube-apiserver does it."""
+"""The target of a request is derived from its path as kube-apiserver derives it."""
 
 import json
 from urllib.parse import quote
@@ -82,7 +82,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("uri", PATHS)
-def test_paths_are_read_as_the_api_server_reads_them(uri: str) -> None:
+def test_paths_are_parsed_as_the_api_server_parses_them(uri: str) -> None:
     assert object_reference(uri, whole=True) == PATHS[uri]
 
 
@@ -97,12 +97,12 @@ def test_paths_are_read_as_the_api_server_reads_them(uri: str) -> None:
         ("/apis/apps/v1/namespaces/a/stat", {}),
     ],
 )
-def test_of_a_path_that_is_cut_off_nothing_is_guessed(path: str, known: dict[str, str]) -> None:
+def test_a_truncated_path_yields_only_what_is_certain(path: str, known: dict[str, str]) -> None:
     assert object_reference(path, whole=False) == known
     assert object_reference(path + "?", whole=False) == object_reference(path, whole=True)
 
 
-def test_a_real_api_server_derived_the_same() -> None:
+def test_targets_match_those_that_a_real_api_server_derived() -> None:
     recorded = (RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines()
     checked = 0
     for event in map(json.loads, (*real_events(), *recorded)):
@@ -120,7 +120,7 @@ def test_a_real_api_server_derived_the_same() -> None:
 
 
 @given(st.text(alphabet="/apisv1%2F? wtcnm"), st.booleans())
-def test_no_path_is_too_odd(path: str, whole: bool) -> None:  # noqa: FBT001
+def test_no_path_raises(path: str, whole: bool) -> None:  # noqa: FBT001
     found = object_reference(path, whole=whole)
     assert not found or found["apiVersion"] is not None
     assert (

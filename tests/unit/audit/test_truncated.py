@@ -1,4 +1,4 @@
-"""A cut event keeps what was whole, and gains what a sensor needs and annotations that say so."""
+"""A truncated event keeps its whole fields and gains required fields and annotations."""
 
 import json
 import re
@@ -21,7 +21,7 @@ UNKNOWN = {"verb": "unknown", "user": {"username": "unknown"}}
 TIMESTAMPS = ("requestReceivedTimestamp", "stageTimestamp")
 TRUNCATED = ("audit.aks/truncated", "true")
 MICRO_TIME = "2026-11-23T09:14:10.000000Z"
-"""TIME as Go's MicroTime: it reads back no other number of digits than six."""
+"""TIME as Go's MicroTime, which parses exactly six fractional digits."""
 
 
 def _first(mark: bytes, *, largest: bool = False) -> bytes:
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def _checked(original: dict[str, Any], cut: str) -> dict[str, Any] | None:
-    """Complete and compare with the original; None if it is a dead letter, for good reason."""
+    """Complete an event and compare it with the original; None if it is rightly a dead letter."""
     try:
         text = complete(cut, TIME)
     except UnusableError as error:
@@ -79,7 +79,7 @@ MISSING = object()
 
 
 def _ends_of_fields(event: str) -> Iterator[tuple[str, int]]:
-    """Yield each top-level field and the length of the event up to where it is surely whole."""
+    """Yield each top-level field, and the length of the event from which the field is whole."""
     for name, value in json.loads(event).items():
         start = re.search(rf'[{{,]\s*"{name}"\s*:\s*', event)
         assert start
@@ -89,7 +89,7 @@ def _ends_of_fields(event: str) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("event", KINDS.values(), ids=KINDS)
-def test_a_cut_at_every_byte_keeps_what_was_whole_and_invents_nothing(event: bytes) -> None:
+def test_truncation_at_any_byte_keeps_whole_fields_and_invents_nothing(event: bytes) -> None:
     text = event.decode()
     original, ends = json.loads(text), [*_ends_of_fields(text)]
     assert {name for name, _ in ends} == original.keys()
@@ -107,7 +107,7 @@ def test_a_cut_at_every_byte_keeps_what_was_whole_and_invents_nothing(event: byt
     assert completed > len(event) // 10
 
 
-def test_a_cut_event_comes_out_of_its_envelope_completed() -> None:
+def test_a_truncated_event_is_completed_when_it_is_unpacked() -> None:
     event = KINDS["RequestResponse"]
     cut = event[: event.index(b'"responseObject"') + 30]
     (found,) = unpack(wrap([record(cut)]), frozenset({"kube-audit"})).events
@@ -116,7 +116,7 @@ def test_a_cut_event_comes_out_of_its_envelope_completed() -> None:
     assert "responseObject" not in json.loads(found.body)
 
 
-def test_fields_keep_their_bytes_and_their_order() -> None:
+def test_fields_keep_their_bytes_and_order() -> None:
     cut = (
         '{"stage" : "s","auditID":"\\u0041","verb":"g","user":{ "a" : 1.50 },"z":[1, 2],"level":"M'
     )
@@ -127,47 +127,51 @@ def test_fields_keep_their_bytes_and_their_order() -> None:
     )
 
 
-BEGUN = '{"auditID":"1","stage":"s","verb":"g","user":{},'
+START = '{"auditID":"1","stage":"s","verb":"g","user":{},'
 
 
 @pytest.mark.parametrize("end", ["1", "12", "-1", "1.", "1.5", "1e", "1e+", "1.5e3", "tru", "12 "])
-def test_a_number_or_word_that_may_go_on_is_not_kept(end: str) -> None:
-    assert "n" not in json.loads(complete(f'{BEGUN}"n":{end}', TIME))
+def test_a_number_or_literal_that_may_be_incomplete_is_dropped(end: str) -> None:
+    assert "n" not in json.loads(complete(f'{START}"n":{end}', TIME))
 
 
 @pytest.mark.parametrize("value", ["1", "-1.50", "true", "null", '"x"', "[]", "9" * 5000])
 def test_a_value_before_a_comma_is_kept(value: str) -> None:
-    assert f'"n":{value},' in complete(f'{BEGUN}"n":{value},"m":"', TIME)
+    assert f'"n":{value},' in complete(f'{START}"n":{value},"m":"', TIME)
 
 
 @pytest.mark.parametrize("value", ["NaN", "[Infinity]", '{"a":[-Infinity]}'])
-def test_what_is_no_json_to_a_sink_is_left_out_alone(value: str) -> None:
-    saved = json.loads(complete(f'{BEGUN}"n":{value},"level":"Metadata","m":"', TIME))
+def test_only_values_that_are_invalid_json_are_dropped(value: str) -> None:
+    saved = json.loads(complete(f'{START}"n":{value},"level":"Metadata","m":"', TIME))
     assert "n" not in saved
     assert saved["level"] == "Metadata"
 
 
-HALVES = {r"\ud800": r"\ufffd", r"\uDC00\ud83d": r"\ufffd\ufffd", r"\ud83d\uDE00\\ud800": None}
+LONE_SURROGATES = {
+    r"\ud800": r"\ufffd",
+    r"\uDC00\ud83d": r"\ufffd\ufffd",
+    r"\ud83d\uDE00\\ud800": None,
+}
 
 
-@pytest.mark.parametrize("text", HALVES)
-def test_a_patch_with_half_a_surrogate_does_not_lose_its_object(text: str) -> None:
-    """kube-apiserver writes the body of a patch as it came, and Go reads U+FFFD."""
-    event = f'{BEGUN}"requestObject":{{"spec":"{text}"}},"stageTimestamp":"{TIME}"}}'
+@pytest.mark.parametrize("text", LONE_SURROGATES)
+def test_a_patch_with_a_lone_surrogate_keeps_its_object(text: str) -> None:
+    """kube-apiserver logs the body of a patch unchanged, and Go decodes it as U+FFFD."""
+    event = f'{START}"requestObject":{{"spec":"{text}"}},"stageTimestamp":"{TIME}"}}'
     (found,) = unpack(wrap([record(event)]), frozenset({"kube-audit"})).events
-    assert found.body.decode() == event.replace(text, HALVES[text] or text)
-    assert found.completed == (HALVES[text] is not None)
+    assert found.body.decode() == event.replace(text, LONE_SURROGATES[text] or text)
+    assert found.completed == (LONE_SURROGATES[text] is not None)
 
 
 @pytest.mark.parametrize("value", ["{}", "{ }", "null", '"text"', "[1]", "7"])
-def test_annotations_without_any_become_the_one(value: str) -> None:
-    saved = json.loads(complete(f'{BEGUN}"annotations":{value},"m":"', TIME))
+def test_empty_or_invalid_annotations_are_replaced(value: str) -> None:
+    saved = json.loads(complete(f'{START}"annotations":{value},"m":"', TIME))
     assert saved["annotations"] == dict([TRUNCATED])
 
 
-def test_the_annotation_joins_others_and_overrules_its_like() -> None:
+def test_the_annotation_is_added_to_others_and_overrides_its_own_name() -> None:
     others = '{"a":"b", "audit.aks/truncated":"false" }'
-    saved = json.loads(complete(f'{BEGUN}"annotations":{others},"m":"', TIME))
+    saved = json.loads(complete(f'{START}"annotations":{others},"m":"', TIME))
     assert saved["annotations"] == {"a": "b", "audit.aks/truncated": "true"}
 
 
@@ -181,18 +185,18 @@ def test_the_annotation_joins_others_and_overrules_its_like() -> None:
         ("0031-01-02T03:04:05Z", "0031-01-02T03:04:05.000000Z"),
     ],
 )
-def test_a_records_time_becomes_a_micro_time(time: str, expected: str) -> None:
-    saved = json.loads(complete(f'{BEGUN}"m":"', time))
+def test_the_time_of_a_record_is_converted_to_micro_time(time: str, expected: str) -> None:
+    saved = json.loads(complete(f'{START}"m":"', time))
     assert [saved[name] for name in TIMESTAMPS] == [expected, expected]
 
 
-def test_a_time_without_a_zone_is_utc_wherever_the_process_runs(
+def test_a_time_without_a_zone_is_utc_in_every_time_zone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TZ", "UTC-9")
     time.tzset()
     try:
-        saved = json.loads(complete(f'{BEGUN}"m":"', "2026-11-23T09:14:10"))
+        saved = json.loads(complete(f'{START}"m":"', "2026-11-23T09:14:10"))
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -200,12 +204,12 @@ def test_a_time_without_a_zone_is_utc_wherever_the_process_runs(
 
 
 @pytest.mark.parametrize("time", [None, "", "now", "0001-01-01T00:00:00+14:00"])
-def test_without_a_time_of_the_record_the_other_timestamp_or_now_is_taken(
+def test_a_missing_record_time_falls_back_to_the_other_timestamp_or_now(
     time: str | None,
 ) -> None:
-    other = json.loads(complete(f'{BEGUN}"requestReceivedTimestamp":"{TIME}"', time))
+    other = json.loads(complete(f'{START}"requestReceivedTimestamp":"{TIME}"', time))
     assert other["stageTimestamp"] == MICRO_TIME
-    now = json.loads(complete(f'{BEGUN}"m":"', time))["stageTimestamp"]
+    now = json.loads(complete(f'{START}"m":"', time))["stageTimestamp"]
     assert abs(datetime.now(UTC) - datetime.fromisoformat(now)) < timedelta(minutes=5)
 
 
@@ -226,7 +230,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("stamp", [*ACCEPTED, *REFUSED, None])
-def test_a_stage_timestamp_that_go_refuses_is_replaced_and_nothing_else(stamp: str | None) -> None:
+def test_only_a_stage_timestamp_that_go_refuses_is_replaced(stamp: str | None) -> None:
     event: dict[str, Any] = {
         "stage": "Panic",
         "stageTimestamp": stamp,
@@ -245,7 +249,7 @@ def test_a_stage_timestamp_that_go_refuses_is_replaced_and_nothing_else(stamp: s
 
 
 @given(st.from_regex(r"\A20[0-9TZtz:+. W-]{1,26}\Z") | st.datetimes().map(datetime.isoformat))
-def test_what_is_accepted_is_a_time_in_the_form_of_rfc_3339(stamp: str) -> None:
+def test_every_accepted_timestamp_has_the_format_of_rfc_3339(stamp: str) -> None:
     form = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
     for text in stamp, stamp + "Z", stamp + ".123456Z":
         if is_rfc3339(text):
@@ -257,7 +261,7 @@ HIDDEN = "/api/v1/namespaces/a/pods/b%20c/exec?command=" + "x" * 17000
 
 
 def hidden(uri: str, keep: int) -> dict[str, Any]:
-    """Return what is delivered of a request whose URI is cut off."""
+    """Return the event that is delivered for a request whose URI is truncated."""
     event = KINDS["exec"].decode()
     event = re.sub(r'"requestURI":"[^"]*"', lambda _: f'"requestURI":"{uri}"', event)
     cut = event[: event.index('"requestURI"') + keep]
@@ -267,7 +271,7 @@ def hidden(uri: str, keep: int) -> dict[str, Any]:
     return saved
 
 
-def test_a_request_cannot_hide_itself_by_the_length_of_its_query() -> None:
+def test_a_request_cannot_hide_behind_a_long_query() -> None:
     saved = hidden(HIDDEN, 16000)
     assert HIDDEN.startswith(saved["requestURI"])
     assert len(saved["requestURI"]) == 16000 - len('"requestURI":"')
@@ -286,7 +290,7 @@ def test_a_request_cannot_hide_itself_by_the_length_of_its_query() -> None:
     assert saved["stageTimestamp"] == MICRO_TIME
 
 
-def test_a_request_cannot_hide_its_target_by_the_length_of_its_user_agent() -> None:
+def test_a_request_cannot_hide_its_target_behind_a_long_user_agent() -> None:
     event = KINDS["exec"].decode()
     cut = event[: event.index('"userAgent":"') + 20]
     saved, original = json.loads(complete(cut, TIME)), json.loads(event)
@@ -296,41 +300,41 @@ def test_a_request_cannot_hide_its_target_by_the_length_of_its_user_agent() -> N
 
 
 @pytest.mark.parametrize("end", ["\\", "\\u", "\\u00e", "\\ud83d", "\\ud83d\\ude0"])
-def test_half_a_character_is_left_out_of_an_uri(end: str) -> None:
+def test_an_incomplete_escape_sequence_is_removed_from_a_uri(end: str) -> None:
     uri = "/api/v1/pods?" + end
     assert hidden(uri + "x" * 100, len('"requestURI":"' + uri))["requestURI"] == "/api/v1/pods?"
 
 
-def test_a_path_that_is_cut_off_loses_the_segment_that_may_go_on() -> None:
+def test_a_truncated_path_loses_the_segment_that_may_be_incomplete() -> None:
     uri = "/api/v1/namespaces/a/pods/" + "b" * 17000
     saved = hidden(uri, 16000)
     assert saved["requestURI"] == uri[: 16000 - len('"requestURI":"')]
     assert saved["objectRef"] == {"resource": "pods", "namespace": "a", "apiVersion": "v1"}
 
 
-def test_what_is_lost_of_an_event_is_listed() -> None:
-    begun = '{"auditID":"1","stage":"s",'
+def test_missing_fields_are_listed_in_an_annotation() -> None:
+    start = '{"auditID":"1","stage":"s",'
     for text, missing in {
-        begun + '"requestURI":"/a","verb":"get","user":{"username"': "user",
-        begun + '"requestURI":"/a","ver': "verb,user",
-        begun + '"requestURI"': "requestURI,verb,user",
-        begun + '"user":{}}': "requestURI,verb",
+        start + '"requestURI":"/a","verb":"get","user":{"username"': "user",
+        start + '"requestURI":"/a","ver': "verb,user",
+        start + '"requestURI"': "requestURI,verb,user",
+        start + '"user":{}}': "requestURI,verb",
     }.items():
         saved = json.loads(complete(text, TIME))
         assert saved["annotations"]["audit.aks/missing"] == missing
         assert "objectRef" not in saved
-    assert "audit.aks/missing" not in complete(f'{BEGUN}"m":', TIME)
+    assert "audit.aks/missing" not in complete(f'{START}"m":', TIME)
 
 
 @pytest.mark.parametrize("separator", ["; ", "\ufffd "])
-def test_a_field_without_its_colon_is_not_whole(separator: str) -> None:
+def test_a_field_without_a_colon_counts_as_missing(separator: str) -> None:
     saved = json.loads(complete(f'{{"auditID":"a","stage":"s","verb"{separator}"get"}}', TIME))
     assert saved["verb"] == "unknown"
     assert dict([TRUNCATED]).items() <= saved["annotations"].items()
 
 
 def test_raw_control_characters_in_an_event_are_escaped() -> None:
-    whole = f'{BEGUN}"stageTimestamp":"{TIME}","m":"a\0b\n\t\\"c"}}'
+    whole = f'{START}"stageTimestamp":"{TIME}","m":"a\0b\n\t\\"c"}}'
     (found,) = unpack(wrap([record(whole)]), frozenset({"kube-audit"})).events
     assert json.loads(found.body)["m"] == 'a\0b\n\t"c'
     assert found.body.decode() == whole.replace("\0", r"\u0000").replace("\n", r"\u000a").replace(
@@ -340,9 +344,9 @@ def test_raw_control_characters_in_an_event_are_escaped() -> None:
 
 
 @pytest.mark.parametrize("rest", ["{}", "x", "]", ',"a":1'])
-def test_a_whole_event_followed_by_text_is_a_dead_letter(rest: str) -> None:
+def test_a_whole_event_followed_by_other_text_is_a_dead_letter(rest: str) -> None:
     with pytest.raises(UnusableError, match="followed by other text"):
-        complete(f'{BEGUN}"m":1}}{rest}', TIME)
+        complete(f'{START}"m":1}}{rest}', TIME)
 
 
 _values = st.recursive(
@@ -361,7 +365,7 @@ _objects = st.dictionaries(st.text() | st.sampled_from([*TIMESTAMPS, "level"]), 
     st.data(),
 )
 @settings(max_examples=300)
-def test_any_object_cut_anywhere_invents_nothing(
+def test_truncation_of_any_object_invents_nothing(
     original: dict[str, Any], style: dict[str, Any], data: st.DataObject
 ) -> None:
     assume(isinstance(original.get("annotations", {}), dict))
@@ -371,15 +375,15 @@ def test_any_object_cut_anywhere_invents_nothing(
 
 @given(st.text(st.characters(codec="utf-8")) | st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
 @settings(max_examples=300)
-def test_any_text_is_a_dead_letter_and_no_other_exception(text: str) -> None:
+def test_any_text_is_a_dead_letter_and_raises_no_other_exception(text: str) -> None:
     with pytest.raises(UnusableError):
         complete(text, TIME)
 
 
 @given(st.text(alphabet='{}[]",:\\ 1eE.-tnfNI'))
 @settings(max_examples=300)
-def test_what_is_completed_is_json_whatever_follows_the_whole_fields(text: str) -> None:
+def test_a_completed_event_is_valid_json_for_any_text_after_the_whole_fields(text: str) -> None:
     try:
-        json.loads(complete(BEGUN + text, TIME))
+        json.loads(complete(START + text, TIME))
     except UnusableError as error:
-        assert "followed by other text" in str(error)  # noqa: PT017 - either way is right
+        assert "followed by other text" in str(error)  # noqa: PT017 - both outcomes are valid

@@ -1,4 +1,4 @@
-"""Messages that the process dies of, and those that are under way when others kill it."""
+"""Messages that crash the process, and messages in flight when something else kills it."""
 
 import asyncio
 import math
@@ -13,8 +13,8 @@ from support.ledger import judge_sums
 from support.webhook import Answer
 
 
-async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) -> None:
-    """The sink hangs, so that nothing is settled, and the process is killed time and again."""
+async def test_kills_from_outside_quarantine_no_message(tmp_path: Path) -> None:
+    """The sink hangs, so nothing is acknowledged, and the process is killed repeatedly."""
     async with environment(tmp_path, partitions=2) as env:
         env.webhook.rule = lambda _: Answer(503, delay=math.inf)
         env.ledger.publish(2, per_message=1)
@@ -31,20 +31,20 @@ async def test_who_is_killed_from_without_condemns_no_message(tmp_path: Path) ->
         env.ledger.classify()
 
 
-async def test_a_partition_without_messages_is_no_reason_for_suspicion(tmp_path: Path) -> None:
-    notes = tmp_path / "poison.json"
-    notes.touch()
+async def test_restarts_without_messages_do_not_count_as_crashes(tmp_path: Path) -> None:
+    file = tmp_path / "poison.json"
+    file.touch()
     async with environment(tmp_path, partitions=1) as env:
         for _ in range(5):
-            os.utime(notes, (0, 0))  # what is noted from now on is told from what was
-            async with env.forwarder(StallTimeout="1") as forwarder:  # a look each 0.2 s
+            os.utime(file, (0, 0))  # distinguishes new writes from old ones
+            async with env.forwarder(StallTimeout="1") as forwarder:  # polls every 0.2 s
                 await forwarder.until(
-                    lambda: notes.stat().st_mtime and b'"starts":{}' in notes.read_bytes()
+                    lambda: file.stat().st_mtime and b'"starts":{}' in file.read_bytes()
                 )
         assert not forwarder.entries("the process died again and again")
 
 
-async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: Path) -> None:
+async def test_delivery_continues_if_the_quarantine_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "poison.json").mkdir()
     async with environment(tmp_path) as env, env.forwarder() as forwarder:
         env.ledger.publish(100)
@@ -56,7 +56,7 @@ async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "notes",
+    "content",
     [
         b"",
         b"null",
@@ -69,9 +69,9 @@ async def test_a_disk_on_which_nothing_can_be_noted_stops_no_delivery(tmp_path: 
     ],
     ids=["empty", "null", "text", "deep", "float", "long suspect", "long number", "no number"],
 )
-def test_notes_of_another_shape_are_ignored(tmp_path: Path, notes: bytes) -> None:
+def test_an_invalid_quarantine_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "poison.json"
-    path.write_bytes(notes)
+    path.write_bytes(content)
     quarantine = Quarantine(path)
     assert not quarantine.one_by_one
     quarantine.claimed("0", 5)

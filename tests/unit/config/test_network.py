@@ -1,4 +1,4 @@
-"""Which hosts HTTPS_PROXY leads to, by NO_PROXY; and how long Azure is waited for."""
+"""Hosts that bypass HTTPS_PROXY because of NO_PROXY, and the timeout of storage requests."""
 
 import asyncio
 
@@ -36,11 +36,11 @@ def test_no_proxy(no_proxy: str, host: str, *, direct: bool) -> None:
     assert (proxy_for(Settings.from_env(environment), host, 443) is None) == direct
 
 
-async def test_a_storage_account_that_is_silent_is_given_up_soon() -> None:
-    """By default azure-core waits for 300 s, and every partition with it."""
+async def test_a_request_to_a_silent_storage_account_times_out() -> None:
+    """By default azure-core waits for 300 s, which would block every partition."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # to the end
+        await reader.read()  # until the client disconnects
         writer.close()
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:

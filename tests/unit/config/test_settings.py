@@ -1,4 +1,4 @@
-"""Each setting: what it accepts, what it is without a value, what is said of a bad one."""
+"""Each setting: accepted values, the default, and the error for an invalid value."""
 
 from base64 import b64encode
 from dataclasses import fields, replace
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "BlobContainerName": "kubeauditlogcontainer",
     "WebSinkURL": URL("http://sysdig-agent:7765/k8s_audit"),
     "VerboseLevel": 2,
-    "EventHubNamespace": HOST,  # one way of logging in must be given
+    "EventHubNamespace": HOST,  # one kind of login is required
     "BlobAccountUrl": None,
     "ConsumerGroup": "$Default",
     "StartPosition": "earliest",
@@ -79,7 +79,7 @@ DEFAULTS: dict[str, Any] = {
     "HttpPort": 5000,
 }
 
-# Variables, a text of each, and its meaning.
+# (variable, text, parsed value)
 ACCEPTED: list[tuple[str, str, Any]] = [
     ("EhubNamespaceConnectionString", HUB, hub_connection(HUB)),
     ("BlobStorageConnectionString", STORAGE, blob_connection(STORAGE)),
@@ -151,17 +151,17 @@ ACCEPTED: list[tuple[str, str, Any]] = [
     ("HttpPort", "0", 0),
     ("HttpPort", "65535", 65_535),
 ]
-# What a variable is never given without.
-BESIDES = {
+# Other variables that a variable requires.
+REQUIRED_WITH = {
     "WebSinkCAFile": {"WebSinkURL": "https://sink"},
     "WebSinkCertFile": {"WebSinkURL": "https://sink", "WebSinkKeyFile": "PEMS/key.pem"},
     "WebSinkKeyFile": {"WebSinkURL": "https://sink", "WebSinkCertFile": "PEMS/cert.pem"},
 }
-# Of these every text is a value: only the hub or the system can tell that it is wrong.
+# Any text is valid for these: only the hub or the system can refuse it.
 FREE = {"StateDirectory", "NO_PROXY"}
 
 SECONDS = ["above 0", "86400"]
-# (variable, bad text, words that the problem contains)
+# (variable, invalid text, words in the error)
 REFUSED: list[tuple[str, str, list[str]]] = [
     ("EhubNamespaceConnectionString", "nonsense", ["Key=value"]),
     ("EhubNamespaceConnectionString", LOGIN, ["Endpoint=sb://NAMESPACE"]),
@@ -256,7 +256,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
 
 @pytest.fixture(scope="module")
 def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with an authority, a client's certificate and key, a token."""
+    """Return a directory with a CA, a client certificate and key, and a token."""
     directory = tmp_path_factory.mktemp("pems")
     authority = trustme.CA()
     client = authority.issue_cert("client.example")
@@ -273,7 +273,7 @@ def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(**variables: str) -> Settings:
-    """Read these variables, with a way of logging in if they have none."""
+    """Read these variables, with a login to the hub added if they have none."""
     given = {name.removesuffix("_FILE") for name in variables}
     if not given & {"EhubNamespaceConnectionString", "EventHubNamespace"}:
         variables["EventHubNamespace"] = HOST
@@ -281,7 +281,7 @@ def read(**variables: str) -> Settings:
 
 
 def problems(**variables: str) -> list[str]:
-    """Return what is said of these variables."""
+    """Return the errors for these variables."""
     with pytest.raises(SettingsError) as error:
         read(**variables)
     return error.value.problems
@@ -291,12 +291,12 @@ def value(settings: Settings, variable: str) -> Any:
     return getattr(settings, FIELDS[variable])
 
 
-def besides(variable: str, pems: Path) -> dict[str, str]:
-    given = BESIDES.get(variable, {})
+def required_with(variable: str, pems: Path) -> dict[str, str]:
+    given = REQUIRED_WITH.get(variable, {})
     return {name: text.replace("PEMS", str(pems)) for name, text in given.items()}
 
 
-def test_the_tables_of_this_module_have_every_variable() -> None:
+def test_the_tables_of_this_module_cover_every_variable() -> None:
     every = set(Settings.variables())
     assert set(DEFAULTS) == every
     assert {variable for variable, _, _ in ACCEPTED} == every
@@ -311,47 +311,47 @@ def test_an_unset_or_empty_variable_has_its_default(
     assert value(read(**empty | {"EventHubNamespace": HOST}), variable) == default
 
 
-@pytest.mark.parametrize(("variable", "text", "meaning"), ACCEPTED)
-def test_it_accepts(variable: str, text: str, meaning: Any, pems: Path) -> None:
-    if isinstance(meaning, Path):
-        meaning = Path(str(meaning).replace("PEMS", str(pems)))
-    settings = read(**{variable: text.replace("PEMS", str(pems))} | besides(variable, pems))
-    assert value(settings, variable) == meaning
+@pytest.mark.parametrize(("variable", "text", "expected"), ACCEPTED)
+def test_valid_values_are_accepted(variable: str, text: str, expected: Any, pems: Path) -> None:
+    if isinstance(expected, Path):
+        expected = Path(str(expected).replace("PEMS", str(pems)))
+    settings = read(**{variable: text.replace("PEMS", str(pems))} | required_with(variable, pems))
+    assert value(settings, variable) == expected
 
 
 @pytest.mark.parametrize(("variable", "text", "words"), REFUSED)
-def test_it_refuses_and_says_what_is_accepted(
+def test_invalid_values_are_refused_with_what_is_accepted(
     variable: str, text: str, words: list[str], pems: Path
 ) -> None:
-    others = besides(variable, pems)
+    others = required_with(variable, pems)
     [problem] = problems(**others | {variable: text.replace("PEMS", str(pems))})
     assert problem.startswith(f"{variable}: ")
     assert [word for word in words if word not in problem] == []
 
 
-# Of each variable a text that means something else than no text.
+# For each variable, a text whose value is not the default.
 SAMPLE = {
     variable: text
-    for variable, text, meaning in reversed(ACCEPTED)
-    if meaning != DEFAULTS[variable]
+    for variable, text, expected in reversed(ACCEPTED)
+    if expected != DEFAULTS[variable]
 }
 
 
 @pytest.mark.parametrize("variable", Settings.variables())
-def test_name_file_is_a_path_to_read_the_variable_from(
+def test_the_file_suffix_reads_the_variable_from_a_path(
     variable: str, pems: Path, tmp_path: Path
 ) -> None:
     text = SAMPLE[variable].replace("PEMS", str(pems))
     file = tmp_path / "mounted"
-    file.write_text(f"\ufeff{text}\n")  # editors begin files with that mark, and end them so
-    others = besides(variable, pems)
+    file.write_text(f"\ufeff{text}\n")  # as some editors write it
+    others = required_with(variable, pems)
     settings = read(**others | {f"{variable}_FILE": str(file)})
     assert settings == read(**others | {variable: text})
     assert value(settings, variable) != DEFAULTS[variable]
 
 
 @pytest.mark.parametrize("variable", Settings.variables())
-def test_a_variable_given_twice_or_in_an_unreadable_file_is_named(variable: str) -> None:
+def test_a_variable_given_twice_or_in_an_unreadable_file_is_reported(variable: str) -> None:
     both = {variable: SAMPLE[variable], f"{variable}_FILE": "/nowhere/file"}
     unreadable = {f"{variable}_FILE": "/nowhere/file"}
     assert any(
@@ -364,7 +364,7 @@ def test_a_variable_given_twice_or_in_an_unreadable_file_is_named(variable: str)
     )
 
 
-def test_each_problem_of_a_policy_has_a_line_with_rule_and_field(tmp_path: Path) -> None:
+def test_each_policy_error_is_one_line_with_rule_and_field(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{verb: []}, {level: All}]")
     assert [line.partition("; ")[0] for line in problems(AuditPolicyFile=str(file))] == [
@@ -393,7 +393,7 @@ def test_each_problem_of_a_policy_has_a_line_with_rule_and_field(tmp_path: Path)
         f"{HUB};EntityPath=audit",
     ],
 )
-def test_a_hub_connection_string_is_understood_as_people_paste_it(pasted: str) -> None:
+def test_a_hub_connection_string_is_parsed_as_people_paste_it(pasted: str) -> None:
     connection = read(EhubNamespaceConnectionString=pasted).hub_connection
     assert connection
     assert (connection.host, connection.policy, connection.key) == (HOST, "Root", KEY)
@@ -402,14 +402,14 @@ def test_a_hub_connection_string_is_understood_as_people_paste_it(pasted: str) -
 
 
 @pytest.mark.parametrize("mark", ["\ufeff", "\u200b", "\xa0"])
-def test_marks_that_nobody_sees_around_a_value_are_no_part_of_it(mark: str) -> None:
-    """A Secret made --from-file begins with the byte order mark of the file."""
+def test_invisible_characters_around_a_value_are_ignored(mark: str) -> None:
+    """A Secret created with --from-file contains the byte order mark of the file."""
     plain = read(EhubNamespaceConnectionString=HUB, NO_PROXY="a.example", VerboseLevel="3")
     given = {"EhubNamespaceConnectionString": HUB, "NO_PROXY": "a.example", "VerboseLevel": "3"}
     assert read(**{name: f"{mark}{text}{mark}\r\n" for name, text in given.items()}) == plain
 
 
-def test_a_hub_connection_string_may_carry_a_shared_access_signature() -> None:
+def test_a_hub_connection_string_may_contain_a_shared_access_signature() -> None:
     settings = read(EhubNamespaceConnectionString=f"{ENDPOINT};SharedAccessSignature={SIGNATURE}")
     assert settings.hub_connection
     assert settings.hub_connection.signature == SIGNATURE
@@ -417,7 +417,7 @@ def test_a_hub_connection_string_may_carry_a_shared_access_signature() -> None:
 
 
 @pytest.mark.parametrize("spelling", ["true", "True", "TRUE"])
-def test_the_emulator_may_be_asked_for_in_any_case(spelling: str) -> None:
+def test_use_development_emulator_is_case_insensitive(spelling: str) -> None:
     connection = read(
         EhubNamespaceConnectionString=f"{HUB};UseDevelopmentEmulator={spelling}"
     ).hub_connection
@@ -426,7 +426,7 @@ def test_the_emulator_may_be_asked_for_in_any_case(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("pasted", [STORAGE, f' " {STORAGE} " \n', f"'{STORAGE}'"])
-def test_a_storage_connection_string_is_understood_as_people_paste_it(pasted: str) -> None:
+def test_a_storage_connection_string_is_parsed_as_people_paste_it(pasted: str) -> None:
     settings = read(BlobStorageConnectionString=pasted)
     assert settings.blob_connection
     client = BlobServiceClient.from_connection_string(STORAGE)
@@ -436,7 +436,7 @@ def test_a_storage_connection_string_is_understood_as_people_paste_it(pasted: st
     assert settings.secrets == (ACCOUNT_KEY,)
 
 
-def test_a_storage_connection_string_may_carry_a_shared_access_signature() -> None:
+def test_a_storage_connection_string_may_contain_a_shared_access_signature() -> None:
     text = "BlobEndpoint=https://a.blob.core.windows.net/;SharedAccessSignature=sv=1&sig=c2ln"
     settings = read(BlobStorageConnectionString=text)
     assert settings.secrets == ("sv=1&sig=c2ln", "c2ln")
@@ -446,12 +446,12 @@ def test_a_storage_connection_string_may_carry_a_shared_access_signature() -> No
     ("name", "hub"),
     [({}, "audit"), ({"EventHubName": "audit"}, "audit"), ({"EventHubName": "AUDIT"}, "AUDIT")],
 )
-def test_an_entity_path_names_the_hub(name: dict[str, str], hub: str) -> None:
+def test_an_entity_path_sets_the_name_of_the_hub(name: dict[str, str], hub: str) -> None:
     settings = read(EhubNamespaceConnectionString=f"{HUB};EntityPath=audit", **name)
     assert settings.event_hub_name == hub
 
 
-def test_an_entity_path_that_contradicts_the_hubs_name_is_an_error() -> None:
+def test_an_entity_path_that_contradicts_the_name_of_the_hub_is_an_error() -> None:
     [problem] = problems(
         EhubNamespaceConnectionString=f"{HUB};EntityPath=audit", EventHubName="other"
     )
@@ -459,7 +459,7 @@ def test_an_entity_path_that_contradicts_the_hubs_name_is_an_error() -> None:
     assert "'audit'" in problem
 
 
-# (variables, the variable that is named, words)
+# (variables, the variable in the error, words in the error)
 CONTRADICTIONS: list[tuple[dict[str, str], str, str]] = [
     (
         {"EhubNamespaceConnectionString": HUB, "EventHubNamespace": HOST},
@@ -510,7 +510,7 @@ CONTRADICTIONS: list[tuple[dict[str, str], str, str]] = [
 
 
 @pytest.mark.parametrize(("variables", "named", "words"), CONTRADICTIONS)
-def test_settings_that_contradict_one_another_are_an_error(
+def test_contradictory_settings_are_an_error(
     variables: dict[str, str], named: str, words: str, pems: Path
 ) -> None:
     given = {name: text.replace("PEMS", str(pems)) for name, text in variables.items()}
@@ -519,7 +519,7 @@ def test_settings_that_contradict_one_another_are_an_error(
     assert words in problem
 
 
-def test_without_a_way_of_logging_in_both_ways_are_named() -> None:
+def test_a_missing_login_is_reported_with_both_variables() -> None:
     with pytest.raises(SettingsError) as error:
         Settings.from_env({})
     [problem] = error.value.problems
@@ -530,11 +530,11 @@ def test_without_a_way_of_logging_in_both_ways_are_named() -> None:
 @pytest.mark.parametrize("variable", sorted(Settings.variables()))
 @pytest.mark.parametrize("text", [HUB, STORAGE, HUB.replace(";", "\n;")])
 def test_a_key_in_the_wrong_variable_is_not_repeated(variable: str, text: str) -> None:
-    """Nor does it take more than a line to say what is wrong there."""
+    """Each error is one line."""
     others = {"HttpPort": "none", "EventHubNamespace": HOST}
-    told = problems(**others | {variable: text, "VerboseLevel": text})
-    assert len(told) >= 2
-    for line in told:
+    errors = problems(**others | {variable: text, "VerboseLevel": text})
+    assert len(errors) >= 2
+    for line in errors:
         assert KEY not in line
         assert ACCOUNT_KEY not in line
         assert "\n" not in line
@@ -543,13 +543,13 @@ def test_a_key_in_the_wrong_variable_is_not_repeated(variable: str, text: str) -
 @pytest.mark.parametrize(
     "variable", ["WebSinkTokenFile", "WebSinkCAFile", "WebSinkCertFile", "WebSinkKeyFile"]
 )
-def test_a_secret_in_place_of_its_files_path_is_not_repeated(variable: str) -> None:
-    told = problems(**{variable: "dG9rZW4"})
-    assert any(line.startswith(f"{variable}: this path cannot be read") for line in told)
-    assert not any("dG9rZW4" in line for line in told)
+def test_a_secret_in_place_of_its_file_path_is_not_repeated(variable: str) -> None:
+    errors = problems(**{variable: "dG9rZW4"})
+    assert any(line.startswith(f"{variable}: this path cannot be read") for line in errors)
+    assert not any("dG9rZW4" in line for line in errors)
 
 
-def test_nothing_secret_is_in_the_settings_representation(pems: Path) -> None:
+def test_the_representation_of_settings_contains_no_secret(pems: Path) -> None:
     settings = read(
         EhubNamespaceConnectionString=HUB,
         BlobStorageConnectionString=STORAGE,
@@ -566,20 +566,20 @@ def test_a_user_without_a_password_is_a_secret() -> None:
     assert read(WebSinkURL="https://api-k3y-of-the-sink@sink/").secrets == ("api-k3y-of-the-sink",)
 
 
-def test_a_short_header_value_is_no_secret() -> None:
-    """A tenant's number, blotted out of every error, would make it unreadable."""
+def test_a_short_header_value_is_not_a_secret() -> None:
+    """Redacting the number of a tenant would make every error unreadable."""
     assert read(WebSinkHeaders='{"X-Scope-OrgID": "1"}').secrets == ()
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     settings = read()
     with pytest.raises(AttributeError):
-        settings.verbose_level = 4  # type: ignore[misc]  # that it fails is the point
+        settings.verbose_level = 4  # type: ignore[misc]  # must fail
     assert replace(settings, verbose_level=4).verbose_level == 4
 
 
 BEARER = "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJzdWIiOiJhYmMxMjMifQ.QWJjRGVmMTIz"
-# What somebody may paste into the wrong place: never repeated, whatever is said about it.
+# Texts that may be pasted into the wrong variable: no error may repeat them.
 PASTED = {
     "hub": (HUB, KEY),
     "storage": (STORAGE, ACCOUNT_KEY),
@@ -590,33 +590,33 @@ PASTED = {
     "token": (BEARER,) * 2,
     "hexadecimal": ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b",) * 2,
 }
-# These take any text, so that one of the right form is a value.
+# These accept any text, so a secret may be a valid value.
 ANYTHING = {"StateDirectory", "NO_PROXY", "Categories", "ResourceIds"}
 
 
-@pytest.mark.parametrize("way", ["", "_FILE"])
+@pytest.mark.parametrize("suffix", ["", "_FILE"])
 @pytest.mark.parametrize("pasted", PASTED)
 @pytest.mark.parametrize("variable", sorted(Settings.variables()))
-def test_a_secret_in_a_wrong_place_is_refused_and_never_repeated(
-    variable: str, pasted: str, way: str
+def test_a_secret_in_the_wrong_variable_is_refused_and_never_repeated(
+    variable: str, pasted: str, suffix: str
 ) -> None:
     text, secret = PASTED[pasted]
-    named = {variable: text} if not way else {f"{variable}{way}": text}
+    named = {variable: text} if not suffix else {f"{variable}{suffix}": text}
     if variable not in {"EhubNamespaceConnectionString", "EventHubNamespace"}:
         named["EventHubNamespace"] = HOST
     try:
         settings = Settings.from_env(named)
-        assert not way
-        right = "ConnectionString" in variable or variable in ANYTHING
-        assert right or pasted in {"client secret", "token", "hexadecimal"}
-        said = repr(settings) if "ConnectionString" in variable else ""
+        assert not suffix
+        accepted = "ConnectionString" in variable or variable in ANYTHING
+        assert accepted or pasted in {"client secret", "token", "hexadecimal"}
+        shown = repr(settings) if "ConnectionString" in variable else ""
     except SettingsError as error:
-        said = "".join(error.problems)
-    assert secret not in said
+        shown = "".join(error.problems)
+    assert secret not in shown
 
 
-def test_every_secret_is_known(tmp_path: Path) -> None:
-    """For redaction, which knows their encodings; those in files also when they are read again."""
+def test_every_secret_is_registered_for_redaction(tmp_path: Path) -> None:
+    """Secrets in files are registered again when the files are reloaded."""
     configure(())
     connection, token = tmp_path / "connection", tmp_path / "token"
     connection.write_text(HUB)

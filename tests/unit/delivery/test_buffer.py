@@ -1,4 +1,4 @@
-"""The receive buffer bounds bytes, in the order of the calls."""
+"""The receive buffer limits bytes, and serves callers in order."""
 
 import asyncio
 
@@ -7,21 +7,21 @@ import pytest
 from forwarder.delivery.buffer import ReceiveBuffer
 
 
-async def test_there_is_no_room_while_another_waits_for_it() -> None:
-    """A caller that learns that there is room posts nothing first."""
+async def test_there_is_no_room_while_another_caller_waits() -> None:
+    """Otherwise a caller would wait without first posting the events that it holds."""
     buffer = ReceiveBuffer(100)
     await buffer.acquire(60)
-    seen = []
+    results = []
 
-    async def acquire_and_look(size: int) -> None:
+    async def acquire_and_check(size: int) -> None:
         await buffer.acquire(size)
-        seen.append(buffer.has_room(10))
+        results.append(buffer.has_room(10))
 
-    takers = [asyncio.create_task(acquire_and_look(size)) for size in (50, 30)]
+    waiters = [asyncio.create_task(acquire_and_check(size)) for size in (50, 30)]
     await asyncio.sleep(0)
     buffer.release(60)
-    await asyncio.gather(*takers)
-    assert seen == [False, True]
+    await asyncio.gather(*waiters)
+    assert results == [False, True]
     assert buffer.used == 80
 
 
@@ -30,7 +30,7 @@ async def _until_blocked() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_message_larger_than_the_buffer_passes_alone() -> None:
+async def test_a_message_larger_than_the_buffer_is_admitted_alone() -> None:
     buffer = ReceiveBuffer(100)
     await buffer.acquire(60)
     giant = asyncio.create_task(buffer.acquire(1000))
@@ -48,7 +48,7 @@ async def test_a_message_larger_than_the_buffer_passes_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "fits"), [(40, True), (41, False)])
-async def test_the_buffer_fills_to_its_limit_and_no_further(size: int, fits: bool) -> None:  # noqa: FBT001 - a column of the table
+async def test_the_buffer_fills_exactly_to_its_limit(size: int, fits: bool) -> None:  # noqa: FBT001 - a column of the table
     buffer = ReceiveBuffer(100)
     await buffer.acquire(60)
     assert buffer.has_room(size) is fits
@@ -59,7 +59,7 @@ async def test_the_buffer_fills_to_its_limit_and_no_further(size: int, fits: boo
     await asyncio.wait_for(waiting, 60)
 
 
-async def test_all_who_wait_get_their_turn_and_the_limit_holds() -> None:
+async def test_every_waiter_is_served_and_the_limit_holds() -> None:
     buffer = ReceiveBuffer(100)
     most = 0
 
@@ -93,7 +93,7 @@ async def test_a_large_message_is_not_overtaken_by_small_ones() -> None:
     assert buffer.used == 100
 
 
-async def test_one_who_gives_up_waiting_takes_nothing() -> None:
+async def test_a_cancelled_waiter_acquires_nothing() -> None:
     buffer = ReceiveBuffer(100)
     await buffer.acquire(100)
     waiting = asyncio.create_task(buffer.acquire(1))

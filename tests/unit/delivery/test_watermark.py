@@ -1,4 +1,4 @@
-"""The watermark follows the complete prefix."""
+"""The watermark is the end of the completely acknowledged prefix."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,11 +8,11 @@ from forwarder.delivery.buffer import ReceiveBuffer
 from forwarder.delivery.watermark import Message, Watermark
 
 ENTRY = 256
-"""Bytes counted for a message, without its body, until the watermark is past it."""
+"""Bytes counted for a message, without its body, until the watermark passes it."""
 
 
 class WatermarkMachine(RuleBasedStateMachine):
-    """Two partitions on one buffer, against lists of how many records are pending."""
+    """Two partitions with one buffer, compared with lists of pending record counts."""
 
     @initialize()
     def start(self) -> None:
@@ -43,7 +43,7 @@ class WatermarkMachine(RuleBasedStateMachine):
         self.watermarks[which].acknowledge(self.messages[which][at], count)
 
     def _prefix(self, which: int) -> int:
-        """Return how many messages lie before the first pending one."""
+        """Return the number of messages before the first pending one."""
         return next(
             (n for n, count in enumerate(self.pending[which]) if count), len(self.pending[which])
         )
@@ -56,7 +56,7 @@ class WatermarkMachine(RuleBasedStateMachine):
             assert watermark.oldest is (messages[prefix] if prefix < len(messages) else None)
 
     @invariant()
-    def buffer_counts_what_is_remembered(self) -> None:
+    def buffer_counts_tracked_messages(self) -> None:
         expected = 0
         for which in (0, 1):
             expected += ENTRY * (len(self.messages[which]) - self._prefix(which))
@@ -80,7 +80,7 @@ def _message(number: int) -> Message:
     return Message(number, str(number), 0.0, 10)
 
 
-def test_the_watermark_waits_for_the_first_message_and_then_passes_all() -> None:
+def test_the_watermark_waits_for_the_first_message_and_then_advances_past_all() -> None:
     watermark = Watermark(ReceiveBuffer(1000))
     first, second, empty = _message(5), _message(6), _message(9)
     for message, records in (first, 1), (second, 2), (empty, 0):
@@ -91,8 +91,8 @@ def test_the_watermark_waits_for_the_first_message_and_then_passes_all() -> None
     assert (watermark.position, watermark.oldest) == (empty, None)
 
 
-def test_thousands_complete_behind_a_pending_one_cost_no_memory() -> None:
-    """A dead letter may wait for a full disk for days."""
+def test_thousands_of_acknowledged_messages_after_a_pending_one_take_no_memory() -> None:
+    """A dead letter may wait for days while the disk is full."""
     buffer = ReceiveBuffer(2**30)
     watermark = Watermark(buffer)
     waiting = {0, 1, 777, 778, 5000}
@@ -110,7 +110,7 @@ def test_thousands_complete_behind_a_pending_one_cost_no_memory() -> None:
     assert buffer.used == 0
 
 
-def test_nothing_behind_an_evicted_message_is_remembered_or_becomes_the_position() -> None:
+def test_nothing_after_an_evicted_message_is_tracked_or_becomes_the_position() -> None:
     buffer = ReceiveBuffer(2**30)
     watermark = Watermark(buffer)
     messages = [_message(number) for number in range(100)]

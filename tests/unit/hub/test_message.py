@@ -1,4 +1,4 @@
-"""The parser of AMQP messages agrees with the SDK's, and survives what the SDK does not."""
+"""The AMQP message parser agrees with the SDK's, and accepts messages that the SDK cannot."""
 
 import random
 import struct
@@ -24,7 +24,7 @@ def binary(content: bytes) -> bytes:
     return b"\xb0" + struct.pack(">I", len(content)) + content
 
 
-def test_a_stored_message_is_what_the_sdk_makes_of_it() -> None:
+def test_a_stored_message_is_parsed_as_the_sdk_parses_it() -> None:
     sections = codec.application({"name": "value", "count": 3}) + codec.data_head(len(TEXT))
     metrics = codec.runtime_metrics(1, "2", 3)
     head = codec.stored_head(NUMBER, OFFSET, ENQUEUED, "a key")
@@ -50,7 +50,7 @@ def test_a_stored_message_is_what_the_sdk_makes_of_it() -> None:
     ],
     ids=["data", "data in two", "binary value", "text value", "footer"],
 )
-def test_a_body_of_bytes_or_text_is_taken(body: bytes) -> None:
+def test_a_body_of_bytes_or_text_is_extracted(body: bytes) -> None:
     found = parse(memoryview(HEAD + body))
     assert (found.body, found.problem) == (TEXT, "")
 
@@ -73,7 +73,7 @@ def test_a_body_of_bytes_or_text_is_taken(body: bytes) -> None:
         "decimal32",
         "bad character",
         "list of four billion",
-        "array of four billion nothings",
+        "array of four billion nulls",
         "deep",
         "sequence",
         "cut off",
@@ -82,10 +82,10 @@ def test_a_body_of_bytes_or_text_is_taken(body: bytes) -> None:
         "empty",
     ],
 )
-def test_any_other_body_keeps_its_place_and_its_bytes(body: bytes) -> None:
-    begun = time.monotonic()
+def test_any_other_body_keeps_its_position_and_bytes(body: bytes) -> None:
+    started = time.monotonic()
     found = parse(memoryview(HEAD + body))
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - started < 1
     assert (found.sequence_number, found.offset, found.enqueued) == (
         NUMBER,
         OFFSET,
@@ -121,8 +121,8 @@ def annotated(**values: bytes) -> bytes:
         b"\x00\x53\x01\x54\x05",
     ],
     ids=[
-        *("null", "true", "unsigned zero", "text", "200 bytes", "double", "-1", "the least"),
-        *("the most unsigned", "list", "described"),
+        *("null", "true", "unsigned zero", "text", "200 bytes", "double", "-1", "minimum"),
+        *("maximum unsigned", "list", "described"),
     ],
 )
 def test_an_annotation_of_another_type_counts_as_missing(value: bytes) -> None:
@@ -131,18 +131,18 @@ def test_an_annotation_of_another_type_counts_as_missing(value: bytes) -> None:
     assert found == (None, "", None, TEXT, "", 0)
 
 
-def test_an_annotation_that_no_checkpoint_may_have_counts_as_missing() -> None:
-    """A date far away would be refused as a position, and a long offset with the checkpoint."""
+def test_an_annotation_that_is_invalid_in_a_checkpoint_counts_as_missing() -> None:
+    """A far date would be refused as a position, and a long offset as part of a checkpoint."""
     late, long = b"\x83" + struct.pack(">q", 10**14), b"\xb1\0\0\0\xc8" + b"9" * 200
     message = annotated(sequence_number=b"\x54\x05", offset=long, enqueued_time=late)
     assert parse(memoryview(message)) == (5, "", None, TEXT, "", 0)
 
 
 @given(st.binary(max_size=64), st.randoms(use_true_random=False))
-def test_nothing_raises(noise: bytes, dice: random.Random) -> None:
+def test_no_message_raises(noise: bytes, rng: random.Random) -> None:
     message = bytearray(HEAD + codec.data_head(len(TEXT)) + TEXT)
     for byte in noise:
-        message[dice.randrange(len(message))] = byte
+        message[rng.randrange(len(message))] = byte
     found = parse(memoryview(message))
     assert found.problem or found.body
     assert parse(memoryview(noise)).problem

@@ -1,6 +1,6 @@
-"""Techniques of ATT&CK for Containers, an event each: which presets keep it, and with its content.
+"""Techniques of ATT&CK for Containers, one event each: every preset keeps it with its content.
 
-The attacker has the token of an application's service account, if nothing else is said.
+Unless stated otherwise, the attacker has the token of an application's service account.
 """
 
 import json
@@ -34,7 +34,7 @@ WEBHOOKS = "admissionregistration.k8s.io"
 
 
 class Attack(NamedTuple):
-    """A request: verb, resource, API group; and who makes it."""
+    """A request: verb, resource, API group and user."""
 
     technique: str
     verb: str
@@ -92,7 +92,7 @@ ATTACKS = [
     Attack("T1490 inhibit recovery", "delete", "volumesnapshots", "snapshot.storage.k8s.io"),
     Attack("T1531 access removal", "delete", "rolebindings", RBAC),
     Attack("T1572 tunnel", "create", "pods/portforward"),
-    Attack("T1619 a person looks around", "list", "namespaces", user=PERSON),
+    Attack("T1619 a user lists namespaces", "list", "namespaces", user=PERSON),
 ]
 
 
@@ -116,6 +116,6 @@ def test_the_presets_keep_an_event_of_each_technique(attack: Attack, preset: str
     left = json.loads(ENGINES[preset].apply(body, decode(body))[0] or b"null")
     assert left
     secret = resource in ("secrets", "tokenreviews") or subresource in ("token", "proxy")
-    into = subresource in ("exec", "attach", "portforward")
-    written = attack.verb in ("create", "update", "patch") and not secret and not into
+    interactive = subresource in ("exec", "attach", "portforward")
+    written = attack.verb in ("create", "update", "patch") and not secret and not interactive
     assert ("requestObject" in left) == (written or "delete" in attack.verb)

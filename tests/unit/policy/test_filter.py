@@ -1,4 +1,4 @@
-"""What is wanted of the events: filtered, annotated, of which clusters, and counted."""
+"""Events are filtered by policy and by cluster, annotated and counted."""
 
 import json
 import tracemalloc
@@ -43,7 +43,7 @@ def bodies(unpacked: Unpacked) -> list[Object]:
     return [json.loads(event.body) for event in unpacked.events]
 
 
-def test_nothing_wanted_is_no_filter() -> None:
+def test_without_settings_there_is_no_filter() -> None:
     assert filter_of(Settings()) is None
 
 
@@ -76,7 +76,7 @@ def test_only_the_clusters_of_resource_ids_are_kept(loose: bool) -> None:  # noq
     if loose:
         message = message.removeprefix(b'{"records": ').removesuffix(b"}")
     unpacked = filtered(message, ResourceIds="*/x,*/managedclusters/prod-*")
-    # A record that names no cluster is not known to be of another one.
+    # A record that names no cluster may be of one of these.
     assert len(unpacked.events) == (3 if loose else 2)
     assert unpacked.skipped == 1
 
@@ -92,7 +92,7 @@ def test_only_the_clusters_of_resource_ids_are_kept(loose: bool) -> None:  # noq
     ],
 )
 @pytest.mark.parametrize("last", [True, False])
-def test_an_event_is_annotated_with_its_cluster_and_else_unchanged(
+def test_an_event_is_annotated_with_its_cluster_and_otherwise_unchanged(
     annotations: object,
     others: Object,
     last: bool,  # noqa: FBT001
@@ -110,7 +110,7 @@ def test_an_event_is_annotated_with_its_cluster_and_else_unchanged(
     assert found == {key: value for key, value in event.items() if key != "annotations"}
 
 
-def test_an_annotation_adds_to_the_bytes_and_changes_none() -> None:
+def test_an_annotation_adds_bytes_and_changes_none() -> None:
     pair = f'"aks-audit/cluster":"{RESOURCE_ID}"'.encode()
     for before, after in zip(
         events.real_events(),
@@ -122,7 +122,7 @@ def test_an_annotation_adds_to_the_bytes_and_changes_none() -> None:
         assert json.loads(after.body)["annotations"]["aks-audit/cluster"] == RESOURCE_ID
 
 
-def test_a_policy_and_an_annotation_together(tmp_path: Path) -> None:
+def test_a_policy_and_the_annotation_are_combined(tmp_path: Path) -> None:
     unpacked = filtered(
         envelope(events.real_events()),
         ClusterAnnotation="true",
@@ -135,7 +135,7 @@ def test_a_policy_and_an_annotation_together(tmp_path: Path) -> None:
         assert not {"requestObject", "responseObject"} & event.keys()
 
 
-def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_path: Path) -> None:
+def test_a_truncated_event_is_not_filtered_by_the_fields_that_it_lost(tmp_path: Path) -> None:
     path = policy(
         tmp_path, {"level": "None", "nonResourceURLs": ["*"]}, {"level": "None", "namespaces": [""]}
     )
@@ -149,11 +149,14 @@ def test_an_event_cut_off_by_the_platform_is_not_filtered_for_what_it_lost(tmp_p
 
 
 @pytest.mark.parametrize(
-    "odd", [{"user": "me"}, {"user": None}, {"objectRef": []}, {"level": 1}, {"requestURI": None}]
+    "fields",
+    [{"user": "me"}, {"user": None}, {"objectRef": []}, {"level": 1}, {"requestURI": None}],
 )
-def test_an_event_that_is_unlike_any_is_left_as_it_is(odd: Object, tmp_path: Path) -> None:
+def test_an_event_with_fields_of_unexpected_types_is_unchanged(
+    fields: Object, tmp_path: Path
+) -> None:
     whole = {"auditID": "1", "stage": "Panic", "verb": "get", "user": {}, **STAMP}
-    event = json.dumps({**whole, **odd})
+    event = json.dumps({**whole, **fields})
     unpacked = filtered(
         envelope([event.encode()]), AuditPolicyFile=policy(tmp_path, {"level": "None"})
     )
@@ -161,7 +164,7 @@ def test_an_event_that_is_unlike_any_is_left_as_it_is(odd: Object, tmp_path: Pat
     assert unpacked.rule_counts == {("unsure", "unknown"): 1}
 
 
-def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
+def test_a_record_without_an_event_remains_a_dead_letter(tmp_path: Path) -> None:
     path = policy(tmp_path, {"level": "None"})
     for log in (b"no JSON", b'{"auditID": "1"}', b'{"auditID": 1, "stage": "a"'):
         plain = unpack(envelope([log]), CATEGORIES)
@@ -169,7 +172,7 @@ def test_what_is_no_event_stays_a_dead_letter(tmp_path: Path) -> None:
         assert (unpacked.unusable, unpacked.rule_counts) == (plain.unusable, {})
 
 
-async def test_what_is_filtered_is_counted_and_its_checkpoint_passed(
+async def test_filtered_events_are_counted_and_checkpointed(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     path = policy(tmp_path, {"level": "None", "verbs": ["watch"]}, {"level": "Metadata"})
@@ -191,21 +194,21 @@ async def test_what_is_filtered_is_counted_and_its_checkpoint_passed(
     assert webhook.total == kept
 
 
-def test_long_resource_ids_are_not_remembered() -> None:
-    chosen = filter_for(None, ["*/managedclusters/prod*"], annotates=False)
-    assert chosen
-    assert chosen.wants
+def test_long_resource_ids_are_not_cached() -> None:
+    cluster_filter = filter_for(None, ["*/managedclusters/prod*"], annotates=False)
+    assert cluster_filter
+    assert cluster_filter.wants
     tracemalloc.start()
     try:
         for number in range(20):
-            assert chosen.wants("/" + "a" * 900_000 + f"/MANAGEDCLUSTERS/PROD-{number}")
-            assert not chosen.wants("/" + "a" * 900_000 + f"/managedclusters/test-{number}")
+            assert cluster_filter.wants("/" + "a" * 900_000 + f"/MANAGEDCLUSTERS/PROD-{number}")
+            assert not cluster_filter.wants("/" + "a" * 900_000 + f"/managedclusters/test-{number}")
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
         tracemalloc.stop()
 
 
-def test_an_object_that_the_policy_cuts_makes_an_event_no_deeper(tmp_path: Path) -> None:
+def test_an_object_that_the_policy_removes_does_not_count_as_depth(tmp_path: Path) -> None:
     deep = '{"a":' * 200 + "1" + "}" * 200
     event = events.real_events()[0].replace(
         b',"requestR', b',"responseObject":%b,"requestR' % deep.encode(), 1

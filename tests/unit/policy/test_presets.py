@@ -1,7 +1,7 @@
-"""The policies that are built in: `quiet`, and `security` against a sensor's rules.
+"""The built-in policies: `quiet`, and `security` compared with the rules of a sensor.
 
-The conditions of the latter are those of the rules for audit events that Falco publishes, in our
-words: which events each fires on, and which parts of the event's objects it looks at or shows.
+RULES restates the conditions of the rules for audit events that Falco publishes: the events on
+which each rule fires, and the parts of the event's objects that it reads or shows.
 """
 
 import itertools
@@ -24,15 +24,15 @@ Event = dict[str, Any]
 ENGINE = Engine(document.load("security"))
 
 
-class Looks(NamedTuple):
-    """On which events a rule fires, and what of their objects it looks at, as paths."""
+class SensorRule(NamedTuple):
+    """The events on which a rule fires, and the paths that it reads in their objects."""
 
     fires: Callable[[Event], bool]
-    at: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 def get(event: Event, path: str) -> Any:
-    """Return what is at a path; lists are gone through."""
+    """Return the value at a path, or the values of all items of a list."""
     found: Any = event
     for key in path.split("/"):
         if isinstance(found, list):
@@ -46,20 +46,20 @@ def user(event: Event) -> str:
     return str(event["user"].get("username") or "")
 
 
-def of_system(event: Event) -> bool:
+def is_system(event: Event) -> bool:
     return user(event).startswith("system:")
 
 
-def ended(event: Event) -> bool:
+def is_complete(event: Event) -> bool:
     return bool(event["stage"] == "ResponseComplete")
 
 
-def worked(event: Event) -> bool:
+def succeeded(event: Event) -> bool:
     return str(get(event, "responseStatus/code")).startswith("2")
 
 
-def on(*resources: str, sub: str | None = None, verbs: str = "") -> Callable[[Event], bool]:
-    """Return whether an event is about these resources; `sub` is a subresource, "" for none."""
+def targets(*resources: str, sub: str | None = None, verbs: str = "") -> Callable[[Event], bool]:
+    """Return a condition on the resource; `sub` is its subresource, or "" for none."""
 
     def condition(event: Event) -> bool:
         target = event.get("objectRef") or {}
@@ -72,15 +72,15 @@ def on(*resources: str, sub: str | None = None, verbs: str = "") -> Callable[[Ev
     return condition
 
 
-def both(*conditions: Callable[[Event], bool]) -> Callable[[Event], bool]:
+def all_of(*conditions: Callable[[Event], bool]) -> Callable[[Event], bool]:
     return lambda event: all(condition(event) for condition in conditions)
 
 
-def no_probe(event: Event) -> bool:
+def is_not_probe(event: Event) -> bool:
     return event["requestURI"].partition("?")[0] not in {"/healthz", "/livez", "/readyz"}
 
 
-def shared_with_host(event: Event) -> bool:
+def shares_host(event: Event) -> bool:
     return any(get(event, f"requestObject/spec/host{what}") for what in ("IPC", "PID", "Network"))
 
 
@@ -94,11 +94,11 @@ def mounts_host(event: Event) -> bool:
     return any(filter(None, get(event, "requestObject/spec/volumes/hostPath/path") or []))
 
 
-def holds_password(event: Event) -> bool:
+def contains_password(event: Event) -> bool:
     return "password" in json.dumps(get(event, "requestObject/data"))
 
 
-def of_type(kind: str) -> Callable[[Event], bool]:
+def has_type(kind: str) -> Callable[[Event], bool]:
     return lambda event: get(event, "requestObject/spec/type") == kind
 
 
@@ -115,87 +115,100 @@ POD_PARTS = (
     *("requestObject/spec/containers/image", "responseObject/metadata/name"),
     *("requestObject/spec/initContainers/image", "requestObject/spec/volumes"),
 )
-new_pod = both(ended, on("pods", sub="", verbs="create"))
-new_role = both(ended, on("roles", "clusterroles", verbs="create"))
+new_pod = all_of(is_complete, targets("pods", sub="", verbs="create"))
+new_role = all_of(is_complete, targets("roles", "clusterroles", verbs="create"))
 ROLE = ("requestObject/rules",)
 BINDING = ("requestObject/subjects", "requestObject/roleRef/name")
 KUBE = {"kube-system", "kube-public"}
 RULES = {
-    "any user who is no system's": Looks(both(ended, lambda event: not of_system(event))),
-    "anonymous request, whether allowed or not": Looks(
-        both(
-            ended,
+    "any user outside the system": SensorRule(
+        all_of(is_complete, lambda event: not is_system(event))
+    ),
+    "anonymous request, allowed or not": SensorRule(
+        all_of(
+            is_complete,
             lambda event: user(event) == "system:anonymous",
-            no_probe,
+            is_not_probe,
         )
     ),
-    "new pod": Looks(new_pod, POD_PARTS),
-    "privileged pod": Looks(both(new_pod, privileged), POD_PARTS),
-    "pod shares with its host": Looks(both(new_pod, shared_with_host), POD_PARTS),
-    "pod mounts its host": Looks(both(new_pod, mounts_host), POD_PARTS),
-    "pod of the cluster's own": Looks(
-        both(new_pod, lambda event: get(event, "objectRef/namespace") in KUBE), POD_PARTS
+    "new pod": SensorRule(new_pod, POD_PARTS),
+    "privileged pod": SensorRule(all_of(new_pod, privileged), POD_PARTS),
+    "pod shares with its host": SensorRule(all_of(new_pod, shares_host), POD_PARTS),
+    "pod mounts its host": SensorRule(all_of(new_pod, mounts_host), POD_PARTS),
+    "pod in a system namespace": SensorRule(
+        all_of(new_pod, lambda event: get(event, "objectRef/namespace") in KUBE), POD_PARTS
     ),
-    "exec and attach": Looks(
-        both(
+    "exec and attach": SensorRule(
+        all_of(
             lambda event: event["stage"] == "ResponseStarted",
-            on("pods", sub="exec,attach", verbs="create,get"),
+            targets("pods", sub="exec,attach", verbs="create,get"),
         )
     ),
-    "port-forward, at any stage": Looks(
+    "port-forward, at any stage": SensorRule(
         lambda event: get(event, "objectRef/subresource") == "portforward"
     ),
-    "ephemeral container": Looks(
-        both(ended, on("pods", sub="ephemeralcontainers", verbs="create,update,patch")),
+    "ephemeral container": SensorRule(
+        all_of(
+            is_complete, targets("pods", sub="ephemeralcontainers", verbs="create,update,patch")
+        ),
         ("requestObject/ephemeralContainers",),
     ),
-    "node port": Looks(
-        both(ended, on("services", verbs="create"), of_type("NodePort")),
+    "node port": SensorRule(
+        all_of(is_complete, targets("services", verbs="create"), has_type("NodePort")),
         ("requestObject/spec/ports", "requestObject/spec/type"),
     ),
-    "password in a configmap": Looks(
-        both(ended, on("configmaps", verbs="create,update,patch"), holds_password),
+    "password in a configmap": SensorRule(
+        all_of(is_complete, targets("configmaps", verbs="create,update,patch"), contains_password),
         ("requestObject/data",),
     ),
-    "namespace": Looks(both(ended, on("namespaces", verbs="create,delete"))),
-    "service account": Looks(both(ended, on("serviceaccounts", verbs="create,delete"))),
-    "role of the system": Looks(
-        both(
-            ended,
-            on("roles", "clusterroles", verbs="create,update,patch,delete"),
+    "namespace": SensorRule(all_of(is_complete, targets("namespaces", verbs="create,delete"))),
+    "service account": SensorRule(
+        all_of(is_complete, targets("serviceaccounts", verbs="create,delete"))
+    ),
+    "system role": SensorRule(
+        all_of(
+            is_complete,
+            targets("roles", "clusterroles", verbs="create,update,patch,delete"),
             lambda event: str(get(event, "objectRef/name")).startswith("system:"),
         )
     ),
-    "role": Looks(new_role, ROLE),
-    "role with wildcard": Looks(both(new_role, grants("*")), ROLE),
-    "role that may write": Looks(both(new_role, grants("create", "update", "delete")), ROLE),
-    "role that may exec": Looks(both(new_role, grants("pods/exec")), ROLE),
-    "role deleted": Looks(both(ended, on("roles", "clusterroles", verbs="delete"))),
-    "binding": Looks(
-        both(ended, on("rolebindings", "clusterrolebindings", verbs="create,delete")), BINDING
+    "role": SensorRule(new_role, ROLE),
+    "role with wildcard": SensorRule(all_of(new_role, grants("*")), ROLE),
+    "role that may write": SensorRule(all_of(new_role, grants("create", "update", "delete")), ROLE),
+    "role that may exec": SensorRule(all_of(new_role, grants("pods/exec")), ROLE),
+    "role deleted": SensorRule(
+        all_of(is_complete, targets("roles", "clusterroles", verbs="delete"))
     ),
-    "cluster-admin": Looks(
-        both(
-            ended,
-            on("clusterrolebindings", verbs="create"),
+    "binding": SensorRule(
+        all_of(is_complete, targets("rolebindings", "clusterrolebindings", verbs="create,delete")),
+        BINDING,
+    ),
+    "cluster-admin": SensorRule(
+        all_of(
+            is_complete,
+            targets("clusterrolebindings", verbs="create"),
             lambda event: get(event, "requestObject/roleRef/name") == "cluster-admin",
         ),
         BINDING,
     ),
-    "workload made or deleted": Looks(
-        both(ended, worked, on("deployments", "services", "configmaps", verbs="create,delete"))
+    "workload created or deleted": SensorRule(
+        all_of(
+            is_complete,
+            succeeded,
+            targets("deployments", "services", "configmaps", verbs="create,delete"),
+        )
     ),
-    "secret": Looks(both(ended, on("secrets", verbs="get,create,delete"))),
-    "ingress without TLS": Looks(
-        both(
-            ended,
-            worked,
-            on("ingresses", verbs="create"),
+    "secret": SensorRule(all_of(is_complete, targets("secrets", verbs="get,create,delete"))),
+    "ingress without TLS": SensorRule(
+        all_of(
+            is_complete,
+            succeeded,
+            targets("ingresses", verbs="create"),
             lambda event: get(event, "requestObject/spec/tls") is None,
         ),
         ("requestObject/spec",),
     ),
-    "node joins": Looks(both(ended, on("nodes", verbs="create"))),
+    "node joins": SensorRule(all_of(is_complete, targets("nodes", verbs="create"))),
 }
 
 CONTAINER = {"name": "a", "image": "a:1", "securityContext": {"privileged": True}}
@@ -214,22 +227,26 @@ OBJECT = {
     },
     "subjects": [{"kind": "User", "name": "a"}],
 }
-IN = ["system:authenticated"]
+AUTHENTICATED = ["system:authenticated"]
 USERS: list[Event] = [
     {},
     {"username": "system:anonymous", "groups": ["system:unauthenticated"]},
-    {"username": "me", "groups": IN},
-    {"username": "aksService", "groups": ["system:masters", *IN]},
-    {"username": "system:node:a", "groups": ["system:nodes", *IN]},
+    {"username": "me", "groups": AUTHENTICATED},
+    {"username": "aksService", "groups": ["system:masters", *AUTHENTICATED]},
+    {"username": "system:node:a", "groups": ["system:nodes", *AUTHENTICATED]},
     *(
         {
             "username": f"system:serviceaccount:{namespace}:a",
-            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", *IN],
+            "groups": [
+                "system:serviceaccounts",
+                f"system:serviceaccounts:{namespace}",
+                *AUTHENTICATED,
+            ],
         }
         for namespace in ("kube-system", "a")
     ),
     *(
-        {"username": f"system:{name}", "groups": IN}
+        {"username": f"system:{name}", "groups": AUTHENTICATED}
         for name in ("kube-controller-manager", "kube-scheduler", "apiserver", "other")
     ),
 ]
@@ -255,8 +272,8 @@ STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete")
 PATHS = ("/healthz", "/healthz/etcd", "/livez?a", "/readyz", "/version", "/api", "/metrics", "/a")
 
 
-def thinkable() -> Iterator[Event]:
-    """Yield events of every user, verb, target and stage, allowed and not."""
+def synthetic() -> Iterator[Event]:
+    """Yield events of every user, verb, target and stage, allowed and forbidden."""
     for who, stage, code in itertools.product(USERS, STAGES, (201, 403)):
         common = {"level": "RequestResponse", "auditID": "1", "stage": stage, "user": who}
         common |= {"responseStatus": {"code": code}}
@@ -275,13 +292,13 @@ def thinkable() -> Iterator[Event]:
 
 
 def recorded() -> Iterator[Event]:
-    """Yield what a real API server wrote."""
+    """Yield the events that a real API server wrote."""
     everything = (RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines()
     yield from map(json.loads, (*events.real_events(), *everything))
 
 
-@pytest.mark.parametrize("source", [thinkable, recorded])
-def test_no_rule_of_a_sensor_loses_an_event_or_what_it_looks_at(
+@pytest.mark.parametrize("source", [synthetic, recorded])
+def test_security_keeps_every_event_and_field_that_a_sensor_rule_reads(
     source: Callable[[], Iterator[Event]],
 ) -> None:
     fired, lost = set(), []
@@ -296,22 +313,22 @@ def test_no_rule_of_a_sensor_loses_an_event_or_what_it_looks_at(
             for name in firing
             if not after
             or not RULES[name].fires(after)
-            or any(get(event, path) != get(after, path) for path in RULES[name].at)
+            or any(get(event, path) != get(after, path) for path in RULES[name].reads)
         ]
     assert lost == []
-    assert source is not thinkable or fired == set(RULES)
+    assert source is not synthetic or fired == set(RULES)
 
 
 def is_kept(event: Event) -> bool:
-    """Tell whether `quiet` says that it keeps an event, of the last stage or the one before."""
+    """Return whether `quiet` is documented to keep an event, of one of the last two stages."""
     target = event.get("objectRef", {})
     writes = event["verb"] in ("create", "update", "patch", "delete", "deletecollection")
-    into = target.get("subresource") in ("exec", "attach", "portforward", "token")
+    interactive = target.get("subresource") in ("exec", "attach", "portforward", "token")
     return event["stage"] != "RequestReceived" and (
-        not user(event)  # it could not log in
+        not user(event)  # authentication failed
         or (target.get("resource") == "secrets" and not target["apiGroup"])
-        or (into and not target["apiGroup"])
-        or (bool(target) and not of_system(event) and user(event) != "aksService")
+        or (interactive and not target["apiGroup"])
+        or (bool(target) and not is_system(event) and user(event) != "aksService")
         or (writes and target.get("subresource") == "" and target["resource"] not in CHATTER)
     )
 
@@ -319,27 +336,27 @@ def is_kept(event: Event) -> bool:
 CHATTER = ("events", "leases")
 
 
-def test_quiet_keeps_what_it_says_and_no_secret() -> None:
+def test_quiet_keeps_what_is_documented_and_no_secret() -> None:
     engine, lost = Engine(document.load("quiet")), []
-    for event in filter(is_kept, thinkable()):
+    for event in filter(is_kept, synthetic()):
         body = json.dumps(event).encode()
         left = json.loads(engine.apply(body, decode(body))[0] or b"null")
         target = event.get("objectRef", {})
         secret = target.get("resource") == "secrets" and not target["apiGroup"]
         secret = secret or target.get("subresource") == "token"
         written = event["verb"] in ("create", "update", "patch") and target and not secret
-        into = target.get("subresource") in ("exec", "attach", "portforward")
+        interactive = target.get("subresource") in ("exec", "attach", "portforward")
         if (
             not left
             or (secret and {"requestObject", "responseObject"} & left.keys())
-            or (written and not into and "requestObject" not in left)
+            or (written and not interactive and "requestObject" not in left)
         ):
             lost.append(event)
     assert lost == []
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_documented_effect_is_the_measured_one(name: str) -> None:
+def test_the_documented_effect_matches_the_measured_one(name: str) -> None:
     tallies, _ = tally(document.load(name), events.real_events(), frozenset())
     kept = (
         f"{sum(one.events_left for one in tallies) / sum(one.events for one in tallies):.0%}",

@@ -1,4 +1,4 @@
-"""The engine against a real kube-apiserver: of the same requests it leaves the same events."""
+"""The policy engine keeps the same events of the same requests as a real kube-apiserver."""
 
 import pytest
 
@@ -9,7 +9,9 @@ from support.policies import Recording, keyed, recordings
 
 
 @pytest.mark.parametrize("recording", recordings(), ids=lambda recording: recording.name)
-def test_leaves_what_the_api_server_wrote_under_the_same_policy(recording: Recording) -> None:
+def test_the_engine_keeps_what_the_api_server_wrote_under_the_same_policy(
+    recording: Recording,
+) -> None:
     engine = Engine(document.parse(recording.policy_text))
     results = (engine.apply(event, decode(event))[0] for event in recording.events)
     left = keyed([event for event in results if event is not None])

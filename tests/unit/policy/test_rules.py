@@ -1,4 +1,4 @@
-"""The user's audit policy: what is accepted, what it leaves of events, and that it loses none."""
+"""The user's audit policy: what it accepts, what it keeps of events, and that it loses none."""
 
 import json
 import tracemalloc
@@ -26,12 +26,12 @@ def engine(*rules: Object, **more: Any) -> Engine:
     return Engine(document.parse(json.dumps({**HEAD, "rules": rules, **more})))
 
 
-def left(applied: Engine, event: bytes) -> bytes | None:
-    return applied.apply(event, decode(event))[0]
+def kept_by(policy_engine: Engine, event: bytes) -> bytes | None:
+    return policy_engine.apply(event, decode(event))[0]
 
 
-def made(**fields: Any) -> bytes:
-    """Return an event as kube-apiserver would write it, with these fields."""
+def audit_event(**fields: Any) -> bytes:
+    """Return an event as kube-apiserver writes it, with these fields."""
     event = {
         "kind": "Event",
         "apiVersion": "audit.k8s.io/v1",
@@ -47,7 +47,7 @@ def made(**fields: Any) -> bytes:
     return json.dumps(event, separators=(",", ":")).encode()
 
 
-CUT = {"annotations": {"audit.aks/truncated": "true"}}
+TRUNCATED = {"annotations": {"audit.aks/truncated": "true"}}
 OBJECTS = {"requestObject": {"a": [1.0, "\u00e9"]}, "responseObject": {"b": 1e5}}
 
 
@@ -112,67 +112,67 @@ OBJECTS = {"requestObject": {"a": [1.0, "\u00e9"]}, "responseObject": {"b": 1e5}
         ),
     ],
 )
-def test_a_wrong_policy_is_refused_by_rule_and_field(yaml: str, problems: list[str]) -> None:
+def test_an_invalid_policy_is_refused_with_rule_and_field(yaml: str, problems: list[str]) -> None:
     with pytest.raises(PolicyError) as error:
         document.parse(yaml)
-    said = error.value.problems
+    reported = error.value.problems
     assert [
-        text for text, start in zip(said, problems, strict=True) if not text.startswith(start)
+        text for text, start in zip(reported, problems, strict=True) if not text.startswith(start)
     ] == []
 
 
-def test_a_policy_may_leave_out_api_version_and_kind_as_in_the_chart() -> None:
+def test_api_version_and_kind_are_optional_as_in_the_chart() -> None:
     rules = "rules: [{level: None, users: [a]}, {level: Metadata}]\nomitStages: [Panic]"
     head = f"apiVersion: {HEAD['apiVersion']}\nkind: Policy\nmetadata: {{name: a}}\n"
     assert document.parse(rules) == document.parse(head + rules)
     assert document.parse(rules).omit_stages == ("Panic",)
 
 
-def test_fields_that_are_null_are_as_if_they_were_not_there() -> None:
-    """As kube-apiserver reads them."""
-    applied = engine({"level": "None", "users": None, "resources": None}, metadata=None)
-    assert left(applied, made()) is None
+def test_null_fields_count_as_absent() -> None:
+    """As in kube-apiserver."""
+    policy_engine = engine({"level": "None", "users": None, "resources": None}, metadata=None)
+    assert kept_by(policy_engine, audit_event()) is None
 
 
 @pytest.mark.parametrize("level", ["Metadata", "Request", "RequestResponse"])
-def test_a_level_takes_objects_off_and_leaves_every_other_byte(level: str) -> None:
-    for event in (*REAL, made(**OBJECTS, responseStatus={"code": 200})):
+def test_a_level_removes_objects_and_keeps_every_other_byte(level: str) -> None:
+    for event in (*REAL, audit_event(**OBJECTS, responseStatus={"code": 200})):
         found = json.loads(event)
         for name, needed in (("requestObject", "Request"), ("responseObject", "RequestResponse")):
-            if level < needed:  # the names happen to sort so
+            if level < needed:  # the names sort in this order
                 found.pop(name, None)
         found["level"] = min(level, found["level"])
-        result = left(engine({"level": level}), event)
+        result = kept_by(engine({"level": level}), event)
         assert result is not None
         assert json.loads(result) == found
-        # What is left is there as it was, in order: the event's bytes minus those cut out.
+        # The rest is unchanged and in order: the bytes of the event without the removed ones.
         rest = iter(event.replace(b'"RequestResponse"', b'"%b"' % found["level"].encode(), 1))
         assert all(byte in rest for byte in result)
 
 
-def test_what_needs_no_cut_is_the_same_object() -> None:
+def test_an_event_that_needs_no_change_is_the_same_object() -> None:
     for event in REAL:
-        assert left(engine({"level": "RequestResponse"}), event) is event
+        assert kept_by(engine({"level": "RequestResponse"}), event) is event
 
 
-def test_an_event_at_a_lower_level_is_never_raised() -> None:
-    event = made(level="Metadata")
+def test_the_level_of_an_event_is_never_raised() -> None:
+    event = audit_event(level="Metadata")
     for level in ("Metadata", "Request", "RequestResponse"):
-        assert left(engine({"level": level}), event) is event
+        assert kept_by(engine({"level": level}), event) is event
 
 
 def test_an_unknown_level_counts_as_the_highest() -> None:
-    event = made(level="Full", **OBJECTS)
-    assert left(engine({"level": "RequestResponse"}), event) == event
-    result = json.loads(left(engine({"level": "Metadata"}), event) or b"")
+    event = audit_event(level="Full", **OBJECTS)
+    assert kept_by(engine({"level": "RequestResponse"}), event) == event
+    result = json.loads(kept_by(engine({"level": "Metadata"}), event) or b"")
     assert (result["level"], "requestObject" in result) == ("Metadata", False)
 
 
-def test_no_rule_drops_and_the_first_one_wins() -> None:
-    event = made()
-    assert left(engine({"level": "Metadata", "verbs": ["get"]}), event) is None
-    assert left(engine({"level": "None"}, {"level": "Metadata"}), event) is None
-    assert left(engine({"level": "Metadata"}, {"level": "None"}), event) is not None
+def test_an_event_without_a_rule_is_dropped_and_the_first_match_wins() -> None:
+    event = audit_event()
+    assert kept_by(engine({"level": "Metadata", "verbs": ["get"]}), event) is None
+    assert kept_by(engine({"level": "None"}, {"level": "Metadata"}), event) is None
+    assert kept_by(engine({"level": "Metadata"}, {"level": "None"}), event) is not None
 
 
 @pytest.mark.parametrize(
@@ -186,15 +186,15 @@ def test_no_rule_drops_and_the_first_one_wins() -> None:
         ("*/*", []),
     ],
 )
-def test_resources_and_subresources_are_spelt_as_for_the_api_server(
+def test_resources_and_subresources_match_as_in_the_api_server(
     spelling: str, matched: list[str]
 ) -> None:
-    applied = engine({"level": "Metadata", "resources": [{"resources": [spelling]}]})
+    policy_engine = engine({"level": "Metadata", "resources": [{"resources": [spelling]}]})
     found = []
     for name in ("pods", "pods/log", "jobs/log"):
         resource, _, subresource = name.partition("/")
         target = {"resource": resource} | ({"subresource": subresource} if subresource else {})
-        if left(applied, made(objectRef=target)):
+        if kept_by(policy_engine, audit_event(objectRef=target)):
             found.append(name)
     assert found == matched
 
@@ -209,62 +209,69 @@ def test_resources_and_subresources_are_spelt_as_for_the_api_server(
         ("*", ["/a%20b?c=d", "/a", "/a/b", "/?/a"]),
     ],
 )
-def test_paths_are_those_of_requests_about_no_resource(url: str, matched: list[str]) -> None:
-    applied = engine({"level": "Metadata", "nonResourceURLs": [url]})
+def test_paths_match_only_requests_without_a_resource(url: str, matched: list[str]) -> None:
+    policy_engine = engine({"level": "Metadata", "nonResourceURLs": [url]})
     uris = ["/a%20b?c=d", "/a", "/a/b", "/?/a"]
-    assert [u for u in uris if left(applied, made(requestURI=u, objectRef=None))] == matched
-    assert left(applied, made(requestURI="/a")) is None
+    assert [
+        u for u in uris if kept_by(policy_engine, audit_event(requestURI=u, objectRef=None))
+    ] == matched
+    assert kept_by(policy_engine, audit_event(requestURI="/a")) is None
 
 
-def test_a_field_of_the_same_name_inside_another_object_stays() -> None:
+def test_a_field_of_the_same_name_inside_another_object_is_kept() -> None:
     inside = {"x": 1, "requestObject": {}, "responseObject": {}}
-    result = left(
-        engine({"level": "Metadata"}), made(other=inside, requestObject={}, responseObject={})
+    result = kept_by(
+        engine({"level": "Metadata"}),
+        audit_event(other=inside, requestObject={}, responseObject={}),
     )
     assert json.loads(result or b"")["other"] == inside
     assert not {"requestObject", "responseObject"} & json.loads(result or b"").keys()
 
 
-def test_requests_are_not_remembered_by_what_a_client_can_make_long() -> None:
-    applied = engine({"level": "Metadata", "nonResourceURLs": ["/a"]}, {"level": "Metadata"})
+def test_long_request_uris_are_not_cached() -> None:
+    policy_engine = engine({"level": "Metadata", "nonResourceURLs": ["/a"]}, {"level": "Metadata"})
     tracemalloc.start()
     try:
         for number in range(300):
-            assert left(applied, made(requestURI=f"/{number}{'a' * 100_000}", objectRef=None))
+            assert kept_by(
+                policy_engine, audit_event(requestURI=f"/{number}{'a' * 100_000}", objectRef=None)
+            )
         assert tracemalloc.get_traced_memory()[0] < 3_000_000
     finally:
         tracemalloc.stop()
 
 
-def test_stages_are_omitted_by_policy_and_rule_together() -> None:
-    applied = engine({"level": "Metadata", "omitStages": ["Panic"]}, omitStages=["ResponseStarted"])
-    kept = [s for s in get_args(document.Stage) if left(applied, made(stage=s))]
+def test_omitted_stages_of_policy_and_rule_are_combined() -> None:
+    policy_engine = engine(
+        {"level": "Metadata", "omitStages": ["Panic"]}, omitStages=["ResponseStarted"]
+    )
+    kept = [s for s in get_args(document.Stage) if kept_by(policy_engine, audit_event(stage=s))]
     assert kept == ["RequestReceived", "ResponseComplete"]
 
 
-def test_the_name_in_a_created_object_came_too_late_for_rules() -> None:
-    """The API server matches rules before it has read the object that its event then names."""
-    applied = engine(
+def test_resource_names_do_not_match_the_name_in_a_created_object() -> None:
+    """The API server matches rules before it decodes the object; only its event has the name."""
+    policy_engine = engine(
         {"level": "None", "resources": [{"resources": ["pods"], "resourceNames": ["b"]}]},
         {"level": "Metadata"},
     )
     uri = "/api/v1/namespaces/a/pods"
-    assert left(applied, made(verb="create", requestURI=f"{uri}?dryRun=All"))
-    assert left(applied, made(verb="create", requestURI=f"{uri}/b")) is None
-    assert left(applied, made(verb="delete", requestURI=uri)) is None
+    assert kept_by(policy_engine, audit_event(verb="create", requestURI=f"{uri}?dryRun=All"))
+    assert kept_by(policy_engine, audit_event(verb="create", requestURI=f"{uri}/b")) is None
+    assert kept_by(policy_engine, audit_event(verb="delete", requestURI=uri)) is None
     namespaced = engine({"level": "None", "namespaces": ["a"]}, {"level": "Metadata"})
-    assert left(namespaced, made(verb="create", requestURI=uri)) is None
-    assert left(namespaced, made(verb="create", requestURI="/apis/x/v1/pods"))
+    assert kept_by(namespaced, audit_event(verb="create", requestURI=uri)) is None
+    assert kept_by(namespaced, audit_event(verb="create", requestURI="/apis/x/v1/pods"))
 
 
-def test_the_user_who_impersonates_is_the_one_that_rules_see() -> None:
-    event = made(impersonatedUser={"username": "other", "groups": ["others"]})
-    assert left(engine({"level": "None", "users": ["me"]}, {"level": "Metadata"}), event) is None
-    assert left(engine({"level": "Metadata", "users": ["other"]}), event) is None
-    assert left(engine({"level": "Metadata", "userGroups": ["others"]}), event) is None
+def test_rules_match_the_impersonating_user() -> None:
+    event = audit_event(impersonatedUser={"username": "other", "groups": ["others"]})
+    assert kept_by(engine({"level": "None", "users": ["me"]}, {"level": "Metadata"}), event) is None
+    assert kept_by(engine({"level": "Metadata", "users": ["other"]}), event) is None
+    assert kept_by(engine({"level": "Metadata", "userGroups": ["others"]}), event) is None
 
 
-def test_managed_fields_go_from_objects_lists_and_tables_but_not_from_patches() -> None:
+def test_managed_fields_are_removed_from_objects_lists_and_tables_but_not_patches() -> None:
     managed = {"metadata": {"name": "n", "managedFields": [{"a": 1}]}, "x": 1.50}
     bare = {"metadata": {"name": "n"}, "x": 1.50}
     deep = {"spec": managed}
@@ -279,24 +286,24 @@ def test_managed_fields_go_from_objects_lists_and_tables_but_not_from_patches() 
         ),
         ([managed], [managed]),
     ]:
-        event = made(requestObject=before, responseObject=before)
+        event = audit_event(requestObject=before, responseObject=before)
         for policy in ({"omitManagedFields": True}, {}):
             rule = {"level": "RequestResponse"} | ({} if policy else {"omitManagedFields": True})
-            assert left(engine(rule, **policy), event) == made(
+            assert kept_by(engine(rule, **policy), event) == audit_event(
                 requestObject=after, responseObject=after
             )
         unset = engine(
             {"level": "RequestResponse", "omitManagedFields": False}, omitManagedFields=True
         )
-        assert left(unset, event) == event
-        patch = made(verb="patch", requestObject=before, responseObject=before)
-        assert left(engine({"level": "RequestResponse"}, omitManagedFields=True), patch) == made(
-            verb="patch", requestObject=before, responseObject=after
-        )
+        assert kept_by(unset, event) == event
+        patch = audit_event(verb="patch", requestObject=before, responseObject=before)
+        assert kept_by(
+            engine({"level": "RequestResponse"}, omitManagedFields=True), patch
+        ) == audit_event(verb="patch", requestObject=before, responseObject=after)
 
 
-# Each loses what a rule asks for.
-ASKING: list[Object] = [
+# Rules on fields that a truncated event has lost.
+RULES_ON_LOST_FIELDS: list[Object] = [
     {"level": "None", "resources": [{"resources": ["pods"]}]},
     {"level": "None", "resources": [{"group": ""}]},
     {"level": "None", "namespaces": ["", "a"]},
@@ -304,31 +311,31 @@ ASKING: list[Object] = [
 ]
 
 
-@pytest.mark.parametrize("rule", ASKING, ids=lambda rule: list(rule)[1])
-def test_a_cut_off_event_is_left_as_it_is_if_a_rule_asks_for_what_it_lost(rule: Object) -> None:
+@pytest.mark.parametrize("rule", RULES_ON_LOST_FIELDS, ids=lambda rule: list(rule)[1])
+def test_a_truncated_event_is_unchanged_if_a_rule_reads_a_field_that_it_lost(rule: Object) -> None:
     for more in ({"objectRef": None}, {"requestURI": ""}):
-        lost = made(**CUT, **OBJECTS, **more)
+        truncated = audit_event(**TRUNCATED, **OBJECTS, **more)
         for rules in (
             [rule],
             [rule, {"level": "None"}],
             [{"level": "None", "verbs": []}, rule][1:],
         ):
-            assert left(engine(*rules), lost) is lost
-        # What the rules before it ask for is there: they hold.
-        assert left(engine({"level": "None", "users": ["me"]}, rule), lost) is None
-        assert left(engine(rule | {"users": ["other"]}, {"level": "None"}), lost) is None
-        kept = left(engine(rule | {"verbs": ["get"]}, {"level": "Metadata"}), lost)
+            assert kept_by(engine(*rules), truncated) is truncated
+        # Earlier rules read only fields that the event has, so they apply.
+        assert kept_by(engine({"level": "None", "users": ["me"]}, rule), truncated) is None
+        assert kept_by(engine(rule | {"users": ["other"]}, {"level": "None"}), truncated) is None
+        kept = kept_by(engine(rule | {"verbs": ["get"]}, {"level": "Metadata"}), truncated)
         assert kept
         assert b"Object" not in kept
 
 
-def test_a_real_event_cut_off_before_its_target_is_filtered_as_the_whole_one() -> None:
-    applied = engine(*ASKING)
+def test_a_real_event_truncated_before_its_target_is_filtered_as_the_whole_one() -> None:
+    policy_engine = engine(*RULES_ON_LOST_FIELDS)
     for event in REAL:
         text = event.decode()
         if (at := text.find('"objectRef"')) > 0:
             cut = complete(text[: at + 5], "2026-01-01T00:00:00Z").encode()
-            assert bool(left(applied, cut)) == bool(left(applied, event))
+            assert bool(kept_by(policy_engine, cut)) == bool(kept_by(policy_engine, event))
 
 
 HIDDEN = '{"auditID":"1","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods?'
@@ -347,31 +354,31 @@ HIDDEN = '{"auditID":"1","stage":"ResponseComplete","requestURI":"/api/v1/namesp
         ({"resources": [{"resources": ["secrets"]}]}, False),
     ],
 )
-def test_an_event_that_lost_verb_or_user_is_kept_if_a_rule_may_be_for_it(
+def test_an_event_that_lost_verb_or_user_is_kept_if_a_rule_may_match(
     rule: Object,
     kept: bool,  # noqa: FBT001
 ) -> None:
-    """What is known of it, here the target, still decides."""
+    """Fields that it has, here the target, still decide."""
     event = complete(HIDDEN, "2026-01-01T00:00:00Z").encode()
-    applied = engine({"level": "None", **rule}, {"level": "None"})
-    assert left(applied, event) == (event if kept else None)
+    policy_engine = engine({"level": "None", **rule}, {"level": "None"})
+    assert kept_by(policy_engine, event) == (event if kept else None)
     dropped = engine({"level": "None", "resources": [{"resources": ["pods"]}]})
-    assert left(dropped, event) is None
-    forged = made(verb="unknown", user={"username": "unknown"})
-    assert left(engine({"level": "None", "users": ["me"]}, {"level": "None"}), forged) is None
+    assert kept_by(dropped, event) is None
+    forged = audit_event(verb="unknown", user={"username": "unknown"})
+    assert kept_by(engine({"level": "None", "users": ["me"]}, {"level": "None"}), forged) is None
 
 
-def test_a_hidden_request_about_no_resource_is_kept_for_rules_on_paths() -> None:
+def test_a_hidden_request_without_a_resource_is_kept_for_rules_on_paths() -> None:
     event = complete(HIDDEN.replace("/api/v1/namespaces/a/pods", "/logs/"), None).encode()
-    assert left(engine({"level": "None", "nonResourceURLs": ["/a"]}), event) == event
+    assert kept_by(engine({"level": "None", "nonResourceURLs": ["/a"]}), event) == event
 
 
-def test_real_requests_that_hide_are_kept_by_the_presets() -> None:
+def test_presets_keep_real_requests_that_hide() -> None:
     for event in REAL:
         cut = event[: event.index(b'"verb"') - 10].decode()
         hidden = complete(cut, "2026-01-01T00:00:00Z").encode()
         for name in PRESETS:
-            assert left(Engine(document.load(name)), hidden) == hidden
+            assert kept_by(Engine(document.load(name)), hidden) == hidden
 
 
 @pytest.mark.parametrize(
@@ -382,13 +389,13 @@ def test_real_requests_that_hide_are_kept_by_the_presets() -> None:
         {"username": "a", "groups": ["g" * 900] * 1000},
     ],
 )
-def test_long_users_and_many_groups_are_not_remembered(user: Object) -> None:
-    applied = engine({"level": "None", "userGroups": ["a"]}, {"level": "Metadata"})
+def test_long_users_and_many_groups_are_not_cached(user: Object) -> None:
+    policy_engine = engine({"level": "None", "userGroups": ["a"]}, {"level": "Metadata"})
     tracemalloc.start()
     try:
         for number in range(10):
-            event = made(user={**user, "username": f"{user['username']}{number}"})
-            assert left(applied, event)
+            event = audit_event(user={**user, "username": f"{user['username']}{number}"})
+            assert kept_by(policy_engine, event)
             del event
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
@@ -425,14 +432,14 @@ policies = st.fixed_dictionaries(
     optional={"omitStages": st.lists(stages, max_size=1), "omitManagedFields": st.booleans()},
 )
 MANAGED = {"name": "n", "managedFields": [{"manager": "m"}]}
-THINGS: list[Any] = [
+VALUES: list[Any] = [
     *(None, 1.50, 10**30, "é", [], {}, {"level": "Metadata"}, {"managedFields": 1}),
     {"metadata": MANAGED, "spec": {"metadata": MANAGED}},
     {"metadata": None, "items": [{"metadata": MANAGED}, {"metadata": {}}, 1]},
     {"rows": [{"object": {"metadata": MANAGED}}, {"cells": []}, 1], "items": 1},
     {"a": 1, "requestObject": {"metadata": MANAGED}, "responseObject": {}, "level": "None"},
 ]
-objects = words([thing for thing in THINGS if isinstance(thing, dict)])
+objects = words([value for value in VALUES if isinstance(value, dict)])
 targets = st.fixed_dictionaries(
     {"resource": words(["pods", "services", "namespaces"])},
     optional={
@@ -468,33 +475,33 @@ recorded = st.fixed_dictionaries(
         "requestObject": objects,
         "responseObject": objects,
         "annotations": st.just({"audit.aks/truncated": "true"}) | st.just({"a": "b"}),
-        "other": words(THINGS),
+        "other": words(VALUES),
     },
 )
 
 
-made_first = ("kind", "apiVersion", "level")
+first_fields = ("kind", "apiVersion", "level")
 written = st.sampled_from([(",", ":"), (", ", " : ")])
 
 
 @given(policies, recorded, st.randoms(use_true_random=False), written)
 @settings(max_examples=400)
-def test_the_engine_is_as_the_simple_model(
+def test_the_engine_agrees_with_the_simple_model(
     policy: Object, event: Object, random: Random, spaces: tuple[str, str]
 ) -> None:
-    """Whatever the order of the fields and the white space between them."""
+    """For any order of the fields, and any white space between them."""
     order = list(event)
     random.shuffle(order)
     if spaces == (",", ":"):  # as the API server writes it
-        order = [*(name for name in made_first if name in event), *order]
+        order = [*(name for name in first_fields if name in event), *order]
     event = {name: event[name] for name in order}
     text = json.dumps(event, separators=spaces).encode()
-    result = left(Engine(document.parse(json.dumps(HEAD | policy))), text)
+    result = kept_by(Engine(document.parse(json.dumps(HEAD | policy))), text)
     expected = policymodel.apply(policy, event)
     assert (None if result is None else json.loads(result)) == expected
     assert result is None or list(json.loads(result)) == list(expected or ())
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_loads_and_says_what_it_is(name: str) -> None:
+def test_a_preset_loads_and_shows_its_name(name: str) -> None:
     assert str(document.load(name)).startswith(f"{name}, ")

@@ -1,4 +1,4 @@
-"""The limit of concurrent POSTs, by itself: no sink is needed to fail."""
+"""The limit of concurrent POSTs, tested without a sink."""
 
 import asyncio
 
@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from forwarder.sink.concurrency import AdaptiveConcurrency
 
 
-def test_the_end_of_a_back_off_is_never_missed() -> None:
-    """Uvloop's timers fire up to a millisecond early; whoever waits is woken all the same."""
+def test_a_waiter_never_misses_the_end_of_a_back_off() -> None:
+    """Timers of uvloop fire up to a millisecond early; a waiter must be woken nevertheless."""
 
     async def rounds() -> None:
         concurrency = AdaptiveConcurrency(10, Gauge("g", "", registry=CollectorRegistry()))
@@ -31,15 +31,15 @@ def test_the_end_of_a_back_off_is_never_missed() -> None:
 
 
 async def test_lists_of_different_lengths_do_not_make_a_serial_sink_look_parallel() -> None:
-    """A short list beside a long one is answered sooner than the long one was alone."""
+    """A short list beside a long one gets its response sooner than the long one did alone."""
     concurrency = AdaptiveConcurrency(3, Gauge("g", "", registry=CollectorRegistry()))
-    sink, late = asyncio.Lock(), 0
+    sink, timeouts = asyncio.Lock(), 0
 
     async def post(events: int) -> None:
-        nonlocal late
+        nonlocal timeouts
         slot = await concurrency.acquire(events)
 
-        async def serve() -> None:  # also for a client that has gone
+        async def serve() -> None:  # even if the client has disconnected
             async with sink:
                 await asyncio.sleep(events / 50)
 
@@ -47,7 +47,7 @@ async def test_lists_of_different_lengths_do_not_make_a_serial_sink_look_paralle
         try:
             await asyncio.wait_for(asyncio.shield(served), 3)
         except TimeoutError:
-            late += 1
+            timeouts += 1
             concurrency.failed(slot, timed_out=True)
         else:
             concurrency.succeeded(slot)
@@ -55,4 +55,4 @@ async def test_lists_of_different_lengths_do_not_make_a_serial_sink_look_paralle
         await served
 
     await asyncio.gather(*map(post, [22, 100, 22, 66, 100, 22, 100, 22, 66, 22, 22, 100]))
-    assert late < 3
+    assert timeouts < 3

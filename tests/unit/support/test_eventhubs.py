@@ -1,4 +1,4 @@
-"""The local Event Hubs, through the real clients: what it does is what the service does."""
+"""The local Event Hubs server, through the real clients: it behaves like the service."""
 
 import asyncio
 import json
@@ -36,13 +36,13 @@ JS = TESTS.parent / ".bin" / "js"
 HUB = "hub"
 SELECTOR = b"apache.org:selector-filter:string"
 SASL = b"AMQP\x03\x01\x00\x00"
-DEADLINE = 90.0  # seconds, generous: noisy machines
-QUIET = 0.5  # seconds in which what must not come would come
+DEADLINE = 90.0  # seconds, generous for busy machines
+QUIET = 0.5  # seconds in which an unexpected message would arrive
 
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - nothing signals what clients and server do
+        while not condition():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -52,7 +52,7 @@ def body(event: EventData) -> bytes:
 
 
 class Reader:
-    """The Python client's receiver of a partition, without its balancer, which takes a second."""
+    """The Python client's receiver of a partition, without its load balancer, which is slow."""
 
     def __init__(  # noqa: PLR0913 - the client's options
         self,
@@ -76,9 +76,9 @@ class Reader:
             retry_backoff_factor=0.05,
             **client or {},
         )
-        take: Any = self._take
+        on_events: Any = self._on_events
         self._consumer: Any = self._client._create_consumer(  # noqa: SLF001 - see above
-            group, str(partition), position, take, **options
+            group, str(partition), position, on_events, **options
         )
         self._consumer._keep_alive = None  # noqa: SLF001 - its task takes a second to end
 
@@ -107,7 +107,7 @@ class Reader:
             await self._open()
             await self._consumer.receive(batch=True)
 
-    async def _take(self, events: Any) -> None:
+    async def _on_events(self, events: Any) -> None:
         self.events += events
 
     @property
@@ -118,15 +118,15 @@ class Reader:
     def numbers(self) -> list[int | None]:
         return [event.sequence_number for event in self.events]
 
-    async def take(self, count: int) -> list[EventData]:
-        """Wait until so many events have come; raise what the receiver raises."""
+    async def receive(self, count: int) -> list[EventData]:
+        """Wait until this many events have arrived; raise the error of the receiver."""
         await until(lambda: len(self.events) >= count or self._task.done())
         if self._task.done():
             self._task.result()
         return self.events
 
     async def failure(self) -> str:
-        """Wait until the receiver fails, and return how."""
+        """Wait until the receiver fails, and return its error."""
         await until(self._task.done)
         return str(self._task.exception())
 
@@ -163,7 +163,7 @@ def producer(server: Server, **options: Any) -> EventHubProducerClient:
 
 
 async def attached(server: Server) -> None:
-    """Wait until the receivers have given credit."""
+    """Wait until the receivers have granted credit."""
     await until(lambda: server.receivers and all(r.credit for r in server.receivers))
 
 
@@ -181,7 +181,7 @@ async def test_messages_arrive_in_order_with_their_annotations(server: Server) -
     hub.publish(0, b"first", enqueued=enqueued, properties={"kind": "audit", "number": 7})
     hub.publish(0, b"second")
     async with Reader(server) as reader:
-        first, second = await reader.take(2)
+        first, second = await reader.receive(2)
         assert reader.bodies == [b"first", b"second"]
     assert first.enqueued_time == enqueued
     assert first.properties == {b"kind": b"audit", b"number": 7}
@@ -196,16 +196,16 @@ async def test_a_message_of_any_size_arrives_whole(server: Server, size: int) ->
     server.hubs[HUB].publish(0, content)
     server.hubs[HUB].publish(0, b"next")
     async with Reader(server) as reader:
-        await reader.take(2)
+        await reader.receive(2)
         assert reader.bodies == [content, b"next"]
 
 
-async def test_a_session_window_that_ends_in_mid_message_is_used_up(server: Server) -> None:
-    """The client renews its window only when it has reached zero, in mid-message too."""
+async def test_a_session_window_is_used_up_even_in_mid_message(server: Server) -> None:
+    """The client renews its window only at zero, even in mid-message."""
     for _ in range(6):
         server.hubs[HUB].publish(0, bytes(900_000))  # 14 frames each
     reader = Reader(server)
-    create = reader._consumer._create_handler  # noqa: SLF001 - the window is no public option
+    create = reader._consumer._create_handler  # noqa: SLF001 - the window is not a public option
 
     def create_with_window(auth: Any) -> None:
         create(auth)
@@ -213,10 +213,10 @@ async def test_a_session_window_that_ends_in_mid_message_is_used_up(server: Serv
 
     reader._consumer._create_handler = create_with_window  # noqa: SLF001 - the same
     async with reader:
-        assert len(await reader.take(6)) == 6
+        assert len(await reader.receive(6)) == 6
 
 
-async def test_no_more_frames_are_sent_than_the_session_window_has_room_for(
+async def test_the_session_window_limits_the_frames_that_are_sent(
     server: Server,
 ) -> None:
     server.hubs[HUB].publish(0, bytes(900_000))
@@ -241,24 +241,24 @@ async def test_no_more_frames_are_sent_than_the_session_window_has_room_for(
     with suppress(TimeoutError):
         received += await asyncio.wait_for(reader.read(1 << 20), QUIET)
     assert received.count(transfer) == 3
-    assert position[SELECTOR] in received  # the attach names the filter; the Rust client checks it
+    assert position[SELECTOR] in received  # the attach echoes the filter; the Rust client checks it
     writer.close()
 
 
 async def test_more_messages_than_credit_arrive_once_each(server: Server) -> None:
     publish(server, 100)
     async with Reader(server, prefetch=7) as reader:
-        await reader.take(100)
+        await reader.receive(100)
         await asyncio.sleep(0.1)
         assert reader.numbers == list(range(100))
         assert {receiver.credit for receiver in server.receivers} <= set(range(8))
 
 
-async def test_a_publication_wakes_a_receiver_that_waits(server: Server) -> None:
+async def test_a_published_message_wakes_a_waiting_receiver(server: Server) -> None:
     async with Reader(server) as reader:
         await attached(server)
         server.hubs[HUB].publish(0, b"late")
-        await reader.take(1)
+        await reader.receive(1)
         assert reader.bodies == [b"late"]
 
 
@@ -278,24 +278,24 @@ async def test_a_position_is_earliest_latest_a_number_an_offset_or_a_time(server
     async with together(*(reader for reader, _ in readers)):
         hub.publish(0, b"new")
         for reader, first in readers:
-            await reader.take(6 - first)
+            await reader.receive(6 - first)
         assert [reader.numbers for reader, _ in readers] == [
             list(range(first, 6)) for _, first in readers
         ]
 
 
-async def test_runtime_metrics_tell_how_far_the_partition_has_come(server: Server) -> None:
+async def test_runtime_metrics_report_the_last_message_of_the_partition(server: Server) -> None:
     publish(server, 3)
     partition = server.hubs[HUB].partitions[0]
     async with Reader(server, track_last_enqueued_event_properties=True) as reader:
-        await reader.take(3)
-        known: Any = reader._consumer._last_received_event._message.delivery_annotations  # noqa: SLF001 - what the client's context reads
-    assert known[b"last_enqueued_sequence_number"] == 2
-    assert known[b"last_enqueued_offset"].decode() == partition.last_offset
-    assert known[b"last_enqueued_time_utc"] == partition.last_enqueued
+        await reader.receive(3)
+        metrics: Any = reader._consumer._last_received_event._message.delivery_annotations  # noqa: SLF001 - what the client's context reads
+    assert metrics[b"last_enqueued_sequence_number"] == 2
+    assert metrics[b"last_enqueued_offset"].decode() == partition.last_offset
+    assert metrics[b"last_enqueued_time_utc"] == partition.last_enqueued
 
 
-async def test_what_expired_is_skipped_and_numbers_go_on(server: Server) -> None:
+async def test_expired_messages_are_skipped_and_sequence_numbers_continue(server: Server) -> None:
     publish(server, 5)
     partition = server.hubs[HUB].partitions[0]
     server.faults.silence(0)
@@ -306,13 +306,13 @@ async def test_what_expired_is_skipped_and_numbers_go_on(server: Server) -> None
         server.faults.wake()
         async with Reader(server, 0) as after:
             for reader in (behind, after):
-                await reader.take(2)
+                await reader.receive(2)
                 assert reader.numbers == [3, 4]
     partition.expire(9)
     assert (partition.begin, partition.last, server.hubs[HUB].publish(0, b"")) == (5, 4, 5)
 
 
-async def test_retention_expires_by_age() -> None:
+async def test_messages_older_than_the_retention_expire() -> None:
     async with Server({HUB: 1}, retention=0.3) as server:
         server.hubs[HUB].publish(0, b"old", enqueued=datetime.now(UTC) - timedelta(hours=1))
         server.hubs[HUB].publish(0, b"new")
@@ -325,7 +325,7 @@ async def test_retention_expires_by_age() -> None:
 # Sending
 
 
-async def test_a_partition_key_decides_the_partition_and_stays_with_the_message(
+async def test_a_partition_key_selects_the_partition_and_is_stored_with_the_message(
     server: Server,
 ) -> None:
     async with producer(server) as client:
@@ -336,12 +336,12 @@ async def test_a_partition_key_decides_the_partition_and_stays_with_the_message(
             await client.send_batch(batch)
     stored = [p.messages for p in server.hubs[HUB].partitions if p.messages]
     assert [[m.body for m in messages] for messages in stored] == [[b"one", b"two"] * 3]
-    place = [bool(p.messages) for p in server.hubs[HUB].partitions].index(True)
-    async with Reader(server, partition=place) as reader:
-        assert {event.partition_key for event in await reader.take(6)} == {b"device-7"}
+    partition_index = [bool(p.messages) for p in server.hubs[HUB].partitions].index(True)
+    async with Reader(server, partition=partition_index) as reader:
+        assert {event.partition_key for event in await reader.receive(6)} == {b"device-7"}
 
 
-async def test_without_a_key_batches_take_turns_and_a_chosen_partition_holds(
+async def test_batches_without_a_key_rotate_and_a_given_partition_is_used(
     server: Server,
 ) -> None:
     event = EventData(b"x")
@@ -353,7 +353,7 @@ async def test_without_a_key_batches_take_turns_and_a_chosen_partition_holds(
         await client.send_event(EventData(bytes(500_000)), partition_id="1")
     assert [p.last for p in server.hubs[HUB].partitions] == [1, 3]
     async with Reader(server, 1, partition=1) as reader:
-        first, second = await reader.take(2)
+        first, second = await reader.receive(2)
     assert first.properties == {b"name": b"value"}
     assert body(second) == bytes(500_000)
 
@@ -378,40 +378,40 @@ async def test_management_describes_hub_and_partitions(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("key", "status"), [(None, 401), ("bad", 401), ("good", 200)])
-async def test_management_takes_a_token_inside_the_request(
+async def test_management_accepts_a_token_in_the_request(
     server: Server, key: str | None, status: int
 ) -> None:
-    """The Java client sends it there, and none to $cbs; the Rust client insists on the epoch."""
-    given: dict[str | bytes, Any] = {"name": HUB, "partition": "0"}
+    """The Java client sends it there, and none to $cbs; the Rust client requires the epoch."""
+    request: dict[str | bytes, Any] = {"name": HUB, "partition": "0"}
     if key:
         secret = server.keys["RootManageSharedAccessKey"] if key == "good" else key
         audience, expiry = f"sb://127.0.0.1/{HUB}", int(time.time()) + 60
-        given["security_token"] = generate_sas_token(  # type: ignore[no-untyped-call]
+        request["security_token"] = generate_sas_token(  # type: ignore[no-untyped-call]
             audience, "RootManageSharedAccessKey", secret, expiry
         )
     anonymous: Any = SimpleNamespace(auth_type=None, sasl=SASLAnonymousCredential())
     address = f"127.0.0.1:{server.port}"
     client: Any = AMQPClientAsync(address, auth=anonymous, use_tls=False)  # type: ignore[no-untyped-call]
     async with client:
-        answered, _, response = await client.mgmt_request_async(
-            Message(application_properties=given),
+        received_status, _, response = await client.mgmt_request_async(
+            Message(application_properties=request),
             operation=b"READ",
             operation_type=b"com.microsoft:partition",
             status_code_field=b"status-code",
             status_description_field=b"status-description",
         )
-    assert answered == status
+    assert received_status == status
     assert status != 200 or response.value[b"last_enqueued_sequence_number_epoch"] == 0
 
 
 # Names, groups, rights
 
 
-async def test_names_are_found_in_any_case_and_unknown_ones_refused(server: Server) -> None:
+async def test_names_are_case_insensitive_and_unknown_names_are_refused(server: Server) -> None:
     server.hubs["other"].groups.add("audit")
     server.hubs["other"].publish(0, b"x")
     async with Reader(server, hub="OTHER", group="Audit") as reader:
-        await reader.take(1)
+        await reader.receive(1)
     for reader in (
         Reader(server, hub="none"),
         Reader(server, group="none"),
@@ -430,8 +430,8 @@ async def test_consumer_groups_read_independently(server: Server) -> None:
         Reader(server, owner_level=1) as one,
         Reader(server, group="second", owner_level=1) as two,
     ):
-        await one.take(2)
-        await two.take(2)
+        await one.receive(2)
+        await two.receive(2)
         assert sorted((r.group, r.epoch) for r in server.receivers) == [
             ("$Default", 1),
             ("second", 1),
@@ -472,19 +472,19 @@ async def test_an_expired_token_is_refused(server: Server) -> None:
                 await client.send_event(EventData(b"x"))
 
 
-async def test_a_key_that_may_only_listen_cannot_send() -> None:
+async def test_a_key_with_only_the_listen_claim_cannot_send() -> None:
     keys = {"root": "secret", "reader": "other"}
     async with Server({HUB: 1}, keys=keys, claims={"reader": {"Listen"}}) as server:
         server.hubs[HUB].publish(0, b"x")
         async with Reader(server, key="reader") as reader:
-            await reader.take(1)
+            await reader.receive(1)
         reader_string = server.connection_string(HUB, key="reader")
         async with producer(server, connection=reader_string) as client:
             with pytest.raises(EventHubError, match="unauthorized"):
                 await client.send_event(EventData(b"refused"))
 
 
-# Receivers that compete
+# Competing receivers
 
 
 async def test_an_equal_or_higher_epoch_steals_and_a_lower_one_is_refused(server: Server) -> None:
@@ -495,7 +495,7 @@ async def test_an_equal_or_higher_epoch_steals_and_a_lower_one_is_refused(server
             assert "stolen" in await refusal(Reader(server, owner_level=4))
             assert "stolen" in await refusal(Reader(server))
             server.hubs[HUB].publish(0, b"x")
-            await equal.take(1)
+            await equal.receive(1)
             assert [receiver.epoch for receiver in server.receivers] == [5]
 
 
@@ -509,10 +509,12 @@ async def test_a_sixth_receiver_without_an_epoch_is_refused(server: Server) -> N
 # Faults
 
 
-async def test_a_dropped_connection_is_made_again_and_nothing_is_missing(server: Server) -> None:
+async def test_a_client_reconnects_after_a_dropped_connection_and_misses_nothing(
+    server: Server,
+) -> None:
     publish(server, 5)
     async with Reader(server, retries=50) as reader:
-        await reader.take(5)
+        await reader.receive(5)
         (before,) = server.connections
         server.faults.drop()
         await until(lambda: before not in server.connections)
@@ -520,7 +522,7 @@ async def test_a_dropped_connection_is_made_again_and_nothing_is_missing(server:
         await until(lambda: set(reader.numbers) == set(range(10)))
 
 
-async def test_connections_drop_after_so_many_transfers(server: Server) -> None:
+async def test_connections_drop_after_a_number_of_transfers(server: Server) -> None:
     publish(server, 10)
     server.faults.drop_after = 4
     async with Reader(server) as reader:
@@ -529,10 +531,12 @@ async def test_connections_drop_after_so_many_transfers(server: Server) -> None:
         assert len(reader.events) <= 4
         assert server.faults.drop_after is None
     async with Reader(server) as reader:
-        await reader.take(10)
+        await reader.receive(10)
 
 
-async def test_a_connection_drops_in_mid_message_which_comes_whole_later(server: Server) -> None:
+async def test_a_connection_drops_in_mid_message_and_the_message_is_redelivered(
+    server: Server,
+) -> None:
     content = bytes(300_000)
     server.hubs[HUB].publish(0, b"small")
     server.hubs[HUB].publish(0, content)
@@ -541,7 +545,7 @@ async def test_a_connection_drops_in_mid_message_which_comes_whole_later(server:
         await reader.failure()
         assert reader.numbers in ([], [0])
     async with Reader(server) as reader:
-        await reader.take(2)
+        await reader.receive(2)
         assert reader.bodies == [b"small", content]
 
 
@@ -554,10 +558,10 @@ async def test_a_silent_server_delivers_nothing_until_it_wakes(server: Server) -
         assert not reader.events
         assert server.connections
         server.faults.wake()
-        await reader.take(3)
+        await reader.receive(3)
 
 
-async def test_a_silent_server_answers_neither_old_nor_new_connections(server: Server) -> None:
+async def test_a_silent_server_responds_to_neither_old_nor_new_connections(server: Server) -> None:
     old, old_writer = await asyncio.open_connection("127.0.0.1", server.port)
     await until(lambda: server.connections)
     server.faults.silence()
@@ -572,35 +576,35 @@ async def test_a_silent_server_answers_neither_old_nor_new_connections(server: S
         writer.close()
 
 
-async def test_one_silent_partition_leaves_the_others_alone(server: Server) -> None:
+async def test_one_silent_partition_does_not_affect_the_others(server: Server) -> None:
     server.faults.silence(0)
     publish(server, 2, partition=0)
     publish(server, 2, partition=1)
     async with Reader(server) as silent, Reader(server, partition=1) as other:
-        await other.take(2)
+        await other.receive(2)
         await asyncio.sleep(QUIET)
         assert not silent.events
         server.faults.wake()
-        await silent.take(2)
+        await silent.receive(2)
 
 
-async def test_a_mute_receiver_gets_nothing_and_the_next_one_but_so_many_all(
+async def test_a_receiver_and_a_number_of_its_successors_can_be_muted(
     server: Server,
 ) -> None:
     async with Reader(server) as mute, Reader(server, partition=1) as other:
         server.faults.mute(0, more=1)
         publish(server, 2, partition=0)
         publish(server, 2, partition=1)
-        await other.take(2)
-        async with Reader(server) as next_one:
-            async with Reader(server) as heard:
-                await heard.take(2)
+        await other.receive(2)
+        async with Reader(server) as second:
+            async with Reader(server) as third:
+                await third.receive(2)
             assert not mute.events
-            assert not next_one.events
+            assert not second.events
 
 
 @pytest.mark.parametrize("condition", ["com.microsoft:server-busy", "amqp:not-found"])
-async def test_attaches_are_refused_with_a_condition_so_many_times(
+async def test_a_number_of_attaches_is_refused_with_a_condition(
     server: Server, condition: str
 ) -> None:
     publish(server, 1)
@@ -608,10 +612,10 @@ async def test_attaches_are_refused_with_a_condition_so_many_times(
     for _ in range(2):
         assert condition in await refusal(Reader(server))
     async with Reader(server) as reader:
-        await reader.take(1)
+        await reader.receive(1)
 
 
-async def test_a_refusal_can_be_narrowed_and_is_lifted(server: Server) -> None:
+async def test_a_refusal_can_be_limited_to_a_partition_or_hub_and_removed(server: Server) -> None:
     server.faults.refuse("attach", "amqp:internal-error", partition=1)
     server.faults.refuse("attach", "amqp:internal-error", hub="other")
     async with Reader(server):
@@ -639,7 +643,7 @@ async def test_one_partition_is_detached_with_a_condition(server: Server) -> Non
         server.faults.detach("amqp:link:detach-forced", hub=HUB, partition=0)
         assert "detach-forced" in await detached.failure()
         publish(server, 1, partition=1)
-        await other.take(1)
+        await other.receive(1)
 
 
 async def test_deliveries_are_delayed(server: Server) -> None:
@@ -647,7 +651,7 @@ async def test_deliveries_are_delayed(server: Server) -> None:
     async with Reader(server) as reader:
         started = time.monotonic()
         publish(server, 2)
-        await reader.take(2)
+        await reader.receive(2)
         assert time.monotonic() - started >= QUIET - 0.1  # enqueued times are whole milliseconds
         assert reader.numbers == [0, 1]
 
@@ -656,7 +660,7 @@ async def test_messages_are_delivered_twice(server: Server) -> None:
     publish(server, 4)
     server.faults.duplicates = 2
     async with Reader(server) as reader:
-        await reader.take(6)
+        await reader.receive(6)
         assert reader.numbers == [0, 0, 1, 1, 2, 3]
 
 
@@ -669,29 +673,29 @@ async def test_tcp_connections_are_refused_and_accepted_again_on_the_same_port(
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         publish(server, 1)
-        await reader.take(1)  # open connections stay
+        await reader.receive(1)  # open connections are kept
     await server.faults.accept_connections()
     assert server.port == port
     async with Reader(server) as reader:
-        await reader.take(1)
+        await reader.receive(1)
 
 
-async def test_a_recreated_hub_is_empty_starts_again_and_detaches_receivers(
+async def test_a_recreated_hub_is_empty_restarts_its_numbers_and_detaches_receivers(
     server: Server,
 ) -> None:
     publish(server, 3)
     async with Reader(server) as reader:
-        await reader.take(3)
+        await reader.receive(3)
         hub = server.recreate(HUB)
         assert "not-found" in await reader.failure()
     assert hub is server.hubs[HUB]
     assert hub.publish(0, b"new") == 0
     async with Reader(server) as reader:
-        await reader.take(1)
+        await reader.receive(1)
         assert reader.bodies == [b"new"]
 
 
-async def test_a_client_that_says_nothing_is_given_up_and_kept_alive_before() -> None:
+async def test_an_idle_client_receives_keepalives_and_is_then_disconnected() -> None:
     async with Server({HUB: 1}, idle_timeout=0.4) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         opened = OpenFrame("test", None, 65536, 1, 100, None, None, None, None, None)
@@ -703,22 +707,22 @@ async def test_a_client_that_says_nothing_is_given_up_and_kept_alive_before() ->
 
 
 async def test_memory_stays_bounded_when_a_client_does_not_read(server: Server) -> None:
-    """A paused client's messages wait in the hub, not in the connection's buffer."""
+    """Messages for a paused client wait in the hub, not in the connection's buffer."""
     for _ in range(100):
         server.hubs[HUB].publish(0, bytes(900_000))
     reader = Reader(server)
     await reader._open()  # noqa: SLF001 - attached, but not reading
-    client: Any = reader._consumer._handler  # noqa: SLF001 - its credit is no public matter
+    client: Any = reader._consumer._handler  # noqa: SLF001 - its credit is not public
     await client._link.flow(link_credit=100)  # noqa: SLF001 - the same
     (connection,) = server.connections
     await until(connection.transport.get_write_buffer_size)
     await asyncio.sleep(0.1)
     assert connection.transport.get_write_buffer_size() < 4_000_000
     async with reader:
-        await reader.take(100)
+        await reader.receive(100)
 
 
-# Other ways in
+# Other transports and clients
 
 
 async def test_websockets_and_tls_share_the_port(tmp_path: Path) -> None:
@@ -736,9 +740,9 @@ async def test_websockets_and_tls_share_the_port(tmp_path: Path) -> None:
         async with producer(server, **sockets) as client:
             assert (await client.get_eventhub_properties())["partition_ids"] == ["0"]
             await client.send_event(EventData(content))
-        for way in (options, sockets):
-            async with Reader(server, client=way) as reader:
-                await reader.take(1)
+        for transport in (options, sockets):
+            async with Reader(server, client=transport) as reader:
+                await reader.receive(1)
                 assert reader.bodies == [content]
                 server.faults.drop()
                 await reader.failure()
@@ -783,7 +787,7 @@ async def test_the_command_prints_its_connection_string_and_stops_on_sigterm() -
     assert await asyncio.wait_for(process.wait(), DEADLINE) == 0
 
 
-async def test_the_whole_client_checkpoints_into_azurite_and_goes_on_from_there(
+async def test_the_whole_client_checkpoints_into_azurite_and_resumes_from_there(
     server: Server,
 ) -> None:
     publish(server, 4)

@@ -1,4 +1,4 @@
-"""The sink that other tests rely on is strict, remembers, and misbehaves to order."""
+"""The sink of other tests is strict, records what it receives, and fails on request."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ async def post(client: aiohttp.ClientSession, url: str, body: bytes) -> int:
         return response.status
 
 
-async def test_it_remembers_each_event_byte_for_byte_and_how_often_it_came(
+async def test_it_records_each_event_byte_for_byte_and_how_often_it_arrived(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     assert await post(client, webhook.url, event_list(FEW)) == 200
@@ -74,7 +74,7 @@ async def test_it_refuses_what_a_strict_sink_refuses(  # noqa: PLR0913, PLR0917 
     assert webhook.statuses == {status: 1}
 
 
-async def test_ordered_answers_come_first_and_then_the_rule(
+async def test_queued_answers_take_precedence_over_the_rule(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     webhook.answers.extend([Answer(429, {"Retry-After": "7"}), 503])
@@ -88,7 +88,7 @@ async def test_ordered_answers_come_first_and_then_the_rule(
     assert webhook.total == 1
 
 
-async def test_it_closes_the_connection_or_hangs_or_forgets_when_told(
+async def test_it_closes_the_connection_hangs_or_loses_events_on_request(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     webhook.answers.extend([Answer(drop=True), Answer(delay=math.inf), Answer(lose=True)])
@@ -100,7 +100,7 @@ async def test_it_closes_the_connection_or_hangs_or_forgets_when_told(
     assert webhook.total == 0
 
 
-async def test_it_goes_away_with_its_connections_and_comes_back_on_its_port(
+async def test_it_stops_with_its_connections_and_restarts_on_the_same_port(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     assert await post(client, webhook.url, FEW[0]) == 200
@@ -117,7 +117,7 @@ async def test_it_goes_away_with_its_connections_and_comes_back_on_its_port(
     assert webhook.total == 2
 
 
-async def test_until_wakes_up_with_a_post_and_says_what_was_missing(
+async def test_until_wakes_up_with_a_post_and_reports_what_was_received(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     waiting = asyncio.create_task(webhook.until(lambda: webhook.total == 3))
@@ -127,21 +127,23 @@ async def test_until_wakes_up_with_a_post_and_says_what_was_missing(
         await webhook.until(lambda: False, timeout=0.1)
 
 
-async def test_it_asks_for_a_client_certificate(client: aiohttp.ClientSession) -> None:
+async def test_it_requires_a_client_certificate(client: aiohttp.ClientSession) -> None:
     ca = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(server)
     ca.configure_trust(server)
     server.verify_mode = ssl.CERT_REQUIRED
-    stranger = ssl.create_default_context()
-    ca.configure_trust(stranger)
-    known = ssl.create_default_context()
-    ca.configure_trust(known)
-    ca.issue_cert("forwarder").configure_cert(known)
+    without_certificate = ssl.create_default_context()
+    ca.configure_trust(without_certificate)
+    with_certificate = ssl.create_default_context()
+    ca.configure_trust(with_certificate)
+    ca.issue_cert("forwarder").configure_cert(with_certificate)
     async with Webhook(tls=server) as webhook:
         with pytest.raises(aiohttp.ClientError):
-            await client.post(webhook.url, data=FEW[0], headers=JSON, ssl=stranger)
-        async with client.post(webhook.url, data=FEW[0], headers=JSON, ssl=known) as response:
+            await client.post(webhook.url, data=FEW[0], headers=JSON, ssl=without_certificate)
+        async with client.post(
+            webhook.url, data=FEW[0], headers=JSON, ssl=with_certificate
+        ) as response:
             assert response.status == 200
         assert webhook.total == 1
 
@@ -156,7 +158,7 @@ async def test_the_fast_mode_counts_the_same(client: aiohttp.ClientSession) -> N
             assert (stats["events"], stats["posts"]) == (377, 2)
 
 
-async def test_it_refuses_an_event_without_a_stage_timestamp_if_asked(
+async def test_it_refuses_an_event_without_a_stage_timestamp_if_configured(
     client: aiohttp.ClientSession,
 ) -> None:
     async with Webhook(stamped=True) as webhook:
@@ -166,14 +168,14 @@ async def test_it_refuses_an_event_without_a_stage_timestamp_if_asked(
         assert webhook.total == 1
 
 
-async def test_it_tells_over_http_what_it_took(
+async def test_it_reports_accepted_events_over_http(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     await post(client, webhook.url, event_list(FEW))
     await post(client, webhook.url, FEW[0])
     async with client.get(webhook.url.replace("k8s_audit", "events")) as response:
-        told = await response.json()
-    assert told == [
+        reported = await response.json()
+    assert reported == [
         [*events.key(event), 2 if event is FEW[0] else 1, hashlib.sha256(event).hexdigest()]
         for event in FEW
     ]
