@@ -27,9 +27,9 @@ WATERMARK = "tests/unit/delivery/test_watermark.py"
 START = "tests/faults/test_start.py::test_a_partition_is_not_read_while_its_start_cannot_be_written"
 ANOTHER_HUB = (
     "tests/integration/test_checkpoints.py"
-    "::test_a_checkpoint_of_another_hub_is_left_for_start_position"
+    "::test_a_checkpoint_of_another_hub_is_replaced_by_start_position"
 )
-NEW = "tests/integration/test_delivery.py::test_latest_skips_nothing_in_what_is_new"
+NEW = "tests/integration/test_delivery.py::test_latest_skips_no_message_of_a_new_hub_or_partition"
 
 _MARK = re.compile(r"^(?P<indent> *)(?P<code>.*?) *# guard: (?P<name>[a-z0-9-]+)$")
 
@@ -75,11 +75,11 @@ MUTATIONS: dict[str, Mutation] = {
     "compaction": Mutation("if kept and not message.pending:", WATERMARK),
     "evicted-dead-letter": Mutation(
         "self.watermark.acknowledge(message, len(records))",
-        "tests/integration/test_disk.py::test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart",
+        "tests/integration/test_disk.py::test_dead_letters_above_the_memory_limit_are_evicted_and_received_again_after_a_restart",
     ),
     "durable-dead-letter": Mutation(
         "dropped = 0",
-        "tests/integration/test_disk.py::test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_after",
+        "tests/integration/test_disk.py::test_delivery_continues_while_writes_fail_and_dead_letters_are_written_later",
     ),
     "loss-is-counted": Mutation("elif lost := 0:", scenario("hub forgets")),
     "already-received": Mutation("return message", scenario("hub drops")),
@@ -107,7 +107,7 @@ MUTATIONS: dict[str, Mutation] = {
     "never-behind-another-process": Mutation("if False:", scenario("replica frozen")),
     "conditional-write": Mutation(
         "blob.set_blob_metadata(metadata)",
-        f"{STORES}::TestBlob::test_a_checkpoint_that_is_behind_another_process_s_is_not_written",
+        f"{STORES}::TestBlob::test_a_checkpoint_behind_that_of_another_process_is_not_written",
     ),
     "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clocks of replicas jump")),
     "quarantine-after-three-deaths": Mutation("return False", scenario("poison")),
@@ -116,7 +116,7 @@ MUTATIONS: dict[str, Mutation] = {
     "end-of-one-by-one": Mutation("pass", scenario("poison")),
     "start-is-written": Mutation("if False:", START),
     "start-replaces-nothing": Mutation(
-        "if False:", f"{STORES}::TestBlob::test_a_start_replaces_no_checkpoint"
+        "if False:", f"{STORES}::TestBlob::test_a_start_position_does_not_replace_a_checkpoint"
     ),
     "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store away")),
     "accepted-statuses": Mutation(
@@ -146,7 +146,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "instant-is-included": Mutation(
         "return instant",
-        "tests/integration/test_delivery.py::test_an_instant_includes_the_message_that_came_at_it",
+        "tests/integration/test_delivery.py::test_an_instant_includes_the_message_enqueued_at_it",
     ),
     "latest-at-the-start": Mutation("if True:", START),
     "latest-in-a-new-hub": Mutation("pass", NEW),
@@ -172,7 +172,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "checkpoint-of-this-hub: written": Mutation(
         "if created not in {None, self.created}:",
-        "tests/integration/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_another_hubs",
+        "tests/integration/test_checkpoints.py::test_a_checkpoint_older_than_the_hub_is_stale",
     ),
     "checkpoint-ahead-of-hub": Mutation("pass", ANOTHER_HUB),
     "checkpoint-passed-by-hub": Mutation("if False:", ANOTHER_HUB),
@@ -197,7 +197,7 @@ MUTATIONS: dict[str, Mutation] = {
         "tests/integration/test_health.py::test_a_silent_receiver_is_reopened_and_then_the_client",
     ),
     "close-after-statement": Mutation(
-        "if True:", f"{STORES}::test_closing_waits_for_a_statement_that_nobody_waits_for"
+        "if True:", f"{STORES}::test_close_waits_for_the_statement_of_a_cancelled_task"
     ),
     "html-is-logged": Mutation(
         'return body[:64].lstrip()[:1] == b"<"', "tests/integration/test_lying_sinks.py"

@@ -1,4 +1,4 @@
-"""The check says what works, what not and why, and changes nothing."""
+"""`check` reports what works, what fails and why, and changes nothing."""
 
 import asyncio
 import functools
@@ -35,7 +35,9 @@ from support.process import Forwarder
 from support.webhook import Answer, Webhook
 
 HUB = "insights-logs-kube-audit"
-TEXT = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=a2V5"
+CONNECTION_STRING = (
+    "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=a2V5"
+)
 OWN_HUB = f"--namespace-name ns --eventhub-name {HUB} --name "
 OWN_POLICY = f"{OWN_HUB}reader"
 Report = dict[str, dict[str, str]]
@@ -56,7 +58,7 @@ def settings(server: Server, url: str, state: Path, **variables: str) -> dict[st
 
 
 async def check(environment: Mapping[str, str], *arguments: str) -> tuple[int, Report]:
-    """Run it; its exit status, and its results by step."""
+    """Run `check`; return its exit status and its results by step."""
     async with Forwarder(environment, "check", "--json", *arguments) as command:
         status = await command.wait(62)
         assert command.stderr == ""
@@ -66,11 +68,11 @@ async def check(environment: Mapping[str, str], *arguments: str) -> tuple[int, R
 
 
 def failed(report: Report) -> dict[str, str]:
-    """Return what failed, or is doubtful, by step."""
+    """Return the failures and warnings by step."""
     return {name: one["found"] for name, one in report.items() if one["state"] in ("FAIL", "warn")}
 
 
-async def test_all_parts_answer_and_nothing_changes(
+async def test_all_steps_succeed_and_nothing_is_changed(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     fill(server)
@@ -93,7 +95,7 @@ async def test_all_parts_answer_and_nothing_changes(
 
 
 @pytest.mark.parametrize("where", ["file", "account"])
-async def test_a_running_forwarder_is_seen_and_not_disturbed(
+async def test_a_running_forwarder_is_detected_and_not_affected(
     server: Server, webhook: Webhook, tmp_path: Path, where: str
 ) -> None:
     async with azurite() as store:
@@ -113,10 +115,10 @@ async def test_a_running_forwarder_is_seen_and_not_disturbed(
             async with asyncio.timeout(90):
                 while (before := await stored()) != {"0": 1, "1": 1}:  # noqa: ASYNC110 - a file
                     await asyncio.sleep(0.1)
-            reading = set(server.receivers)
+            receivers = set(server.receivers)
             status, report = await check(environment)
             assert (status, failed(report)) == (0, {})
-            assert set(server.receivers) == reading
+            assert set(server.receivers) == receivers
             assert await stored() == before
             assert webhook.duplicates == 0
             assert report["consumer group"]["found"] == "'$Default' is being read, by a forwarder"
@@ -128,56 +130,58 @@ async def test_a_running_forwarder_is_seen_and_not_disturbed(
 async def test_messages_behind_the_checkpoints_are_counted(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """The store is read although a forwarder has it locked, and not a byte of it is changed."""
+    """The store is read while a forwarder holds its lock, and is not modified."""
     fill(server, 100)
     names = ("fully_qualified_namespace", "eventhub_name", "consumer_group", "partition_id")
     with closing(EmbeddedCheckpointStore(tmp_path / "checkpoints.db")) as store:
-        for place, number in (f"127.0.0.1:{server.port}/{HUB}/$Default/0", 2), ("old/hub/g/0", 9):
-            row = dict(zip(names, place.split("/"), strict=True))
+        for name, number in (f"127.0.0.1:{server.port}/{HUB}/$Default/0", 2), ("old/hub/g/0", 9):
+            row = dict(zip(names, name.split("/"), strict=True))
             await store.update_checkpoint({**row, "sequence_number": number, "offset": "1"})
     with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
-        before = held(tmp_path)  # before the lock: whoever closes the file drops it
+        before = contents(tmp_path)  # before the lock: closing the file releases it
         database.execute("BEGIN EXCLUSIVE")
         _, report = await check(settings(server, webhook.url, tmp_path))
-        assert held(tmp_path) == before
+        assert contents(tmp_path) == before
     assert report["messages"]["found"].startswith("10 in the hub, 7 behind the checkpoints;")
     assert report["checkpoints"]["found"] == "1 of this hub and consumer group"
 
 
-async def test_a_store_that_a_forwarder_creates_meanwhile_is_no_failure(
+async def test_a_store_that_is_still_being_created_is_not_a_failure(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """A file without a table yet, and one of whose two pages the first is written."""
+    """An empty file, and a file that has the first of its two pages."""
     path = tmp_path / "checkpoints.db"
     path.touch()
     environment = settings(server, webhook.url, tmp_path)
     assert (await check(environment))[1]["checkpoints"]["state"] == "ok"
     EmbeddedCheckpointStore(path).close()
-    whole = path.read_bytes()
-    path.write_bytes(whole[:4096])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:4096])
     store = StoreCheck(Settings.from_env(environment), None)
-    asyncio.get_running_loop().call_later(0.2, path.write_bytes, whole)
+    asyncio.get_running_loop().call_later(0.2, path.write_bytes, complete)
     await store.run(time.monotonic() + 10)
     assert store.findings.get_nowait()
     name, finding = store.findings.get_nowait() or ("", None)
     assert (name, finding and finding.state) == ("checkpoints", "ok")
 
 
-def held(directory: Path) -> dict[Path, bytes]:
+def contents(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in directory.iterdir()}
 
 
-async def test_other_categories_alone_are_worth_a_word(
+async def test_a_hub_without_audit_categories_is_a_warning(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.hubs[HUB].publish(0, b'{"records":[{"category":"guard","properties":{"log":"{}"}}]}')
     status, report = await check(settings(server, webhook.url, tmp_path))
     assert status == 0
-    said = "guard 1 in 1 messages, none of kube-audit, kube-audit-admin"
-    assert failed(report) == {"categories": said}
+    expected = "guard 1 in 1 messages, none of kube-audit, kube-audit-admin"
+    assert failed(report) == {"categories": expected}
 
 
-async def test_a_policy_without_listen_is_named(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_policy_without_the_listen_right_is_reported(
+    webhook: Webhook, tmp_path: Path
+) -> None:
     keys, claims = {"writer": "d3JpdGVy"}, {"writer": {"Send"}}
     async with Server({HUB: 1}, keys=keys, claims=claims) as server:
         status, report = await check(settings(server, webhook.url, tmp_path))
@@ -189,15 +193,15 @@ async def test_a_policy_without_listen_is_named(webhook: Webhook, tmp_path: Path
 
 
 @pytest.mark.parametrize(("minutes", "state"), [(90, "FAIL"), (-6, "warn"), (4, "ok")])
-async def test_a_clock_that_is_wrong_is_named_by_its_minutes(
+async def test_clock_skew_is_reported_in_minutes(
     server: Server, webhook: Webhook, tmp_path: Path, minutes: int, state: str
 ) -> None:
     fill(server)
     server.faults.clock = minutes * 60
     _, report = await check(settings(server, webhook.url, tmp_path))
     assert report["hub login"]["state"] == state
-    way = "behind" if minutes > 0 else "ahead of"
-    found = f"the clock of this node is {abs(minutes)} minutes {way} that of 127.0.0.1"
+    direction = "behind" if minutes > 0 else "ahead of"
+    found = f"the clock of this node is {abs(minutes)} minutes {direction} that of 127.0.0.1"
     assert (found == report["hub login"]["found"]) == (state != "ok")
 
 
@@ -208,7 +212,7 @@ def tls(ca: trustme.CA, host: str, valid: timedelta = timedelta(days=90)) -> ssl
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("fault", "expected"),
     [
         ("", "TLSv1.3, certificate valid for "),
         ("name", "the certificate of {} is for another name"),
@@ -216,12 +220,14 @@ def tls(ca: trustme.CA, host: str, valid: timedelta = timedelta(days=90)) -> ssl
         ("date", "the certificate of {} has expired"),
     ],
 )
-async def test_tls_of_hub_and_sink_is_looked_at(tmp_path: Path, wrong: str, said: str) -> None:
-    """The client goes to port 5671 of whatever host: an address of this machine's own."""
-    host, ca = f"127.5.67.{len(wrong) + 1}", trustme.CA()
+async def test_tls_certificates_of_hub_and_sink_are_checked(
+    tmp_path: Path, fault: str, expected: str
+) -> None:
+    """The client always uses port 5671, so each case has its own loopback address."""
+    host, ca = f"127.5.67.{len(fault) + 1}", trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
-    issuer, name = trustme.CA() if wrong == "ca" else ca, "name.example" if wrong == "name" else ""
-    valid = timedelta(days=-1 if wrong == "date" else 90)
+    issuer, name = trustme.CA() if fault == "ca" else ca, "name.example" if fault == "name" else ""
+    valid = timedelta(days=-1 if fault == "date" else 90)
     async with (
         Server({HUB: 1}, host=host, port=5671, tls=tls(issuer, name or host, valid)) as server,
         Webhook(tls=tls(issuer, name or "127.0.0.1", valid)) as webhook,
@@ -232,15 +238,15 @@ async def test_tls_of_hub_and_sink_is_looked_at(tmp_path: Path, wrong: str, said
             server, webhook.url, tmp_path, WebSinkCAFile=trusted, SSL_CERT_FILE=trusted
         )
         status, report = await check(environment)
-    assert report["hub TLS"]["found"].startswith(said.format(f"{host}:5671"))
-    assert report["sink TLS"]["found"].startswith(said.format(f"127.0.0.1:{webhook.port}"))
-    assert status == (1 if wrong else 0)
-    assert set(failed(report)) == ({"hub TLS", "sink TLS"} if wrong else set())
-    assert report["hub login"]["state"] == ("skipped" if wrong else "ok")
+    assert report["hub TLS"]["found"].startswith(expected.format(f"{host}:5671"))
+    assert report["sink TLS"]["found"].startswith(expected.format(f"127.0.0.1:{webhook.port}"))
+    assert status == (1 if fault else 0)
+    assert set(failed(report)) == ({"hub TLS", "sink TLS"} if fault else set())
+    assert report["hub login"]["state"] == ("skipped" if fault else "ok")
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "expected"),
     [
         (Answer(503, body="busy"), "answers 503 busy"),
         (Answer(400, body="no"), "refuses an empty list: 400 no"),
@@ -248,14 +254,14 @@ async def test_tls_of_hub_and_sink_is_looked_at(tmp_path: Path, wrong: str, said
         (Answer(delay=math.inf), "no answer in 0.5 s"),
     ],
 )
-async def test_what_the_sink_answers_is_judged_as_ever_and_may_be_left_out(
-    server: Server, webhook: Webhook, tmp_path: Path, answer: Answer, said: str
+async def test_the_sinks_response_is_classified_and_the_post_can_be_skipped(
+    server: Server, webhook: Webhook, tmp_path: Path, answer: Answer, expected: str
 ) -> None:
     fill(server)
     webhook.rule = lambda _: answer
     environment = settings(server, webhook.url, tmp_path, WebSinkTimeout="0.5")
     status, report = await check(environment)
-    assert (status, failed(report)) == (1, {"sink POST": said})
+    assert (status, failed(report)) == (1, {"sink POST": expected})
     assert report["sink POST"]["do"]
     before = len(webhook.posts)
     same = f"{webhook.url}?another=query"
@@ -268,7 +274,7 @@ async def test_what_the_sink_answers_is_judged_as_ever_and_may_be_left_out(
     assert len(webhook.posts) == before
 
 
-async def test_a_web_page_in_place_of_the_sink_is_worth_a_word(
+async def test_a_web_page_as_response_is_a_warning(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     fill(server)
@@ -279,7 +285,7 @@ async def test_a_web_page_in_place_of_the_sink_is_worth_a_word(
     assert "WebSinkURL" in report["sink POST"]["do"]
 
 
-async def test_it_ends_within_a_minute_whatever_is_silent(
+async def test_check_ends_within_a_minute_when_nothing_responds(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.faults.silence()
@@ -300,7 +306,7 @@ async def test_it_ends_within_a_minute_whatever_is_silent(
     assert {one["state"] for one in report.values()} == {"ok", "FAIL", "skipped"}
 
 
-async def test_a_bad_setting_is_named_as_elsewhere_and_nothing_is_asked(tmp_path: Path) -> None:
+async def test_an_invalid_setting_is_reported_and_no_step_runs(tmp_path: Path) -> None:
     async with Forwarder({"StateDirectory": str(tmp_path)}, "check") as command:
         assert await command.wait() == 2
     assert command.stderr.startswith("EhubNamespaceConnectionString: missing")
@@ -308,31 +314,31 @@ async def test_a_bad_setting_is_named_as_elsewhere_and_nothing_is_asked(tmp_path
 
 
 @pytest.mark.parametrize("output", ["terminal", "pipe"])
-async def test_colours_are_for_a_terminal_alone(
+async def test_only_a_terminal_gets_colours(
     server: Server, webhook: Webhook, tmp_path: Path, output: str
 ) -> None:
     server.stop_listening()
     terminal = output == "terminal"
-    near, far = pty.openpty() if terminal else os.pipe()
+    read_end, write_end = pty.openpty() if terminal else os.pipe()
     environment = settings(server, webhook.url, tmp_path)
     async with Forwarder(environment) as other:  # for its environment
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "forwarder", "check", env=other.environment, stdout=far
+            sys.executable, "-m", "forwarder", "check", env=other.environment, stdout=write_end
         )
-    os.close(far)
-    read = functools.partial(os.read, near, 1 << 16)
+    os.close(write_end)
+    read = functools.partial(os.read, read_end, 1 << 16)
     text = b""
-    with suppress(OSError):  # a terminal's way to say that nobody is left
+    with suppress(OSError):  # a terminal whose other end is closed
         while more := await asyncio.to_thread(read):
             text += more
-    os.close(near)
+    os.close(read_end)
     assert await process.wait() == 1
     assert (b"\033[1;31mFAIL   \033[0m hub TCP" in text) == terminal
     assert (b"\033" in text) == terminal
     assert b"1 failed: hub TCP" in text
 
 
-# The service adds it to each text, with names that users chose: none of them is a cause.
+# The service appends this to each text. Names that users chose must not match a cause.
 TRACE = "TrackingId:0_B0, SystemTracker:not-found:eventhub:claims~1|offset, Reference:0_G0"
 
 
@@ -340,23 +346,23 @@ def _link(condition: str, text: str) -> AMQPLinkError:
     return AMQPLinkError(condition.encode(), description=text.encode())
 
 
-def _status(text: str) -> AuthenticationError:
+def _cbs(text: str) -> AuthenticationError:
     return AuthenticationError(f"CBS Token authentication failed.\nStatus code: {text}")
 
 
 @pytest.mark.parametrize(
-    ("error", "login", "kind", "do"),
+    ("error", "login", "kind", "remedy"),
     [
-        (_status("401\nDescription: InvalidSignature: x"), "key", "key", "--name reader"),
-        (_status("401\nDescription: ExpiredToken: x"), "key", "clock", "NTP"),
-        (_status("401\nDescription: InvalidAudience: x"), "key", "audience", "--name reader"),
-        (_status("404\nDescription: The messaging entity"), "key", "hub", "eventhub list"),
-        (_status("401\nDescription: Unauthorized"), "entra", "rights", "Data Receiver"),
+        (_cbs("401\nDescription: InvalidSignature: x"), "key", "key", "--name reader"),
+        (_cbs("401\nDescription: ExpiredToken: x"), "key", "clock", "NTP"),
+        (_cbs("401\nDescription: InvalidAudience: x"), "key", "audience", "--name reader"),
+        (_cbs("404\nDescription: The messaging entity"), "key", "hub", "eventhub list"),
+        (_cbs("401\nDescription: Unauthorized"), "entra", "rights", "Data Receiver"),
         (ConnectError("'Listen' claim(s) are required"), "entra", "rights", "Data Receiver"),
         (ConnectError("'Listen' claim(s) are required"), "key", "rights", "rule create"),
-        (_status("401\nDescription: Unauthorized"), "key", "refused", "network rules"),
+        (_cbs("401\nDescription: Unauthorized"), "key", "refused", "network rules"),
         (ConnectError("'Listen' claim(s) are required"), "hub's key", "rights", OWN_HUB),
-        (_status("401\nDescription: InvalidSignature: x"), "hub's key", "key", OWN_POLICY),
+        (_cbs("401\nDescription: InvalidSignature: x"), "hub's key", "key", OWN_POLICY),
         (TimeoutError(), "key", "silent", "websockets"),
         (ExceptionGroup("", [ConnectionResetError(104, "reset")]), "key", "cut", "firewall"),
         (ValueError("what is this"), "key", "other", ""),
@@ -365,7 +371,7 @@ def _status(text: str) -> AuthenticationError:
         (_link("com.microsoft:server-busy", f"Throttled. {TRACE}"), "key", "busy", "throughput"),
         (_link("com.microsoft:timeout", f"No answer. {TRACE}"), "key", "interrupted", "passes"),
         (_link("amqp:link:detach-forced", "by the broker"), "key", "interrupted", "passes"),
-        (_status("429\nDescription: later"), "key", "busy", "none if it passes"),
+        (_cbs("429\nDescription: later"), "key", "busy", "none if it passes"),
         (
             _link("com.microsoft:argument-out-of-range", "The specified partition is invalid"),
             "key",
@@ -387,22 +393,20 @@ def _status(text: str) -> AuthenticationError:
     ],
     ids=str,
 )
-def test_an_error_of_the_client_has_a_cause(
-    error: Exception, login: str, kind: str, do: str
-) -> None:
-    ways = {
-        "key": {"EhubNamespaceConnectionString": TEXT},
-        "hub's key": {"EhubNamespaceConnectionString": f"{TEXT};EntityPath={HUB}"},
+def test_client_errors_are_diagnosed(error: Exception, login: str, kind: str, remedy: str) -> None:
+    logins = {
+        "key": {"EhubNamespaceConnectionString": CONNECTION_STRING},
+        "hub's key": {"EhubNamespaceConnectionString": f"{CONNECTION_STRING};EntityPath={HUB}"},
         "entra": {"EventHubNamespace": "ns.servicebus.windows.net"},
-        "group": {"EhubNamespaceConnectionString": TEXT, "ConsumerGroup": "audit"},
+        "group": {"EhubNamespaceConnectionString": CONNECTION_STRING, "ConsumerGroup": "audit"},
     }
-    found = causes.of_hub(error, Settings.from_env(ways[login]))
+    found = causes.of_hub(error, Settings.from_env(logins[login]))
     assert found.kind == kind
-    assert do in found.remedy
+    assert remedy in found.remedy
     assert "\n" not in str(found)
 
 
-async def test_sigterm_ends_it_at_once(server: Server, webhook: Webhook, tmp_path: Path) -> None:
+async def test_sigterm_ends_check_at_once(server: Server, webhook: Webhook, tmp_path: Path) -> None:
     server.faults.silence()
     async with Forwarder(settings(server, webhook.url, tmp_path), "check") as command:
         await command.until(
@@ -413,16 +417,16 @@ async def test_sigterm_ends_it_at_once(server: Server, webhook: Webhook, tmp_pat
             assert await command.wait() == 1
 
 
-async def test_no_line_shows_a_secret(server: Server, tmp_path: Path) -> None:
-    """Neither what the sink's URL holds, nor a header's value even where it is no secret."""
+async def test_the_output_contains_no_secret(server: Server, tmp_path: Path) -> None:
+    """It has no credentials from the sink's URL and no header value, secret or not."""
     url = f"http://someone:correct-horse-battery@127.0.0.1:{free_port()}/k8s_audit?token=abcdefgh1"
     environment = settings(server, url, tmp_path, WebSinkHeaders='{"X-From": "k8s_audit"}')
     async with Forwarder(environment, "check") as command:
         assert await command.wait() == 1
-    shown = "\n".join([*command.lines, command.stderr])
-    assert "sink TCP" in shown
+    output = "\n".join([*command.lines, command.stderr])
+    assert "sink TCP" in output
     secrets = ("correct-horse", "abcdefgh1", "someone", "k8s_audit")
-    assert [one for one in secrets if one in shown] == []
+    assert [one for one in secrets if one in output] == []
 
 
 BLOCKED = {
@@ -433,10 +437,10 @@ BLOCKED = {
 
 @pytest.mark.parametrize("answer", [401, "amqp:unauthorized-access"])
 @pytest.mark.parametrize("text", BLOCKED.values(), ids=BLOCKED)
-async def test_network_rules_of_the_namespace_are_named_and_no_command_changes_rights(
+async def test_network_rules_are_reported_and_no_remedy_changes_permissions(
     server: Server, webhook: Webhook, tmp_path: Path, text: str, answer: int | str
 ) -> None:
-    """The service answers the token so, or detaches the link that it came by."""
+    """The service rejects the token with this text, or detaches the link with it."""
     server.faults.text = text
     server.faults.refuse("put-token", answer)
     environment = settings(server, webhook.url, tmp_path)
@@ -444,10 +448,10 @@ async def test_network_rules_of_the_namespace_are_named_and_no_command_changes_r
         reason = (await forwarder.wait_for("hub does not answer"))["reason"]
     _, report = await check(environment)
     assert set(failed(report)) == {"hub login"}
-    one = report["hub login"]
-    assert f"{one['found']}; {one['do']}" == reason
-    assert one["found"].startswith("127.0.0.1 refuses the address of this pod: its network rules")
-    assert "az eventhubs namespace network-rule-set list" in one["do"]
+    step = report["hub login"]
+    assert f"{step['found']}; {step['do']}" == reason
+    assert step["found"].startswith("127.0.0.1 refuses the address of this pod: its network rules")
+    assert "az eventhubs namespace network-rule-set list" in step["do"]
     assert "authorization-rule" not in reason
 
 
@@ -475,10 +479,10 @@ async def test_dead_letters_are_counted_by_reason(
     assert "python -m forwarder replay" in found["do"]
 
 
-async def test_a_share_without_locks_is_named_with_what_to_use_instead(
+async def test_a_file_share_without_locks_is_reported_with_alternatives(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """Azure Files shows SQLite a file that is locked for ever, as another connection does here."""
+    """On Azure Files, SQLite finds its file locked forever, as another connection locks it here."""
     fill(server)
     with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
@@ -491,8 +495,8 @@ async def test_a_share_without_locks_is_named_with_what_to_use_instead(
     assert "use a disk (persistence.storageClass: managed-csi), or a storage account" in reason
 
 
-async def test_a_pod_that_drains_says_so(server: Server, webhook: Webhook, tmp_path: Path) -> None:
-    """As the old pod of a rollout does, when its sink is down."""
+async def test_a_draining_pod_is_reported(server: Server, webhook: Webhook, tmp_path: Path) -> None:
+    """The old pod of a rollout drains for long if its sink is down."""
     fill(server)
     environment = settings(server, webhook.url, tmp_path, HttpPort=str(free_port()))
     webhook.rule = lambda _: Answer(delay=1000)
@@ -506,8 +510,8 @@ async def test_a_pod_that_drains_says_so(server: Server, webhook: Webhook, tmp_p
     assert "kubectl rollout status" in report["forwarder"]["do"]
 
 
-def _stored(status: int, code: str, text: str) -> HttpResponseError:
-    """Return an error of the storage client, as the service answers it."""
+def _http(status: int, code: str, text: str) -> HttpResponseError:
+    """Return the storage client's error for a response of the service."""
     error = HttpResponseError(f"{text}\nErrorCode:{code}")
     error.status_code, error.error_code = status, code  # type: ignore[attr-defined]
     return error
@@ -521,43 +525,41 @@ TOO_OLD = "AuthenticationErrorDetail:Request date header too old: 'Thu, 26 Nov 2
 @pytest.mark.parametrize(
     ("error", "login", "kind", "remedy"),
     [
-        (_stored(403, "AuthorizationFailure", FIREWALL), "key", "network rules", "network-rule"),
-        (_stored(403, "AuthorizationFailure", FIREWALL), "entra", "network rules", "network-rule"),
-        (_stored(403, "AuthenticationFailed", AUTHENTICATE), "key", "key", "show-connection"),
-        (_stored(403, "AuthenticationFailed", f"{AUTHENTICATE}\n{TOO_OLD}"), "key", "clock", "NTP"),
+        (_http(403, "AuthorizationFailure", FIREWALL), "key", "network rules", "network-rule"),
+        (_http(403, "AuthorizationFailure", FIREWALL), "entra", "network rules", "network-rule"),
+        (_http(403, "AuthenticationFailed", AUTHENTICATE), "key", "key", "show-connection"),
+        (_http(403, "AuthenticationFailed", f"{AUTHENTICATE}\n{TOO_OLD}"), "key", "clock", "NTP"),
         (
-            _stored(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
+            _http(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
             "entra",
             "rights",
             "'Storage Blob Data Contributor' --assignee c11e",
         ),
         (
-            _stored(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
+            _http(403, "AuthorizationPermissionMismatch", FIREWALL[:-1] + " using this"),
             "key",
             "rights",
             "SharedAccessSignature",
         ),
-        (_stored(403, "KeyBasedAuthenticationNotPermitted", "No."), "key", "no keys", "BlobAcc"),
-        (_stored(401, "InvalidAuthenticationInfo", "Issuer."), "entra", "issuer", "account show"),
-        (_stored(403, "SomethingNew", "No."), "key", "refused", "network rules of the account"),
-        (_stored(503, "ServerBusy", "Busy."), "key", "busy", "it is retried"),
+        (_http(403, "KeyBasedAuthenticationNotPermitted", "No."), "key", "no keys", "BlobAcc"),
+        (_http(401, "InvalidAuthenticationInfo", "Issuer."), "entra", "issuer", "account show"),
+        (_http(403, "SomethingNew", "No."), "key", "refused", "network rules of the account"),
+        (_http(503, "ServerBusy", "Busy."), "key", "busy", "it is retried"),
     ],
     ids=str,
 )
-def test_an_error_of_the_store_has_a_cause(
-    error: Exception, login: str, kind: str, remedy: str
-) -> None:
-    ways = {
+def test_store_errors_are_diagnosed(error: Exception, login: str, kind: str, remedy: str) -> None:
+    logins = {
         "key": {"BlobStorageConnectionString": "AccountName=a;AccountKey=YQ=="},
         "entra": {"BlobAccountUrl": "https://a.blob.core.windows.net", "AZURE_CLIENT_ID": "c11e"},
     }
     hub = {"EventHubNamespace": "ns.servicebus.windows.net"}
-    found = causes.of_store(error, Settings.from_env(hub | ways[login]))
+    found = causes.of_store(error, Settings.from_env(hub | logins[login]))
     assert found.kind == kind
     assert remedy in found.remedy
 
 
-def test_redaction_leaves_causes_and_remedies_as_they_are() -> None:
+def test_redaction_does_not_change_causes_and_remedies() -> None:
     def leaves(node: Any) -> Iterator[str]:
         if isinstance(node, str):
             yield node

@@ -1,4 +1,4 @@
-"""Both checkpoint stores keep one contract; the embedded one survives abuse."""
+"""Both checkpoint stores fulfil one contract; the embedded store survives crashes and damage."""
 
 import asyncio
 import json
@@ -43,12 +43,12 @@ def by_partition(entries: Any) -> list[dict[str, Any]]:
 
 
 def unquoted(owned: dict[str, Any]) -> dict[str, Any]:
-    """Return a claim as listings have it: its tag without the quotes of HTTP, its time aside."""
+    """Return a claim as it is listed: its ETag without the quotes of HTTP, its time set to 0."""
     return {**owned, "etag": owned["etag"].strip('"'), "last_modified_time": 0}
 
 
-def places(checkpoints: Any) -> list[dict[str, Any]]:
-    """Return checkpoints by partition, without what is said of them."""
+def positions(checkpoints: Any) -> list[dict[str, Any]]:
+    """Return checkpoints sorted by partition, without their metadata."""
     return [
         {k: v for k, v in one.items() if k not in {"etag", "hub_created", "written", "enqueued"}}
         for one in by_partition(checkpoints)
@@ -57,50 +57,52 @@ def places(checkpoints: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def errors() -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Return the errors that are logged, the latest first."""
+    """Return a function that returns the logged errors, the latest first."""
     log.configure(1, "json", ())
     yield log.recent_errors
     log.silence()
 
 
 class Contract:
-    """What holds for the checkpoints in each store."""
+    """The behaviour that both stores have in common."""
 
-    async def test_there_is_nothing_at_first(self, store: CheckpointStore) -> None:
+    async def test_a_new_store_is_empty(self, store: CheckpointStore) -> None:
         assert await store.list_checkpoints(SCOPE) == []
 
-    async def test_a_checkpoint_is_listed_as_it_was_written(self, store: CheckpointStore) -> None:
+    async def test_checkpoints_are_listed_as_written(self, store: CheckpointStore) -> None:
         written = [checkpoint(2**40, "0"), checkpoint(0, "1"), checkpoint(7, "10")]
         for one in written:
             await store.update_checkpoint(dict(one))
-        assert places(await store.list_checkpoints(SCOPE)) == written
+        assert positions(await store.list_checkpoints(SCOPE)) == written
 
-    async def test_a_later_checkpoint_replaces_the_one_before(self, store: CheckpointStore) -> None:
+    async def test_a_later_checkpoint_replaces_an_earlier_one(self, store: CheckpointStore) -> None:
         await store.update_checkpoint(checkpoint(5))
         await store.update_checkpoint(checkpoint(9))
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(9)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(9)]
 
-    async def test_a_checkpoint_moves_back_if_it_is_as_it_was_listed(
+    async def test_a_checkpoint_can_move_back_if_it_is_unchanged_since_it_was_listed(
         self, store: CheckpointStore
     ) -> None:
-        """Numbers start again in a hub that is recreated."""
+        """Sequence numbers start again when a hub is recreated."""
         await store.update_checkpoint(checkpoint(9))
         (found,) = await store.list_checkpoints(SCOPE)
         for number in 5, 3:
             found |= checkpoint(number)
             await store.update_checkpoint(found)
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(3)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(3)]
 
-    async def test_other_hubs_and_groups_are_kept_apart(self, store: CheckpointStore) -> None:
+    async def test_checkpoints_of_hubs_and_consumer_groups_are_separate(
+        self, store: CheckpointStore
+    ) -> None:
         await store.update_checkpoint(checkpoint(1))
         for number, scope in enumerate(OTHER_SCOPES):
             assert await store.list_checkpoints(scope) == []
             await store.update_checkpoint(checkpoint(number, **scope))
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(1)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(1)]
         for number, scope in enumerate(OTHER_SCOPES):
-            assert places(await store.list_checkpoints(scope)) == [checkpoint(number, **scope)]
+            assert positions(await store.list_checkpoints(scope)) == [checkpoint(number, **scope)]
 
-    async def test_a_hub_is_the_same_in_any_case_of_its_name(self, store: CheckpointStore) -> None:
+    async def test_names_of_hubs_are_case_insensitive(self, store: CheckpointStore) -> None:
         await store.update_checkpoint(checkpoint(3))
         upper = {name: value.upper() for name, value in SCOPE.items()}
         (found,) = await store.list_checkpoints(upper)
@@ -133,10 +135,10 @@ class TestBlob(Contract):
         )
         async with open_container(settings, None) as container:
             store = BlobCheckpointStore(container)
-            await store.list_ownership(SCOPE)  # makes the container
+            await store.list_ownership(SCOPE)  # creates the container
             yield store
 
-    async def test_a_claim_is_granted_with_tag_and_time_and_listed(
+    async def test_a_granted_claim_has_an_etag_and_a_time_and_is_listed(
         self, store: BlobCheckpointStore
     ) -> None:
         claims = [ownership("0"), ownership("1")]
@@ -149,7 +151,7 @@ class TestBlob(Contract):
             assert unquoted(one).items() <= unquoted(grant).items()
         assert all(abs(one["last_modified_time"] - time.time()) < 60 for one in found)
 
-    async def test_claims_of_other_hubs_and_groups_are_kept_apart(
+    async def test_claims_of_hubs_and_consumer_groups_are_separate(
         self, store: BlobCheckpointStore
     ) -> None:
         await store.claim_ownership([ownership()])
@@ -160,7 +162,7 @@ class TestBlob(Contract):
             (owned,) = await store.list_ownership(scope)
             assert owned["owner_id"] == f"{number}"
 
-    async def test_a_claim_has_its_age_whatever_the_time_is(
+    async def test_the_age_of_a_claim_does_not_depend_on_the_local_clock(
         self, store: BlobCheckpointStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await store.claim_ownership([ownership()])
@@ -171,16 +173,16 @@ class TestBlob(Contract):
                 (found,) = await store.list_ownership(SCOPE)
                 assert abs(found["last_modified_time"] - time.time()) < 60
 
-    async def test_a_claim_is_renewed_and_given_up(self, store: BlobCheckpointStore) -> None:
+    async def test_a_claim_can_be_renewed_and_released(self, store: BlobCheckpointStore) -> None:
         (first,) = await store.claim_ownership([ownership()])
         (renewed,) = await store.claim_ownership([first])
         assert renewed["etag"] != first["etag"]
-        (given_up,) = await store.claim_ownership([{**renewed, "owner_id": ""}])
+        (released,) = await store.claim_ownership([{**renewed, "owner_id": ""}])
         (found,) = await store.list_ownership(SCOPE)
         assert not found["owner_id"]
-        assert unquoted(found)["etag"] == unquoted(given_up)["etag"]
+        assert unquoted(found)["etag"] == unquoted(released)["etag"]
 
-    async def test_what_is_handed_out_is_no_handle_to_the_store(
+    async def test_changing_a_returned_claim_does_not_change_the_store(
         self, store: BlobCheckpointStore
     ) -> None:
         claim = ownership()
@@ -192,7 +194,7 @@ class TestBlob(Contract):
             next(iter(one))["owner_id"] = "another"
         assert [one["owner_id"] for one in await store.list_ownership(SCOPE)] == ["me"]
 
-    async def test_a_claim_with_a_tag_of_the_past_is_not_granted(
+    async def test_a_claim_with_an_outdated_etag_is_not_granted(
         self, store: BlobCheckpointStore
     ) -> None:
         (first,) = await store.claim_ownership([ownership()])
@@ -200,27 +202,29 @@ class TestBlob(Contract):
         assert await store.claim_ownership([first]) == []
         assert [one["owner_id"] for one in await store.list_ownership(SCOPE)] == ["another"]
 
-    async def test_a_checkpoint_that_is_behind_another_process_s_is_not_written(
+    async def test_a_checkpoint_behind_that_of_another_process_is_not_written(
         self, store: BlobCheckpointStore
     ) -> None:
-        """It is compared with what is there by then, and written once it is ahead of that."""
+        """It is compared with the stored checkpoint, and is written once it is ahead of that."""
         await store.update_checkpoint(checkpoint(5))
         (ours,) = await store.list_checkpoints(SCOPE)
         (theirs,) = await store.list_checkpoints(SCOPE)
         await store.update_checkpoint(theirs | checkpoint(7))
         with pytest.raises(SupersededError):
             await store.update_checkpoint(ours | checkpoint(6))
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(7)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(7)]
         await store.update_checkpoint(ours | checkpoint(8))
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(8)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(8)]
 
-    async def test_a_start_replaces_no_checkpoint(self, store: BlobCheckpointStore) -> None:
-        """Neither one that another process has written meanwhile, nor one that is behind."""
+    async def test_a_start_position_does_not_replace_a_checkpoint(
+        self, store: BlobCheckpointStore
+    ) -> None:
+        """The stored checkpoint is kept, whether it is ahead of the start position or behind it."""
         await store.update_checkpoint(checkpoint(5), start=True)
         for number in 3, 9:
             with pytest.raises(SupersededError):
                 await store.update_checkpoint(checkpoint(number), start=True)
-        assert places(await store.list_checkpoints(SCOPE)) == [checkpoint(5)]
+        assert positions(await store.list_checkpoints(SCOPE)) == [checkpoint(5)]
 
     @pytest.mark.parametrize(
         "metadata",
@@ -236,46 +240,48 @@ class TestBlob(Contract):
             {},
         ],
     )
-    async def test_a_blob_of_another_shape_counts_as_missing_and_is_replaced(
+    async def test_a_malformed_checkpoint_blob_counts_as_missing_and_is_replaced(
         self, store: BlobCheckpointStore, metadata: dict[str, str]
     ) -> None:
         await store.update_checkpoint(checkpoint(5, "1"))
         name = "/".join([*SCOPE.values(), "checkpoint", "0"]).lower()
         await store.container.upload_blob(name, b"", metadata=metadata)
         generation = GenerationStore(store)
-        assert places(await generation.list_checkpoints(SCOPE)) == [checkpoint(5, "1")]
-        place = checkpoint(-1) | {"offset": "-1"}
-        await generation.update_checkpoint({**generation.listed["0"], **place}, start=True)
-        assert places(await store.list_checkpoints(SCOPE)) == [place, checkpoint(5, "1")]
+        assert positions(await generation.list_checkpoints(SCOPE)) == [checkpoint(5, "1")]
+        beginning = checkpoint(-1) | {"offset": "-1"}
+        await generation.update_checkpoint({**generation.listed["0"], **beginning}, start=True)
+        assert positions(await store.list_checkpoints(SCOPE)) == [beginning, checkpoint(5, "1")]
 
-    async def test_an_owner_of_another_shape_owns_nothing(self, store: BlobCheckpointStore) -> None:
+    async def test_a_malformed_ownership_blob_has_no_owner(
+        self, store: BlobCheckpointStore
+    ) -> None:
         await store.claim_ownership([ownership("1")])
         name = "/".join([*SCOPE.values(), "ownership", "0"]).lower()
         await store.container.upload_blob(name, b"")
         found = by_partition(await store.list_ownership(SCOPE))
         assert [one["owner_id"] for one in found] == ["", "me"]
 
-    async def test_checkpoints_of_the_sdk_for_go_are_found_and_the_higher_number_wins(
+    async def test_checkpoints_of_the_sdk_for_go_are_found_and_the_higher_sequence_number_wins(
         self, store: BlobCheckpointStore, errors: Callable[[], list[dict[str, Any]]]
     ) -> None:
-        """It keeps the capitals of the names; what is written here stays in lower case."""
+        """The SDK for Go keeps upper case in names; this store writes lower case."""
         hub = "/".join(SCOPE.values())
         assert hub != hub.lower()
 
-        async def lay(partition: str, number: int, kind: str = "checkpoint") -> None:
+        async def upload(partition: str, number: int, kind: str = "checkpoint") -> None:
             metadata = {"sequencenumber": f"{number}", "offset": f"{number}00", "ownerid": "go"}
             await store.container.upload_blob(f"{hub}/{kind}/{partition}", b"", metadata=metadata)
 
         await store.update_checkpoint(checkpoint(5, "0"))
         await store.update_checkpoint(checkpoint(9, "1"))
         for partition, number in {"0": 7, "1": 8, "2": 3}.items():
-            await lay(partition, number)
+            await upload(partition, number)
         generation = GenerationStore(store)
-        found = places(await generation.list_checkpoints(SCOPE))
+        found = positions(await generation.list_checkpoints(SCOPE))
         assert found == [checkpoint(7, "0"), checkpoint(9, "1"), checkpoint(3, "2")]
         assert not errors()
-        await lay("0", 0, "ownership")
-        another = BlobCheckpointStore(store.container)  # it looks for owners when it starts
+        await upload("0", 0, "ownership")
+        another = BlobCheckpointStore(store.container)  # searches for other programs when it starts
         await another.list_checkpoints(SCOPE)
         (entry,) = errors()
         assert entry["message"] == "consumer group is read by another program"
@@ -284,7 +290,7 @@ class TestBlob(Contract):
             await generation.update_checkpoint(
                 generation.listed[partition] | checkpoint(10 + number, partition)
             )
-        found = places(await generation.list_checkpoints(SCOPE))
+        found = positions(await generation.list_checkpoints(SCOPE))
         assert found == [checkpoint(10, "0"), checkpoint(11, "1"), checkpoint(12, "2")]
         names = [one async for one in store.container.list_blob_names(name_starts_with=hub.lower())]
         assert names == [f"{hub.lower()}/checkpoint/{partition}" for partition in "012"]
@@ -295,33 +301,33 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints.db"
 
 
-async def written_to(path: Path) -> list[dict[str, Any]]:
+async def load(path: Path) -> list[dict[str, Any]]:
     with closing(EmbeddedCheckpointStore(path)) as store:
         return by_partition(await store.list_checkpoints(SCOPE))
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
-    return asyncio.run(written_to(path))
+    return asyncio.run(load(path))
 
 
 def write(path: Path, *checkpoints: dict[str, Any]) -> None:
-    async def each() -> None:
+    async def write_all() -> None:
         with closing(EmbeddedCheckpointStore(path)) as store:
             for one in checkpoints:
                 await store.update_checkpoint(one)
 
-    asyncio.run(each())
+    asyncio.run(write_all())
 
 
-async def test_writes_from_many_tasks_at_once_all_arrive(path: Path) -> None:
+async def test_concurrent_writes_are_all_stored(path: Path) -> None:
     with closing(EmbeddedCheckpointStore(path)) as store:
         written = [checkpoint(n, f"{n:02}") for n in range(50)]
         await asyncio.gather(*map(store.update_checkpoint, written))
         assert by_partition(await store.list_checkpoints(SCOPE)) == written
 
 
-async def child_of(script: str, *arguments: str) -> asyncio.subprocess.Process:
-    """Start Python on a script that imports what tests do."""
+async def start_script(script: str, *arguments: str) -> asyncio.subprocess.Process:
+    """Start a Python script that can import what tests import."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -353,19 +359,19 @@ asyncio.run(main())
 """
 
 
-async def test_a_file_that_is_deleted_while_it_is_open_is_made_again(path: Path) -> None:
-    """With what it had: SQLite would refuse each write until a restart."""
+async def test_a_file_that_is_deleted_while_open_is_created_again(path: Path) -> None:
+    """With its checkpoints: otherwise SQLite would refuse each write until a restart."""
     with closing(EmbeddedCheckpointStore(path)) as store:
         await store.update_checkpoint(checkpoint(1, "1"))
         for file in path.parent.glob("checkpoints.db*"):
             file.unlink()
         await store.update_checkpoint(checkpoint(2, "2"))
         await store.update_checkpoint(checkpoint(3, "2"))
-    assert await written_to(path) == [checkpoint(1, "1"), checkpoint(3, "2")]
+    assert await load(path) == [checkpoint(1, "1"), checkpoint(3, "2")]
 
 
-async def test_closing_waits_for_one_statement_only(path: Path) -> None:
-    """While somebody else holds the file: each one that waits for its turn would wait 5 s."""
+async def test_close_waits_for_one_statement_only(path: Path) -> None:
+    """While another process locks the file, each pending statement would wait for 5 s."""
     store = EmbeddedCheckpointStore(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -381,9 +387,9 @@ async def test_closing_waits_for_one_statement_only(path: Path) -> None:
     assert {type(one) for one in results} == {sqlite3.OperationalError}
 
 
-async def test_closing_waits_for_a_statement_that_nobody_waits_for(path: Path) -> None:
-    """Closed under it, SQLite ends the process by SIGSEGV, as it did when stopped at the start."""
-    child = await child_of(_CLOSER, str(path))
+async def test_close_waits_for_the_statement_of_a_cancelled_task(path: Path) -> None:
+    """If SQLite is closed during a statement, SIGSEGV ends the process."""
+    child = await start_script(_CLOSER, str(path))
     _, errors = await asyncio.wait_for(child.communicate(), 200)
     assert (child.returncode, errors) == (0, b"")
 
@@ -406,21 +412,21 @@ asyncio.run(main())
 """
 
 
-async def test_kill_while_writing_loses_no_checkpoint_that_was_written(path: Path) -> None:
+async def test_a_kill_during_writes_loses_no_written_checkpoint(path: Path) -> None:
     number = 0
     for kill in range(4):
-        child = await child_of(_WRITER, str(path), str(number))
+        child = await start_script(_WRITER, str(path), str(number))
         assert child.stdout
         for _ in range(1 + 37 * kill):
             assert await asyncio.wait_for(child.stdout.readline(), 90)
         child.send_signal(signal.SIGKILL)
-        said = (await child.stdout.read()).split()
+        printed = (await child.stdout.read()).split()
         assert await child.wait() == -signal.SIGKILL
-        (found,) = await written_to(path)
+        (found,) = await load(path)
         assert found == checkpoint(found["sequence_number"])
-        # The last one may have been written and not yet said.
-        if said:
-            assert found["sequence_number"] - int(said[-1]) in (0, 1)
+        # The last one may have been written but not yet printed.
+        if printed:
+            assert found["sequence_number"] - int(printed[-1]) in (0, 1)
         assert found["sequence_number"] > number
         number = found["sequence_number"]
     assert not list(path.parent.glob("*damaged*"))
@@ -434,7 +440,7 @@ DAMAGE = {
     "text": lambda data: b"checkpoints? " * (len(data) // 13),
     "zeros": lambda data: bytes(len(data)),
     "head": lambda data: _flip(data, 0),
-    "cut": lambda data: data[: len(data) // 2],
+    "truncated": lambda data: data[: len(data) // 2],
     "a page": lambda data: data[:4096] + b"\x55" * 4096 + data[8192:],
     "the index": lambda data: data[:8192] + data[8192:].replace(b"/3/", b"/x/"),
     "a value": lambda data: _flip(data, data.rindex(b'"sequence_number"')),
@@ -466,10 +472,10 @@ def test_a_damaged_file_is_reported_and_only_intact_checkpoints_are_read(
     assert checkpoint(77) in stored(path)
 
 
-def test_any_flipped_byte_costs_at_most_its_own_checkpoint(
+def test_a_flipped_byte_damages_at_most_its_own_checkpoint(
     path: Path, errors: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    """No position makes another number of a checkpoint, or another partition's of it."""
+    """No damaged checkpoint is read with another sequence number or partition."""
     written = [checkpoint(n + 1, f"{n}") for n in range(4)]
     write(path, *(checkpoint(0, one["partition_id"]) for one in written), *written)
     intact = path.read_bytes()
@@ -477,19 +483,19 @@ def test_any_flipped_byte_costs_at_most_its_own_checkpoint(
     rng = random.Random(len(used))
     for at in rng.sample(used, 250):
         path.write_bytes(_flip(intact, at))
-        found = stored(path)  # with a field of its own, if the checksum's name is damaged
+        found = stored(path)  # has another field if the name of the checksum is damaged
         assert len(found) >= 3, at
         assert all(any(one.items() >= own.items() for own in written) for one in found), at
         assert len(found) == 4 or errors(), at
-        for left in path.parent.glob("checkpoints.db*"):
-            left.unlink()
+        for leftover in path.parent.glob("checkpoints.db*"):
+            leftover.unlink()
 
 
 @pytest.mark.parametrize("space", range(1, 6))
-def test_a_table_that_became_one_of_three_columns_is_set_aside(
+def test_a_table_with_a_third_column_is_set_aside(
     path: Path, errors: Callable[[], list[dict[str, Any]]], space: int
 ) -> None:
-    """A space of its definition became a comma: it can be read, and no longer written."""
+    """A comma replaces a space of its definition, so the table can be read but not written."""
     write(path, checkpoint(6))
     data = path.read_bytes()
     at = data.index(b"key TEXT PRIMARY KEY, value TEXT")
@@ -503,12 +509,12 @@ def test_a_table_that_became_one_of_three_columns_is_set_aside(
 
 
 def test_a_file_of_version_0_1_0_is_read(path: Path) -> None:
-    """Its rows have no checksum; those of a wrong shape are ignored."""
+    """Its rows have no checksum; malformed ones are ignored."""
     write(path)
-    odd: tuple[dict[str, Any], ...]
-    odd = {"sequence_number": "6"}, {"sequence_number": 10**30}, {"offset": "a b"}
-    odd += {"hub_created": []}, {"enqueued": "soon"}, {"enqueued": math.inf}, {"written": -1}
-    rows = [checkpoint(5, "0"), *(checkpoint(6, f"{n}") | one for n, one in enumerate(odd, 1))]
+    bad: tuple[dict[str, Any], ...]
+    bad = {"sequence_number": "6"}, {"sequence_number": 10**30}, {"offset": "a b"}
+    bad += {"hub_created": []}, {"enqueued": "soon"}, {"enqueued": math.inf}, {"written": -1}
+    rows = [checkpoint(5, "0"), *(checkpoint(6, f"{n}") | one for n, one in enumerate(bad, 1))]
     texts = [*map(json.dumps, rows), '{"offset":1}', "[" * 100_000]
     with closing(sqlite3.connect(path)) as database, database:
         for number, text in enumerate(texts):
@@ -517,29 +523,29 @@ def test_a_file_of_version_0_1_0_is_read(path: Path) -> None:
     assert stored(path) == [checkpoint(5, "0")]
 
 
-def test_a_file_damaged_under_a_killed_process_does_not_come_back_from_its_journal(
+def test_a_damaged_file_of_a_killed_process_is_not_restored_from_its_journal(
     path: Path,
 ) -> None:
-    """SQLite keeps what it is about to change in a file of its own beside."""
+    """SQLite keeps the previous content of changed pages in a rollback journal."""
     write(path, checkpoint(6))
     journal = path.with_name(path.name + "-journal")
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("PRAGMA cache_size=1")  # or it would write nothing before the end
+        database.execute("PRAGMA cache_size=1")  # otherwise it writes nothing before the commit
         database.execute("BEGIN")
         database.execute("DELETE FROM checkpoint")
         rows = [(f"{n}", "x" * 4000) for n in range(100)]
         database.executemany("INSERT INTO checkpoint VALUES (?, ?)", rows)
-        left = journal.read_bytes()
-    assert left.startswith(bytes.fromhex("d9d505f920a163d7"))
-    assert b'"sequence_number": 6' in left
+        saved = journal.read_bytes()
+    assert saved.startswith(bytes.fromhex("d9d505f920a163d7"))
+    assert b'"sequence_number": 6' in saved
     path.write_bytes(b"damaged " * 1000)
-    journal.write_bytes(left)
+    journal.write_bytes(saved)
     assert stored(path) in ([], [checkpoint(6)])
     write(path, checkpoint(77))
     assert stored(path) == [checkpoint(77)]
 
 
-def test_a_file_that_somebody_else_holds_is_not_taken_for_damaged(path: Path) -> None:
+def test_a_file_that_another_process_locks_is_not_treated_as_damaged(path: Path) -> None:
     write(path, checkpoint(5))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -549,13 +555,13 @@ def test_a_file_that_somebody_else_holds_is_not_taken_for_damaged(path: Path) ->
     assert stored(path) == [checkpoint(5)]
 
 
-def test_what_cannot_be_opened_is_an_error_that_names_it(path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_reported_with_its_path(path: Path) -> None:
     path.mkdir()
     with pytest.raises(StateError, match=str(path)):
         EmbeddedCheckpointStore(path)
 
 
-def test_the_file_is_what_an_operator_can_read(path: Path) -> None:
+def test_the_file_contains_readable_json(path: Path) -> None:
     write(path, checkpoint(5, "3"))
     with closing(sqlite3.connect(path)) as database:
         ((value,),) = database.execute("SELECT value FROM checkpoint").fetchall()

@@ -1,4 +1,4 @@
-"""The shared checkpoint store: laid down by others, missing, away, hanging."""
+"""The shared checkpoint store: written by other programs, missing, unavailable or hanging."""
 
 import asyncio
 from collections import Counter
@@ -33,17 +33,17 @@ DOTNET: Mapping[str, dict[str, str]] = {
 }
 
 
-async def test_goes_on_where_a_forwarder_in_dotnet_stopped(tmp_path: Path) -> None:
-    """Each partition goes on behind its checkpoint, one without starts at StartPosition."""
+async def test_resumes_from_checkpoints_of_the_dotnet_sdk(tmp_path: Path) -> None:
+    """Each partition resumes after its checkpoint; one without starts at StartPosition."""
     async with azurite() as store, environment(tmp_path, partitions=len(DOTNET) + 1) as env:
         env.ledger.publish(600)
-        done = {str(partition): partition + 1 for partition in range(len(DOTNET))}
-        for partition, metadata in zip(done, DOTNET.values(), strict=True):
-            await lay(env, store, metadata, partition, done[partition])
+        processed = {str(partition): partition + 1 for partition in range(len(DOTNET))}
+        for partition, metadata in zip(processed, DOTNET.values(), strict=True):
+            await write_blobs(env, store, metadata, partition, processed[partition])
         expected = {
             name
             for name, entry in env.ledger.published.items()
-            if entry.sequence_number > done.get(entry.partition, -1)
+            if entry.sequence_number > processed.get(entry.partition, -1)
         }
         async with env.replica("new", store) as forwarder:
             await env.webhook.until(lambda: env.webhook.taken.keys() >= expected)
@@ -54,55 +54,57 @@ async def test_goes_on_where_a_forwarder_in_dotnet_stopped(tmp_path: Path) -> No
         assert env.webhook.taken == Counter(expected)
 
 
-async def test_a_checkpoint_at_the_first_message_is_one(tmp_path: Path) -> None:
-    """Number 0 without an offset is a place to go on from, not the lack of one."""
+async def test_a_checkpoint_at_sequence_number_0_is_valid(tmp_path: Path) -> None:
+    """Sequence number 0 without an offset is a position, not a missing checkpoint."""
     async with azurite() as store, environment(tmp_path, partitions=1) as env:
         env.ledger.publish(100)
-        await lay(env, store, DOTNET["5.11.3"], "0", 0)
+        await write_blobs(env, store, DOTNET["5.11.3"], "0", 0)
         async with env.replica("new", store, StartPosition="latest"):
             await env.webhook.until(lambda: len(env.webhook.taken) >= 90)
 
 
-async def lay(
+async def write_blobs(
     env: Environment, store: Azurite, metadata: Mapping[str, str], partition: str, number: int
 ) -> None:
-    """Leave the blobs of a forwarder that stopped after it had processed this message."""
+    """Write the blobs of a forwarder that stopped after it had processed this message."""
     namespace = urlsplit(env.server.connection_string().split("=", 1)[1].split(";")[0]).netloc
-    where = f"{namespace}/{HUB}/$default"
+    base = f"{namespace}/{HUB}/$default"
     message = env.hub.partitions[int(partition)].messages[number]
-    places = {"@offset": str(message.offset), "@number": str(number)}
-    found = {key: places.get(value, value) for key, value in metadata.items()}
+    values = {"@offset": str(message.offset), "@number": str(number)}
+    written = {key: values.get(value, value) for key, value in metadata.items()}
     async with stores.container(store) as container:
         if not await container.exists():
             await container.create_container()
-        await container.upload_blob(f"{where}/checkpoint/{partition}", b"", metadata=found)
-        await container.upload_blob(f"{where}/ownership/{partition}", b"", metadata={"ownerid": ""})
+        await container.upload_blob(f"{base}/checkpoint/{partition}", b"", metadata=written)
+        await container.upload_blob(f"{base}/ownership/{partition}", b"", metadata={"ownerid": ""})
 
 
 @pytest.mark.parametrize(
     ("offset", "number"),
     [("-1", 5000), ("99999999", 5000), ("-1", 1)],
-    ids=["comes again", "never comes", "passed"],
+    ids=["from the beginning", "beyond the end", "already passed"],
 )
-async def test_a_checkpoint_of_another_hub_is_left_for_start_position(
+async def test_a_checkpoint_of_another_hub_is_replaced_by_start_position(
     tmp_path: Path, offset: str, number: int
 ) -> None:
-    """Its number is not where its offset is; that is said, and no message is lost."""
+    """Its sequence number is not that of its offset. An error is logged, and no message is lost."""
     async with azurite() as store, environment(tmp_path) as env:
         env.ledger.publish(100)
-        await lay(env, store, {"offset": offset, "sequencenumber": str(number)}, "1", 0)
+        await write_blobs(env, store, {"offset": offset, "sequencenumber": str(number)}, "1", 0)
         async with env.replica("new", store, StallTimeout="3") as forwarder:
             await env.ledger.settled()
             await until_stored(env, store)
             samples = await forwarder.metrics()
-            (said,) = forwarder.entries("checkpoint is of another hub")
-        assert (said["level"], said["partition"], said["checkpoint"]) == ("error", "1", number)
+            (entry,) = forwarder.entries("checkpoint is of another hub")
+        assert (entry["level"], entry["partition"], entry["checkpoint"]) == ("error", "1", number)
         assert samples.total("aks_audit_lost_messages_total") == 0
         env.ledger.classify()
 
 
-async def test_numbers_that_a_failover_takes_back_do_not_hide_new_messages(tmp_path: Path) -> None:
-    """A forced failover loses the newest messages, and gives their numbers to the next ones."""
+async def test_messages_that_reuse_sequence_numbers_after_a_failover_are_delivered(
+    tmp_path: Path,
+) -> None:
+    """A forced failover loses the newest messages, and the next ones get their numbers."""
     async with environment(tmp_path, partitions=1) as env:
         env.ledger.publish(100)
         async with env.forwarder(StallTimeout="3") as forwarder:
@@ -116,11 +118,11 @@ async def test_numbers_that_a_failover_takes_back_do_not_hide_new_messages(tmp_p
         assert logged["checkpoint"] == 9
 
 
-async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -> None:
-    """Whoever wrote it, and although this hub has come as far as its number by now."""
+async def test_a_checkpoint_older_than_the_hub_is_stale(tmp_path: Path) -> None:
+    """Any program may have written it, and this hub may have reached its sequence number."""
     async with azurite() as store, environment(tmp_path) as env:
         env.ledger.publish(200)
-        await lay(env, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
+        await write_blobs(env, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
         env.hub.created = datetime.now(UTC) + timedelta(seconds=5)
         async with env.replica("new", store) as forwarder:
             await env.ledger.settled()
@@ -128,16 +130,15 @@ async def test_a_checkpoint_older_than_the_hub_is_another_hubs(tmp_path: Path) -
         env.ledger.classify()
 
 
-async def test_makes_the_container(tmp_path: Path) -> None:
-    """A container that is missing is made, once, and serves."""
+async def test_creates_a_missing_container(tmp_path: Path) -> None:
     async with azurite() as store, environment(tmp_path) as env:
         env.ledger.publish(40)
         async with env.replica("one", store):
             await until_stored(env, store)
 
 
-async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_path: Path) -> None:
-    """A SAS with the least rights is enough; without the container it says what is wrong."""
+async def test_a_sas_that_cannot_create_the_container_works_if_it_exists(tmp_path: Path) -> None:
+    """If the container is missing, the log names the missing permission."""
     async with azurite() as store, environment(tmp_path) as env:
         env.ledger.publish(40)
         sas = generate_container_sas(
@@ -149,15 +150,15 @@ async def test_a_key_that_may_not_create_serves_for_a_container_that_exists(tmp_
         )
         text = f"BlobEndpoint={store.account_url};SharedAccessSignature={sas}"
         async with env.replica("one", store, BlobStorageConnectionString=text) as forwarder:
-            said = await forwarder.wait_for("checkpoints cannot be read")
-            assert "this login may not create it" in said["reason"]
+            logged = await forwarder.wait_for("checkpoints cannot be read")
+            assert "this login may not create it" in logged["reason"]
             async with stores.container(store) as container:
                 await container.create_container()
             await until_stored(env, store)
 
 
-async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> None:
-    """It stays alive, reads nothing before it knows where to start, and starts by itself."""
+async def test_waits_for_a_store_that_is_unavailable_at_startup(tmp_path: Path) -> None:
+    """The forwarder stays live, reads nothing without checkpoints, and recovers by itself."""
     port = free_port()
     async with environment(tmp_path) as env:
         env.ledger.publish(40)
@@ -170,10 +171,10 @@ async def test_waits_for_a_store_that_is_away_at_the_start(tmp_path: Path) -> No
         env.ledger.classify()
 
 
-async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
+async def test_resumes_from_a_checkpoint_that_could_not_be_read_at_first(
     tmp_path: Path,
 ) -> None:
-    """A partition that is claimed is not read before its checkpoint is known."""
+    """A claimed partition is not read before its checkpoint is known."""
     async with faulty_store() as account, environment(tmp_path) as env:
         env.ledger.publish(40)
         async with env.replica("one", account.front) as forwarder:
@@ -190,7 +191,7 @@ async def test_reads_on_from_the_checkpoint_when_it_could_not_be_read_at_first(
 
 
 async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> None:
-    """A store that stops answering holds up checkpoints, not events."""
+    """A store that stops responding delays checkpoints, but not events."""
     async with azurite() as store, environment(tmp_path) as env:
         env.ledger.publish(200)
         async with env.replica("one", store, OwnershipExpiry="60") as forwarder:
@@ -208,7 +209,7 @@ async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> 
 
 
 async def until_stored(env: Environment, store: Azurite) -> None:
-    """Wait until the checkpoints have come to the hub's end."""
+    """Wait until the checkpoints are at the last message of each partition."""
     for _ in range(300):
         stored = await stores.shared(store)
         if all(stored.get(log.id, -1) == log.last for log in env.hub.partitions):

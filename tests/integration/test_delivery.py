@@ -1,4 +1,4 @@
-"""Events reach the sink byte for byte, in lists as asked for, and each record ends in one count."""
+"""Events reach the sink unchanged, in lists as configured, and each record is counted once."""
 
 import asyncio
 import json
@@ -19,18 +19,18 @@ from support.harness import HUB, free_port
 from support.inprocess import delivering, forwarding
 from support.webhook import Answer, Post, Webhook, unpack
 
-PARTITIONS = 1  # of the hub of the fixture `server`
+PARTITIONS = 1  # of the hub in the fixture `server`
 
 EVENT_LIST = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[%b]}'
 
 
 def fresh(number: int) -> events.Message:
-    """Return a message of so many small events."""
+    """Return a message with this many small events."""
     return next(events.messages(number, per_message=number, events=events.typical_events()))
 
 
 def event(audit_id: str, **fields: Any) -> bytes:
-    """Return an event with these fields besides what each must have."""
+    """Return an event with the required fields and these."""
     head = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "auditID": audit_id}
     rest = {"stage": "ResponseComplete", "verb": "get", "user": {}}
     time = {"stageTimestamp": "2026-01-02T03:04:05.678901Z"}
@@ -38,7 +38,7 @@ def event(audit_id: str, **fields: Any) -> bytes:
 
 
 def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -> list[bytes]:
-    """Publish to partition 0, as if so long ago; the events."""
+    """Publish to partition 0, enqueued `age` ago; return the events."""
     for message in messages:
         hub.publish(0, message.body, enqueued=datetime.now(UTC) - age)
     return [one for message in messages for one in message.events]
@@ -47,7 +47,7 @@ def publish(hub: Hub, *messages: events.Message, age: timedelta = timedelta()) -
 # Lists
 
 
-async def test_a_list_is_an_event_list_of_the_hubs_own_bytes(
+async def test_a_list_is_an_event_list_of_the_original_bytes(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     spaced = event("1", requestObject={"n": 1.0, "s": "\u00e9\\/"}).replace(b'":', b'" :\t')
@@ -59,7 +59,9 @@ async def test_a_list_is_an_event_list_of_the_hubs_own_bytes(
     assert webhook.posts[0].body == EVENT_LIST % expected
 
 
-async def test_lists_of_one_are_bare_events(webhook: Webhook, tmp_path: Path) -> None:
+async def test_with_max_events_1_each_post_is_a_bare_event(
+    webhook: Webhook, tmp_path: Path
+) -> None:
     message = fresh(5)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="1") as delivery:
         await delivery.take(message.body)
@@ -67,7 +69,7 @@ async def test_lists_of_one_are_bare_events(webhook: Webhook, tmp_path: Path) ->
     assert sorted(post.body for post in webhook.posts) == sorted(message.events)
 
 
-async def test_a_list_is_closed_at_so_many_events(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_list_has_at_most_max_events(webhook: Webhook, tmp_path: Path) -> None:
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
         await delivery.take(fresh(35).body)
         await delivery.drain()
@@ -75,7 +77,7 @@ async def test_a_list_is_closed_at_so_many_events(webhook: Webhook, tmp_path: Pa
     assert sorted(webhook.sizes) == [5, 10, 10, 10]
 
 
-async def test_a_list_is_closed_at_so_many_bytes_and_a_larger_event_goes_alone(
+async def test_a_list_has_at_most_max_bytes_and_a_larger_event_is_posted_alone(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     limit = 5_000
@@ -91,7 +93,7 @@ async def test_a_list_is_closed_at_so_many_bytes_and_a_larger_event_goes_alone(
     assert sum(len(post.body) > limit / 2 for post in webhook.posts) > len(webhook.posts) / 2
 
 
-async def test_a_list_is_never_waited_for(webhook: Webhook, tmp_path: Path) -> None:
+async def test_a_post_does_not_wait_for_more_events(webhook: Webhook, tmp_path: Path) -> None:
     took = []
     async with delivering(webhook.url, tmp_path) as delivery:
         for _ in range(100):
@@ -100,37 +102,37 @@ async def test_a_list_is_never_waited_for(webhook: Webhook, tmp_path: Path) -> N
             await delivery.drain()
             took.append(time.monotonic() - began)
     assert webhook.sizes == [1] * 100
-    assert min(took) < 0.1  # a wait for company would be in each
+    assert min(took) < 0.1  # a wait for more events would be in each
 
 
-@pytest.mark.parametrize("most", [1, 3])
-async def test_so_many_posts_are_under_way_for_each_partition(
-    webhook: Webhook, tmp_path: Path, most: int
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_concurrency_limits_the_posts_in_flight_per_partition(
+    webhook: Webhook, tmp_path: Path, limit: int
 ) -> None:
-    under_way: list[int] = []
-    begun = 0
+    in_flight: list[int] = []
+    started = 0
 
     def rule(_: Post) -> Answer:
-        nonlocal begun
-        begun += 1
-        under_way.append(begun - len(webhook.posts))
+        nonlocal started
+        started += 1
+        in_flight.append(started - len(webhook.posts))
         return Answer(delay=0.03)
 
     webhook.rule = rule
-    variables = {"WebSinkConcurrency": str(most), "WebSinkMaxEvents": "1"}
+    variables = {"WebSinkConcurrency": str(limit), "WebSinkMaxEvents": "1"}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
         for _ in range(4):
             await delivery.take(fresh(5).body)
         await delivery.drain()
-        assert max(under_way) == most
-        begun, webhook.posts = 0, []
+        assert max(in_flight) == limit
+        started, webhook.posts = 0, []
         for partition in ("0", "1"):
             await delivery.take(fresh(20).body, partition)
         await delivery.drain()
-        assert max(under_way) == 2 * most
+        assert max(in_flight) == 2 * limit
 
 
-async def test_one_post_at_a_time_keeps_the_partitions_order(
+async def test_with_concurrency_1_events_keep_the_order_of_the_partition(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     messages = [fresh(7) for _ in range(10)]
@@ -150,7 +152,7 @@ async def test_one_post_at_a_time_keeps_the_partitions_order(
 # Outcomes
 
 
-async def test_every_odd_message_ends_in_the_counts_it_should(
+async def test_every_odd_message_is_counted_by_its_outcome(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     async with delivering(webhook.url, tmp_path) as delivery:
@@ -171,7 +173,7 @@ async def test_every_odd_message_ends_in_the_counts_it_should(
         assert delivery.buffer.used == 0
 
 
-async def test_dead_letters_stay_within_their_bytes_and_the_oldest_are_dropped(
+async def test_dead_letters_stay_within_max_bytes_and_the_oldest_are_dropped(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: 400
@@ -196,7 +198,7 @@ async def test_dead_letters_stay_within_their_bytes_and_the_oldest_are_dropped(
     assert 10_000 < sum(file.stat().st_size for file in files) <= 20_000
 
 
-async def test_the_delay_from_the_events_stage_to_its_acceptance_is_measured(
+async def test_the_delay_from_stage_timestamp_to_acceptance_is_measured(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     past = f"{datetime.now(UTC) - timedelta(seconds=100):%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -213,7 +215,7 @@ async def test_the_delay_from_the_events_stage_to_its_acceptance_is_measured(
     ) == (0, 3)
 
 
-async def test_no_stage_timestamp_however_odd_costs_its_event(
+async def test_events_with_odd_stage_timestamps_are_delivered(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     odd = ["", "soon", "0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-45T00:00:00Z"]
@@ -233,7 +235,7 @@ async def test_no_stage_timestamp_however_odd_costs_its_event(
 # The receive buffer
 
 
-async def test_what_is_received_and_not_delivered_is_bounded_in_bytes(
+async def test_bytes_received_and_not_delivered_are_bounded(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     limit = 200_000
@@ -254,7 +256,7 @@ async def test_what_is_received_and_not_delivered_is_bounded_in_bytes(
         await webhook.stop()
         webhook.rule = None
         await webhook.start()
-        # Larger than the limit: it passes when nothing else is held.
+        # Larger than the limit: it is accepted when the buffer is empty.
         published += publish(hub, fresh(300), fresh(1))
         assert len(hub.partitions[0].messages[-2].body) > limit
         await webhook.until(lambda: len(webhook.taken) == len(published))
@@ -265,11 +267,11 @@ async def test_what_is_received_and_not_delivered_is_bounded_in_bytes(
 async def test_a_large_message_does_not_starve_behind_small_ones() -> None:
     buffer = ReceiveBuffer(1_000)
     await buffer.acquire(1_000)
-    taken: list[int] = []
+    acquired: list[int] = []
 
     async def wait_for_room(size: int) -> None:
         await buffer.acquire(size)
-        taken.append(size)
+        acquired.append(size)
 
     waiting = [asyncio.create_task(wait_for_room(size)) for size in (600, *[100] * 4)]
     for _ in range(10):
@@ -277,15 +279,15 @@ async def test_a_large_message_does_not_starve_behind_small_ones() -> None:
         assert not buffer.has_room(100)
         buffer.release(100)
     await asyncio.wait_for(asyncio.gather(*waiting), 60)
-    assert taken[0] == 600
+    assert acquired[0] == 600
 
 
 # From the hub's settings to the sink
 
 
-@pytest.mark.parametrize("way", ["EventHubName", "EntityPath"])
-async def test_it_reads_the_hub_that_is_named_in_the_group_that_is_named(
-    webhook: Webhook, tmp_path: Path, way: str
+@pytest.mark.parametrize("setting", ["EventHubName", "EntityPath"])
+async def test_reads_the_configured_hub_in_the_configured_consumer_group(
+    webhook: Webhook, tmp_path: Path, setting: str
 ) -> None:
     async with Server({HUB: 1, "other": 1}) as server:
         server.hubs["other"].groups.add("security")
@@ -294,7 +296,7 @@ async def test_it_reads_the_hub_that_is_named_in_the_group_that_is_named(
         variables = {
             "EventHubName": {"EventHubName": "other"},
             "EntityPath": {"EhubNamespaceConnectionString": server.connection_string("other")},
-        }[way]
+        }[setting]
         variables |= {"ConsumerGroup": "security"}
         async with forwarding(server, webhook.url, tmp_path, **variables):
             await webhook.until(lambda: len(webhook.taken) == 4)
@@ -305,7 +307,7 @@ async def test_it_reads_the_hub_that_is_named_in_the_group_that_is_named(
 @pytest.mark.parametrize(
     ("start", "read"), [("earliest", 3), ("90m", 2), ("instant", 2), ("latest", 1)]
 )
-async def test_a_partition_without_a_checkpoint_starts_where_it_is_told(  # noqa: PLR0913, PLR0917  fixtures and a table
+async def test_a_partition_without_a_checkpoint_starts_at_start_position(  # noqa: PLR0913, PLR0917  fixtures and a table
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, start: str, read: int
 ) -> None:
     published = publish(hub, fresh(1), age=timedelta(hours=2))
@@ -319,7 +321,7 @@ async def test_a_partition_without_a_checkpoint_starts_where_it_is_told(  # noqa
         assert [*webhook.bytes.values()] == published[-read:]
 
 
-async def test_an_instant_includes_the_message_that_came_at_it(
+async def test_an_instant_includes_the_message_enqueued_at_it(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, fresh(1), age=timedelta(hours=2))
@@ -331,10 +333,10 @@ async def test_an_instant_includes_the_message_that_came_at_it(
 
 
 @pytest.mark.parametrize("new", ["hub", "partition"])
-async def test_latest_skips_nothing_in_what_is_new(
+async def test_latest_skips_no_message_of_a_new_hub_or_partition(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path, new: str
 ) -> None:
-    """All messages of a recreated hub, or of an added partition, came after the start."""
+    """All messages of a recreated hub or of an added partition are newer than the start."""
     publish(hub, *(fresh(1) for _ in range(5)))
     variables = {"StartPosition": "latest", "StallTimeout": "3"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
@@ -352,7 +354,7 @@ async def test_latest_skips_nothing_in_what_is_new(
 async def test_a_partition_whose_messages_have_expired_starts_at_its_end(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """It is not waited for, although its last message is younger than StartPosition."""
+    """The forwarder does not wait, although the last message is newer than StartPosition."""
     publish(hub, fresh(1), age=timedelta(hours=1))
     hub.partitions[0].expire(1)
     async with forwarding(server, webhook.url, tmp_path, StartPosition="6h") as running:
@@ -376,10 +378,10 @@ async def test_other_categories_are_skipped_and_counted(
     assert [*webhook.bytes.values()] == wanted
 
 
-async def test_hub_transport_websockets_goes_by_websocket_to_port_443(
+async def test_hub_transport_websockets_connects_to_port_443(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    # The client goes to 443 whatever the endpoint says; who may not listen there sees it try.
+    # The client ignores the endpoint's port. If 443 cannot be bound, its attempt is enough.
     server = Server({HUB: 1}, host="127.4.4.3", port=443)
     try:
         await server.listen()
@@ -399,18 +401,18 @@ async def test_hub_transport_websockets_goes_by_websocket_to_port_443(
             assert reason.startswith("127.4.4.3:443 refuses connections")
 
 
-async def test_amqp_does_not_go_by_websocket(webhook: Webhook, tmp_path: Path) -> None:
-    heads: list[bytes] = []
+async def test_hub_transport_amqp_does_not_use_websockets(webhook: Webhook, tmp_path: Path) -> None:
+    first_bytes: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.read(4))
+        first_bytes.append(await reader.read(4))
         writer.close()
 
     listener = await asyncio.start_server(listen, "127.0.0.1", 0)
     server = Server({HUB: 1}, port=listener.sockets[0].getsockname()[1])
     async with listener, forwarding(server, webhook.url, tmp_path) as running:
-        await running.until(lambda: heads)
-    assert set(heads) == {b"AMQP"}
+        await running.until(lambda: first_bytes)
+    assert set(first_bytes) == {b"AMQP"}
 
 
 def listening() -> set[int]:
@@ -419,7 +421,7 @@ def listening() -> set[int]:
     return {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
-async def test_port_0_turns_metrics_and_probes_off(
+async def test_port_0_disables_metrics_and_probes(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, fresh(1))
@@ -432,10 +434,10 @@ async def test_port_0_turns_metrics_and_probes_off(
         assert listening() == others
 
 
-# Checkpoints and the end
+# Checkpoints and shutdown
 
 
-async def test_a_checkpoint_is_written_at_intervals_and_reading_goes_on_behind_it(
+async def test_checkpoints_are_written_at_intervals_and_reading_resumes_after_them(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     publish(hub, *(fresh(2) for _ in range(5)))
@@ -453,11 +455,11 @@ async def test_a_checkpoint_is_written_at_intervals_and_reading_goes_on_behind_i
         assert running.checkpoint() == 4
         assert await running.total("checkpoints_total") == 0
         assert await running.total("lag_messages", partition="0") == 1
-    assert running.checkpoint() == 5  # at the stop
+    assert running.checkpoint() == 5  # written at shutdown
     assert webhook.duplicates == 0
 
 
-async def test_a_stop_drains_what_can_be_drained(
+async def test_shutdown_drains_messages_in_flight(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(delay=0.5)
@@ -470,13 +472,13 @@ async def test_a_stop_drains_what_can_be_drained(
         assert running.entries()[-1]["message"] == "stopped"
 
 
-async def test_a_stop_waits_no_longer_than_its_grace_and_the_rest_is_read_again(
+async def test_shutdown_ends_after_shutdown_grace_and_the_rest_is_received_again(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     webhook.rule = lambda _: Answer(delay=math.inf)
-    message, taken = fresh(3), fresh(2)
+    message, accepted = fresh(3), fresh(2)
     webhook.answers.append(200)
-    publish(hub, taken, message)
+    publish(hub, accepted, message)
     variables = {"ShutdownGrace": "0.3", "WebSinkTimeout": "600", "WebSinkMaxEvents": "2"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
         await running.until(lambda: len(running.entries("hub message")) == 2)
@@ -493,12 +495,12 @@ async def test_a_stop_waits_no_longer_than_its_grace_and_the_rest_is_read_again(
 # Loss
 
 
-async def test_messages_that_expire_before_they_are_read_are_counted_and_said(
+async def test_messages_that_expire_before_they_are_read_are_counted_and_logged(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     partition = hub.partitions[0]
     publish(hub, *(fresh(1) for _ in range(5)))
-    partition.expire(2)  # before the first start: nobody missed them
+    partition.expire(2)  # before the first start: they do not count as lost
     async with forwarding(server, webhook.url, tmp_path, VerboseLevel="1") as running:
         await webhook.until(lambda: webhook.total == 3)
         assert await running.total("lost_messages_total") == 0
@@ -508,18 +510,18 @@ async def test_messages_that_expire_before_they_are_read_are_counted_and_said(
         server.faults.wake()
         await webhook.until(lambda: webhook.total == 5)
         assert await running.total("lost_messages_total", partition="0") == 3
-        (said,) = running.entries("messages lost")
-        assert (said["level"], said["first"], said["last"]) == ("error", 5, 7)
-    publish(hub, *(fresh(1) for _ in range(3)))  # 10 to 12, while nobody reads
+        (logged,) = running.entries("messages lost")
+        assert (logged["level"], logged["first"], logged["last"]) == ("error", 5, 7)
+    publish(hub, *(fresh(1) for _ in range(3)))  # 10 to 12, while no forwarder runs
     partition.expire(12)
     async with forwarding(server, webhook.url, tmp_path, VerboseLevel="1") as running:
         await webhook.until(lambda: webhook.total == 6)
         assert await running.total("lost_messages_total", partition="0") == 2
-        (said,) = running.entries("messages lost")
-        assert (said["partition"], said["first"], said["last"]) == ("0", 10, 11)
+        (logged,) = running.entries("messages lost")
+        assert (logged["partition"], logged["first"], logged["last"]) == ("0", 10, 11)
 
 
-async def test_what_is_sent_twice_is_delivered_once(
+async def test_messages_that_the_hub_sends_again_are_delivered_once(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.faults.duplicates = 3

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or slow stops no delivery, is said and shown, and mends itself."""
+"""A full, read-only or slow disk is reported, does not stop delivery, and needs no restart."""
 
 import asyncio
 import fcntl
@@ -18,7 +18,7 @@ from support.harness import Samples
 from support.ledger import judge_sums
 from support.process import Forwarder
 
-Trouble = Callable[[Forwarder, Path], AbstractContextManager[None]]
+DiskFault = Callable[[Forwarder, Path], AbstractContextManager[None]]
 MOUNTABLE = (
     os.geteuid() == 0
     and not subprocess.run(
@@ -31,7 +31,7 @@ MOUNTABLE = (
 
 @contextmanager
 def no_file_grows(forwarder: Forwarder, _: Path) -> Iterator[None]:
-    """Let the process write to no file at all; pipes and sockets are none."""
+    """Make writes of the process to files fail; those to pipes and sockets succeed."""
     limits = resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(forwarder.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
@@ -42,14 +42,14 @@ def no_file_grows(forwarder: Forwarder, _: Path) -> Iterator[None]:
 
 @contextmanager
 def no_room(forwarder: Forwarder, state: Path) -> Iterator[None]:
-    """Fill the file system, which is a small one of its own; without the right, as above."""
+    """Fill the small file system of the test; without permission to mount one, as above."""
     with full(state) if os.path.ismount(state) else no_file_grows(forwarder, state):
         yield
 
 
 @contextmanager
 def full(state: Path) -> Iterator[None]:
-    """Fill the file system; without the right, let no file grow of processes started now."""
+    """Fill the file system; without permission to mount one, limit files of new processes."""
     if not os.path.ismount(state):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
@@ -71,7 +71,7 @@ def full(state: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only(forwarder: Forwarder, state: Path) -> Iterator[None]:
-    """Make the directory read-only to whoever opens a file in it; without the right, as above."""
+    """Make the directory read-only for files opened from now on; without permission, as above."""
     if not os.path.ismount(state):
         with no_file_grows(forwarder, state):
             yield
@@ -86,7 +86,7 @@ def read_only(forwarder: Forwarder, state: Path) -> Iterator[None]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """Return a state directory on a file system of its own, where that can be made."""
+    """Return a state directory, on its own file system if the test may mount one."""
     state = tmp_path / "state"
     state.mkdir()
     if MOUNTABLE:
@@ -99,7 +99,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 async def until_waiting(forwarder: Forwarder, records: int) -> None:
-    """Wait until so many dead letters wait, and see that no more do."""
+    """Wait until exactly this many dead letters wait to be written."""
     for _ in range(200):
         waiting = (await forwarder.metrics()).total("aks_audit_dead_letters_waiting")
         if waiting == records:
@@ -113,29 +113,29 @@ def outcomes(samples: Samples) -> dict[str, int]:
     return {n: int(samples.total("aks_audit_events_total", outcome=n)) for n in names}
 
 
-async def delivered(env: Environment, count: int) -> None:
-    """Publish so many events, each tenth of them refused, and wait until the others are taken."""
+async def publish_and_deliver(env: Environment, count: int) -> None:
+    """Publish events, every tenth refused by the sink, and wait until the others are accepted."""
     env.ledger.publish(count, refuse=10)
     ledger, taken = env.ledger, env.webhook.taken
     await env.webhook.until(lambda: ledger.published.keys() - ledger.refused <= taken.keys())
 
 
-@pytest.mark.parametrize("trouble", [no_file_grows, no_room, read_only])
-async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_after(
-    state: Path, trouble: Trouble
+@pytest.mark.parametrize("fault", [no_file_grows, no_room, read_only])
+async def test_delivery_continues_while_writes_fail_and_dead_letters_are_written_later(
+    state: Path, fault: DiskFault
 ) -> None:
     async with (
         environment(state) as env,
         env.forwarder(ReceiveBufferBytes="8000000") as forwarder,
     ):
-        await delivered(env, 100)
+        await publish_and_deliver(env, 100)
         await forwarder.until(lambda: len(env.ledger.dead()) == 10)
-        with trouble(forwarder, state):
-            # Each of these messages holds a dead letter: together more than the buffer.
+        with fault(forwarder, state):
+            # Each of these messages has a dead letter; together they exceed the buffer.
             env.ledger.publish(10_000, per_message=22, refuse=25)
-            await delivered(env, 100)
-            said = await forwarder.wait_for("dead letters cannot be written")
-            assert (said["level"], len(env.ledger.dead())) == ("error", 10)
+            await publish_and_deliver(env, 100)
+            logged = await forwarder.wait_for("dead letters cannot be written")
+            assert (logged["level"], len(env.ledger.dead())) == ("error", 10)
             await until_waiting(forwarder, len(env.ledger.refused) - 10)
             assert (await forwarder.get("/livez"))[0] == 200
             assert len(forwarder.entries("dead letters cannot be written")) == 1
@@ -153,19 +153,19 @@ async def test_delivery_goes_on_while_nothing_can_be_written_and_all_is_written_
         env.ledger.classify()
 
 
-async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart(
+async def test_dead_letters_above_the_memory_limit_are_evicted_and_received_again_after_a_restart(
     state: Path,
 ) -> None:
-    """The hub has it still: no checkpoint passes it, and liveness asks for the restart."""
+    """No checkpoint passes an evicted record, and liveness fails, which causes the restart."""
     async with environment(state, partitions=2) as env:
         ledger = env.ledger
         async with env.forwarder(ReceiveBufferBytes="100000") as forwarder:
-            await delivered(env, 100)
+            await publish_and_deliver(env, 100)
             await forwarder.until(lambda: len(ledger.dead()) == 10)
             with no_file_grows(forwarder, state):
-                await delivered(env, 1000)
-                said = await forwarder.wait_for("dead letters evicted")
-                assert (said["level"], len(ledger.dead())) == ("error", 10)
+                await publish_and_deliver(env, 1000)
+                logged = await forwarder.wait_for("dead letters evicted")
+                assert (logged["level"], len(ledger.dead())) == ("error", 10)
                 await until_waiting(forwarder, len(ledger.refused) - 10)
                 assert (await forwarder.get("/livez"))[0] == 200
             await forwarder.wait_for("dead letters are written again")
@@ -176,7 +176,7 @@ async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart
             assert samples.total("aks_audit_records_total") == sum(found.values()) + in_flight
             status, reasons = await forwarder.get("/livez")
             assert (status, "to be read again" in reasons) == (503, True)
-            await delivered(env, 100)
+            await publish_and_deliver(env, 100)
             ledger.judge_checkpoints(stores.embedded(state))
             forwarder.terminate()
             assert await forwarder.wait() == 0
@@ -189,21 +189,21 @@ async def test_what_memory_cannot_hold_is_evicted_and_read_again_after_a_restart
         ledger.classify()
 
 
-async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
+async def test_a_disk_that_hangs_delays_only_checkpoints_and_dead_letters(
     state: Path, tmp_path: Path
 ) -> None:
-    """Its dead letters are synced only while the test has no lock on the gate."""
+    """Files are synced only while the test does not lock the gate."""
     gate = tmp_path / "gate"
     gate.touch()
     hanging = {"SYNC_WAITS_FOR": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
     async with environment(state) as env, env.forwarder(None, **hanging) as forwarder:
-        await delivered(env, 100)
+        await publish_and_deliver(env, 100)
         await forwarder.until(lambda: len(env.ledger.dead()) == 10)
         with gate.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            await delivered(env, 2000)
-            said = await forwarder.wait_for("dead letters cannot be written")
-            assert said["reason"] == "no answer for 5 s"
+            await publish_and_deliver(env, 2000)
+            logged = await forwarder.wait_for("dead letters cannot be written")
+            assert logged["reason"] == "no answer for 5 s"
             await until_waiting(forwarder, 200)
             env.ledger.judge_checkpoints(stores.embedded(state))
         await env.ledger.settled()
@@ -211,22 +211,22 @@ async def test_a_disk_that_does_not_answer_delays_nothing_but_checkpoints(
         env.ledger.classify()
 
 
-async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_later(
+async def test_failed_checkpoint_writes_are_logged_counted_and_retried(
     state: Path,
 ) -> None:
     async with environment(state) as env, env.forwarder() as forwarder:
-        await delivered(env, 100)
+        await publish_and_deliver(env, 100)
         with closing(sqlite3.connect(state / "checkpoints.db")) as database:
             await forwarder.until(lambda: stores.embedded(state))
             database.execute("BEGIN IMMEDIATE")
             before = stores.embedded(state)
-            await delivered(env, 1000)
-            said = await forwarder.wait_for("checkpoints cannot be written")
-            assert "locked" in said["reason"]
+            await publish_and_deliver(env, 1000)
+            logged = await forwarder.wait_for("checkpoints cannot be written")
+            assert "locked" in logged["reason"]
             assert (await forwarder.metrics()).total(
                 "aks_audit_checkpoints_total", result="error"
             ) > 0
-            await delivered(env, 100)
+            await publish_and_deliver(env, 100)
             assert stores.embedded(state) == before
         await forwarder.wait_for("checkpoints are written again")
         forwarder.terminate()
@@ -234,11 +234,11 @@ async def test_checkpoints_that_cannot_be_written_are_said_counted_and_written_l
         env.ledger.judge_stop(stores.embedded(state))
 
 
-async def test_it_starts_on_a_full_disk_and_writes_checkpoints_there(state: Path) -> None:
+async def test_starts_and_writes_checkpoints_on_a_full_disk(state: Path) -> None:
     async with environment(state, partitions=1) as env:
         ledger = env.ledger
         async with env.forwarder() as forwarder:
-            await delivered(env, 100)
+            await publish_and_deliver(env, 100)
             await forwarder.until(lambda: len(ledger.dead()) == 10)
             forwarder.terminate()
             assert await forwarder.wait() == 0

@@ -1,4 +1,4 @@
-"""The login by Microsoft Entra ID: each failure is named in check, log and probe."""
+"""Login with Microsoft Entra ID: check, log and probe report the cause of each failure."""
 
 import asyncio
 import base64
@@ -25,16 +25,16 @@ HUB = "insights-logs-kube-audit"
 CLIENT, TENANT = "c11e0000-0000-0000-0000-000000000000", "7e0a0000-0000-0000-0000-000000000000"
 ISSUER, SUBJECT = "https://oidc.example/1/", "system:serviceaccount:falco:aks-audit"
 TRAIL = " Trace ID: 0 Correlation ID: 0 Timestamp: 2026-01-01 00:00:00Z"
-Answer = tuple[int, dict[str, Any]]
+Response = tuple[int, dict[str, Any]]
 
 
-def refusal(code: int, text: str = "Refused.", error: str = "invalid_request") -> Answer:
-    """Return what Entra ID answers to a login that it refuses."""
+def refusal(code: int, text: str = "Refused.", error: str = "invalid_request") -> Response:
+    """Return the response of Entra ID to a login that it refuses."""
     return 401, {"error": error, "error_description": f"AADSTS{code}: {text}{TRAIL}"}
 
 
-def granted(seconds: int) -> Answer:
-    """Return a token as Entra ID and the managed-identity endpoint answer it."""
+def granted(seconds: int) -> Response:
+    """Return the token response of Entra ID and of the managed-identity endpoint."""
     times = {"expires_in": seconds, "expires_on": int(time.time()) + seconds}
     return 200, {"access_token": "t0k3n", "token_type": "Bearer", "resource": "x", **times}
 
@@ -45,19 +45,19 @@ def token(claims: dict[str, Any]) -> str:
 
 
 class Entra:
-    """Answers token requests, of Entra ID and of the managed-identity endpoint."""
+    """Entra ID and the managed-identity endpoint: responds to token requests."""
 
     def __init__(self) -> None:
-        self.answer: Answer = granted(3600)
-        self.asked = 0
+        self.response: Response = granted(3600)
+        self.requests = 0
 
     async def handle(self, _: web.BaseRequest) -> web.Response:
-        self.asked += 1
-        return web.json_response(self.answer[1], status=self.answer[0])
+        self.requests += 1
+        return web.json_response(self.response[1], status=self.response[0])
 
 
 class World:
-    """A hub and an Entra ID, both with certificates of a company's CA."""
+    """A hub and an Entra ID, both with certificates of a private CA."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class World:
         self.ports: dict[str, int] = {}
 
     def settings(self, **more: str) -> dict[str, str]:
-        """Return the environment of a pod with workload identity; an empty text removes one."""
+        """Return the variables of a pod with workload identity; an empty value removes one."""
         (self.path / "token").write_text(
             token({"iss": ISSUER, "sub": SUBJECT, "aud": ["api://AzureADTokenExchange"]})
         )
@@ -109,20 +109,20 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await runner.cleanup()
 
 
-async def test_workload_identity_is_exchanged_and_everything_trusts_the_companys_ca(
+async def test_workload_identity_works_and_all_connections_trust_the_private_ca(
     world: World,
 ) -> None:
     async with Forwarder(world.settings()) as forwarder:
         await world.webhook.until(lambda: world.webhook.total == 3)
         forwarder.terminate()
         await forwarder.wait()
-    assert world.entra.asked == 1  # all connections share a token
+    assert world.entra.requests == 1  # all connections share a token
 
 
 async def test_without_workload_identity_the_managed_identity_of_the_node_is_used(
     world: World,
 ) -> None:
-    proxy = f"http://127.0.0.1:{free_port()}"  # never on the way to the node's own endpoint
+    proxy = f"http://127.0.0.1:{free_port()}"  # must not be used for the node's own endpoint
     settings = world.settings(
         AZURE_FEDERATED_TOKEN_FILE="", AZURE_TENANT_ID="", HTTP_PROXY=proxy, NO_PROXY=world.host
     )
@@ -138,8 +138,8 @@ CREATE = (
     "--audiences 'api://AzureADTokenExchange'"
 )
 ISSUER_OF = "az aks show --resource-group GROUP --name CLUSTER --query oidcIssuerProfile.issuerUrl"
-# Each failure: settings, the answer of Entra ID or of the endpoint, words of cause and remedy.
-FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
+# Each failure: settings, the response of Entra ID or the endpoint, parts of cause and remedy.
+FAILURES: dict[str, tuple[dict[str, str], Response | None, str, str]] = {
     "subject": ({}, refusal(700213, f"{NO_MATCH} subject."), f"subject '{SUBJECT}'", CREATE),
     "issuer": ({}, refusal(700211, f"{NO_MATCH} issuer."), "(AADSTS700211)", CREATE),
     "neither": ({}, refusal(70021, f"{NO_MATCH}."), f"issuer '{ISSUER}'", CREATE),
@@ -236,17 +236,19 @@ FAILURES: dict[str, tuple[dict[str, str], Answer | None, str, str]] = {
         "workloadIdentity.enabled",
     ),
 }
-FAILURES["several"][1][1]["error_description"] = (  # type: ignore[index]  # it has an answer
+FAILURES["several"][1][1]["error_description"] = (  # type: ignore[index]  # it has a response
     "Multiple user assigned identities exist, please specify the clientId / resourceId"
 )
 FAILURES["several"] = (*FAILURES["several"][:2], "several managed identities", "AZURE_CLIENT_ID")
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_failure_is_named_in_check_log_and_probe(world: World, failure: str) -> None:
-    extra, answer, what, remedy = FAILURES[failure]
-    if answer:
-        world.entra.answer = answer
+async def test_check_log_and_probe_report_the_cause_of_a_failure(
+    world: World, failure: str
+) -> None:
+    extra, response, cause, remedy = FAILURES[failure]
+    if response:
+        world.entra.response = response
     settings = world.settings(
         **{name: text.format_map(world.ports) for name, text in extra.items()}
     )
@@ -258,16 +260,16 @@ async def test_a_failure_is_named_in_check_log_and_probe(world: World, failure: 
     assert check.lines[line].startswith("FAIL    hub login")
     assert status == 503
     for text in (reason, json.loads(body)["reasons"][0] if "reasons" in body else body):
-        assert what in text
-    assert what in check.lines[line]
+        assert cause in text
+    assert cause in check.lines[line]
     assert remedy in reason
     assert remedy in check.lines[line + 1]
 
 
-async def test_the_subject_is_quoted_from_the_refusal_if_the_token_does_not_show_it(
+async def test_the_subject_is_taken_from_the_refusal_if_the_token_has_none(
     world: World,
 ) -> None:
-    world.entra.answer = refusal(700213, f"{NO_MATCH} subject '{SUBJECT}'.")
+    world.entra.response = refusal(700213, f"{NO_MATCH} subject '{SUBJECT}'.")
     settings = world.settings()
     (world.path / "token").write_text("e30.e30.c2ln")
     async with Forwarder(settings) as forwarder:
@@ -281,18 +283,18 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_entra_is_asked_less_and_less_and_the_login_recovers_by_itself(world: World) -> None:
-    world.entra.answer = refusal(700016)
+async def test_logins_are_retried_with_backoff_and_recover(world: World) -> None:
+    world.entra.response = refusal(700016)
     async with Forwarder(world.settings()) as forwarder:
         await forwarder.wait_for("hub does not answer")
         await asyncio.sleep(8)
-        assert world.entra.asked <= 6  # after 0, 1, 3, 7 seconds; it was 1.5 a second
-        world.entra.answer = Entra().answer
+        assert world.entra.requests <= 6  # after 0, 1, 3, 7 seconds; 12 without backoff
+        world.entra.response = Entra().response
         await world.webhook.until(lambda: world.webhook.total == 3)
         assert forwarder.entries("hub answers")
 
 
-async def test_a_proxy_that_asks_for_a_login_is_not_taken_for_entra(world: World) -> None:
+async def test_a_proxy_that_requires_a_login_is_not_reported_as_entra(world: World) -> None:
     async with Proxy(login="someone:correct-horse-battery") as proxy:
         settings = world.settings(HTTPS_PROXY=proxy.url, NO_PROXY=world.host)
         async with Forwarder(settings) as forwarder:
@@ -300,8 +302,8 @@ async def test_a_proxy_that_asks_for_a_login_is_not_taken_for_entra(world: World
     assert f"the proxy 127.0.0.1:{proxy.port} asks for a login on the way to 127.0.0.1:" in reason
 
 
-async def test_entra_is_asked_through_a_proxy_whose_url_is_in_a_file(world: World) -> None:
-    """In each form of a URL and of NO_PROXY that holds for the hub."""
+async def test_token_requests_use_a_proxy_whose_url_is_in_a_file(world: World) -> None:
+    """URL and NO_PROXY may have any form that is valid for the hub."""
     async with Proxy(login="someone:correct-horse-battery") as proxy:
         (world.path / "proxy").write_text(f"{proxy.login}@127.0.0.1:{proxy.port}\n")
         entra = f"127.0.0.1:{world.ports['https']}"
@@ -310,15 +312,15 @@ async def test_entra_is_asked_through_a_proxy_whose_url_is_in_a_file(world: Worl
         async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=world.host)):
             await world.webhook.until(lambda: world.webhook.total == 3)
         assert {*proxy.asked} == {entra}
-        before, direct = world.entra.asked, f"{world.host} {entra}"
+        before, direct = world.entra.requests, f"{world.host} {entra}"
         proxy.asked.clear()
         async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=direct)) as forwarder:
             await forwarder.wait_for("partition claimed")
-        assert world.entra.asked > before
+        assert world.entra.requests > before
         assert proxy.asked == []
 
 
-async def test_a_missing_role_is_named_with_the_identity(world: World) -> None:
+async def test_a_missing_role_is_reported_with_the_identity(world: World) -> None:
     world.server.faults.refuse("put-token", 401)
     async with Forwarder(world.settings(), "check") as check:
         assert await check.wait() == 1
@@ -327,12 +329,12 @@ async def test_a_missing_role_is_named_with_the_identity(world: World) -> None:
     assert f"--role 'Azure Event Hubs Data Receiver' --assignee {CLIENT}" in check.lines[line + 1]
 
 
-async def test_a_failure_at_a_renewal_is_named_as_well(world: World) -> None:
-    """Tokens of a few seconds: the client renews them on open connections."""
-    world.entra.answer = granted(5)
+async def test_a_failed_token_renewal_is_reported(world: World) -> None:
+    """Tokens expire after seconds, and the client renews them on open connections."""
+    world.entra.response = granted(5)
     async with Forwarder(world.settings()) as forwarder:
         await world.webhook.until(lambda: world.webhook.total == 3)
-        world.entra.answer = refusal(700016, "Application was not found.", "unauthorized_client")
+        world.entra.response = refusal(700016, "Application was not found.", "unauthorized_client")
         world.server.faults.drop()
         entry = await forwarder.wait_for("hub does not answer")
     assert f"has no application '{CLIENT}'" in entry["reason"]

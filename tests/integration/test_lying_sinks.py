@@ -1,4 +1,4 @@
-"""A sink that lies costs neither events nor memory, whatever it makes of HTTP."""
+"""A sink that violates HTTP causes neither loss of events nor growth of memory."""
 
 import asyncio
 import re
@@ -15,46 +15,46 @@ from support.inprocess import delivering
 from support.webhook import Answer, Webhook, unpack
 
 MIB = 2**20
-MOST_GROWTH = 48 * MIB
+MAX_GROWTH = 48 * MIB
 PAGE = "<!DOCTYPE html>\n<title>Sign in</title>"
 
-Lie = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Case(NamedTuple):
-    lie: Lie
+    behaviour: Behaviour
     reason: str
-    """Why it is posted again, as the metric names it; empty: its status counts as acceptance."""
+    """The label of the metric for retries; empty if the status counts as acceptance."""
 
 
-def writes(head: bytes, repeated: bytes = b"", mib: float = 0) -> Lie:
-    """Return a lie that is an answer's beginning and so much of something else."""
+def writes(head: bytes, repeated: bytes = b"", mib: float = 0) -> Behaviour:
+    """Return a behaviour: send the start of a response, then `mib` of something repeated."""
 
-    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
         writer.write(head)
         for _ in range(int(mib * MIB / 65_536)):
             writer.write(repeated * (65_536 // len(repeated)))
             await writer.drain()
 
-    return lie
+    return behaviour
 
 
 async def closes_unread(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.read(1)
 
 
-async def reads_a_byte_a_second(reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
-    for _ in range(2):  # longer than anybody waits
+async def reads_one_byte_per_second(reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+    for _ in range(2):  # longer than the timeout
         await reader.read(1)
         await asyncio.sleep(1)
 
 
-def and_stays(lie: Lie) -> Lie:
-    """Return the lie with a connection that is left open behind it."""
+def stays_open(behaviour: Behaviour) -> Behaviour:
+    """Return the behaviour followed by a connection that stays open."""
 
     async def stays(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await lie(reader, writer)
+        await behaviour(reader, writer)
         await reader.read()
 
     return stays
@@ -63,13 +63,13 @@ def and_stays(lie: Lie) -> Lie:
 OK = b"HTTP/1.1 200 OK\r\n"
 LARGE = b"Content-Length: 104857600\r\n\r\n"
 CASES = {
-    "answers nothing": Case(and_stays(writes(b"")), "timeout"),
-    "reads a byte a second": Case(reads_a_byte_a_second, "timeout"),
+    "does not respond": Case(stays_open(writes(b"")), "timeout"),
+    "reads one byte per second": Case(reads_one_byte_per_second, "timeout"),
     "closes unread": Case(closes_unread, "connection"),
     "closes after the status line": Case(writes(OK), "connection"),
-    "stops after the status line": Case(and_stays(writes(OK)), "timeout"),
+    "stops after the status line": Case(stays_open(writes(OK)), "timeout"),
     "stops after the headers": Case(
-        and_stays(writes(OK + b"Content-Length: 9\r\n\r\n")), "timeout"
+        stays_open(writes(OK + b"Content-Length: 9\r\n\r\n")), "timeout"
     ),
     "a header of 1 MB": Case(writes(OK + b"X: ", b"x", 1), "connection"),
     "headers of 1 MB": Case(writes(OK, b"X-Y: z\r\n", 1), "connection"),
@@ -84,38 +84,38 @@ CASES = {
 }
 
 
-async def request(reader: asyncio.StreamReader) -> bytes:
+async def read_request(reader: asyncio.StreamReader) -> bytes:
     """Read a request and return its body."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"Content-Length: (\d+)", head)
     return await reader.readexactly(int(length[1] if length else 0))
 
 
-class Liar:
-    """A sink that lies while it has a lie, and then takes everything."""
+class MisbehavingSink:
+    """A sink that shows `behaviour` while it is set, and otherwise accepts everything."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.lie: Lie | None = None
-        self.lies = 0
-        self.taken: set[events.Key] = set()
+        self.behaviour: Behaviour | None = None
+        self.misbehaved = 0
+        self.accepted: set[events.Key] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
-            if self.lie:
-                self.lies += 1
-                await self.lie(reader, writer)
+            if self.behaviour:
+                self.misbehaved += 1
+                await self.behaviour(reader, writer)
             else:
-                self.taken |= {events.key(event) for event in unpack(await request(reader))}
+                self.accepted |= {events.key(event) for event in unpack(await read_request(reader))}
                 writer.write(OK + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
         writer.close()
 
 
 @asynccontextmanager
-async def liar() -> AsyncIterator[Liar]:
-    """Serve lies on 127.0.0.1."""
-    sink = Liar()
+async def misbehaving_sink() -> AsyncIterator[MisbehavingSink]:
+    """Listen on 127.0.0.1."""
+    sink = MisbehavingSink()
     server = await asyncio.start_server(sink.serve, "127.0.0.1", 0, limit=65_536)
     sink.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k8s_audit"
     try:
@@ -124,18 +124,18 @@ async def liar() -> AsyncIterator[Liar]:
         server.close()
 
 
-async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
-    """Each lie is repeated, then the sink is honest: all is delivered, and memory is bounded."""
-    async with environment(tmp_path) as env, liar() as sink:
+async def test_misbehaviour_is_bounded_and_posts_are_retried(tmp_path: Path) -> None:
+    """Each behaviour is repeated; then the sink works, and everything is delivered."""
+    async with environment(tmp_path) as env, misbehaving_sink() as sink:
         settings = {"WebSinkURL": sink.url, "WebSinkTimeout": "0.7", "WebSinkMaxEvents": "100"}
         async with env.forwarder(None, **settings) as forwarder:
             env.ledger.publish(400)
-            await forwarder.until(lambda: len(sink.taken) == len(env.ledger.published))
-            before = most = forwarder.rss()
+            await forwarder.until(lambda: len(sink.accepted) == len(env.ledger.published))
+            before = peak = forwarder.rss()
 
             def watched(condition: Callable[[], bool]) -> bool:
-                nonlocal most
-                most = max(most, forwarder.rss())
+                nonlocal peak
+                peak = max(peak, forwarder.rss())
                 return condition()
 
             async def delivered() -> bool:
@@ -143,36 +143,36 @@ async def test_lies_are_bounded_and_posted_again(tmp_path: Path) -> None:
                 number = metrics.total("aks_audit_events_total", outcome="delivered")
                 return watched(lambda: number == len(env.ledger.published))
 
-            for name, (lie, reason) in CASES.items():
-                sink.lie, sink.lies = lie, 0
+            for name, (behaviour, reason) in CASES.items():
+                sink.behaviour, sink.misbehaved = behaviour, 0
                 metrics = await forwarder.metrics()
-                again = metrics.total("aks_audit_post_retries_total", reason=reason)
+                retries_before = metrics.total("aks_audit_post_retries_total", reason=reason)
                 env.ledger.publish(400, per_message=100)
-                await forwarder.until(lambda: watched(lambda: sink.lies >= 4))
-                sink.lie = None
+                await forwarder.until(lambda: watched(lambda: sink.misbehaved >= 4))
+                sink.behaviour = None
                 metrics = await forwarder.metrics()
                 if reason:
                     await forwarder.until(
-                        lambda: watched(lambda: len(sink.taken) == len(env.ledger.published))
+                        lambda: watched(lambda: len(sink.accepted) == len(env.ledger.published))
                     )
                     metrics = await forwarder.metrics()
                     retries = metrics.total("aks_audit_post_retries_total", reason=reason)
-                    assert retries >= again + 3, name
+                    assert retries >= retries_before + 3, name
                 else:
                     await forwarder.until(delivered)
-                    sink.taken |= env.ledger.published.keys()
-                assert most < before + MOST_GROWTH, f"{name}: {(most - before) / MIB:.0f} MiB more"
+                    sink.accepted |= env.ledger.published.keys()
+                assert peak < before + MAX_GROWTH, f"{name}: {(peak - before) / MIB:.0f} MiB more"
 
 
 @pytest.mark.parametrize(
     "answer",
     [Answer(headers={"Content-Type": "text/html"}), Answer(204), Answer(body=f"\n{PAGE}")],
-    ids=["by its type", "no page", "by its look"],
+    ids=["by Content-Type", "no page", "by its start"],
 )
-async def test_a_page_instead_of_an_answer_is_acceptance_and_said_once(
+async def test_a_web_page_as_response_is_acceptance_and_is_logged_once(
     answer: Answer, tmp_path: Path
 ) -> None:
-    """kube-apiserver takes any 2xx; a proxy's page behind it is most likely a mistake."""
+    """kube-apiserver accepts any 2xx, but a web page most likely comes from a proxy."""
     async with Webhook() as webhook:
         webhook.rule = lambda _: answer
         async with delivering(webhook.url, tmp_path, VerboseLevel="1") as delivery:
@@ -180,6 +180,6 @@ async def test_a_page_instead_of_an_answer_is_acceptance_and_said_once(
                 await delivery.take(next(events.messages(2)).body)
                 await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 6}
-            said = delivery.entries("sink answers with a web page")
-    assert len(said) == (answer.status == 200)
-    assert all("WebSinkURL" in entry["reason"] for entry in said)
+            logged = delivery.entries("sink answers with a web page")
+    assert len(logged) == (answer.status == 200)
+    assert all("WebSinkURL" in entry["reason"] for entry in logged)
