@@ -1,4 +1,4 @@
-"""Fixtures that several modules use, and a check that no output of any test shows a key."""
+"""Shared fixtures, and a check that the output of no test contains a key."""
 
 import re
 import signal
@@ -15,10 +15,10 @@ from support.harness import HUB
 from support.process import Forwarder
 from support.webhook import Webhook
 
-# A shell that starts us in the background has SIGINT ignored, and so would our children.
+# A shell ignores SIGINT for background jobs, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in every run: new ones are for the fuzzer of the fault suite.
+# The same examples in every run; the fuzzer of the fault suite searches for new ones.
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -46,7 +46,7 @@ async def webhook() -> AsyncIterator[Webhook]:
 
 @pytest.fixture
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    """Run a local hub, with two partitions or as many as the module's `PARTITIONS` says."""
+    """Run a local hub with two partitions, or with the module's `PARTITIONS`."""
     async with Server({HUB: getattr(request.module, "PARTITIONS", 2)}) as server:
         yield server
 
@@ -58,14 +58,14 @@ def hub(server: Server) -> Hub:
 
 @pytest.fixture
 async def env(tmp_path: Path) -> AsyncIterator[Environment]:
-    """Run a hub of one partition and a sink, for forwarders that are children of this process."""
+    """Run a hub with one partition and a sink, for forwarders in child processes."""
     async with environment(tmp_path / "state", partitions=1) as env:
         yield env
 
 
 @pytest.fixture(autouse=True)
-def no_forwarder_shows_a_key() -> Iterator[None]:
-    """Fail a test when a forwarder that it ran has printed one of the keys it was given."""
+def no_forwarder_prints_a_key() -> Iterator[None]:
+    """Fail a test if one of its forwarders printed a key."""
     yield
     while Forwarder.started:
         forwarder = Forwarder.started.pop()
@@ -77,10 +77,10 @@ def no_forwarder_shows_a_key() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test when what was captured of it shows a key of the local servers."""
+    """Fail a test whose captured output contains a key of the local servers."""
     report = yield
     captured = report.capstdout + report.capstderr + report.caplog
     if report.passed and any(key in captured for key in _LOCAL_KEYS):
         report.outcome = "failed"
-        report.longrepr = "its output shows a key"
+        report.longrepr = "its output contains a key"
     return report

@@ -1,1 +1,1 @@
-"""What `make demo` shows: a forwarder that loses nothing, or the events of a hub of yours."""
+"""`make demo`: a forwarder that loses nothing, or the events of your own hub."""

@@ -1,4 +1,4 @@
-"""`python -m demo [EVENTS]`: the local demo, or a real hub if its connection string is there."""
+"""`python -m demo [EVENTS]`: the local demo, or a real hub if its connection string is set."""
 
 import asyncio
 import logging
@@ -14,8 +14,8 @@ _HUB = "EhubNamespaceConnectionString"
 
 
 def main() -> int:
-    """Run until the end or Ctrl-C; the exit status: 1 if an event is missing."""
-    logging.getLogger().addHandler(logging.NullHandler())  # libraries stay silent
+    """Run until the end or Ctrl-C; return the exit status, 1 if an event is missing."""
+    logging.getLogger().addHandler(logging.NullHandler())  # suppress log entries of libraries
     real = bool(os.environ.get(_HUB) or os.environ.get(f"{_HUB}_FILE"))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -24,7 +24,7 @@ def main() -> int:
             events = int(sys.argv[1]) if sys.argv[1:] else local.EVENTS
             return runner.run(local.show(events, Console(highlight=False, soft_wrap=True)))
     except KeyboardInterrupt:
-        return 0 if real else 130  # 130 is what a shell says of Ctrl-C
+        return 0 if real else 130  # the exit status of shells after Ctrl-C
 
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""A local hub, real events, a slow sink, and a forwarder that is killed half way."""
+"""A local hub, real events, a slow sink, and a forwarder that is killed halfway."""
 
 import asyncio
 import json
@@ -28,21 +28,21 @@ from support.webhook import Answer, Rule, Webhook
 
 EVENTS = 20_000
 HUB = "insights-logs-kube-audit"
-SLOW = 0.4  # seconds that the sink takes for a post, so that there is something to see
-# Short, so that a second is worth watching; the rest is as in production.
+SLOW = 0.4  # seconds per POST, so that there is progress to see
+# Short intervals, so that progress is visible; other settings are as in production.
 QUICK = {"CheckpointInterval": "0.2", "LoadBalancingInterval": "1"}
 
 
 @dataclass
 class Account:
-    """What went into the hub and what became of it."""
+    """Counts of published and delivered events and dead letters."""
 
     webhook: Webhook
     state: Path
     total: int
     published: set[Key] = field(default_factory=set)
-    hopeless: set[str] = field(default_factory=set)
-    """Logs that were cut before the stage: no sink can use them."""
+    unusable: set[str] = field(default_factory=set)
+    """Logs that were cut off before the stage: they become dead letters."""
 
     def dead(self) -> set[str]:
         """Return the bodies of the dead letters."""
@@ -51,23 +51,23 @@ class Account:
 
     @property
     def delivered(self) -> int:
-        """Published events that the sink has taken, each once."""
+        """Number of distinct published events that the sink has accepted."""
         return len(self.published & self.webhook.taken.keys())
 
     def missing(self) -> int:
-        """Events, of all that there are to publish, neither delivered nor kept as dead letters."""
-        return self.total - self.delivered - len(self.hopeless & self.dead())
+        """Return how many of all events are neither delivered nor dead letters."""
+        return self.total - self.delivered - len(self.unusable & self.dead())
 
 
 @dataclass
 class Usage:
-    """What the forwarder's processes took: bytes of memory at most, seconds of CPU together."""
+    """Resource usage of the forwarder: peak memory in bytes, total CPU in seconds."""
 
     memory: int = 0
     cpu: float = 0
 
     async def watch(self, forwarder: Forwarder) -> NoReturn:
-        """Look ten times a second until cancelled."""
+        """Poll ten times per second until cancelled."""
         before = self.cpu
         while True:
             self.memory = max(self.memory, forwarder.rss())
@@ -78,7 +78,7 @@ class Usage:
 async def show(
     count: int, console: Console, *, rule: Rule | None = None, patience: float = 20
 ) -> int:
-    """Run the demo; the exit status. It gives up when nothing moves for `patience` seconds."""
+    """Run the demo; return the exit status. It ends after `patience` seconds without progress."""
     async with Server({HUB: 4}) as server, Webhook() as webhook:
         webhook.rule = rule or (lambda _: Answer(delay=SLOW))
         with TemporaryDirectory(prefix="aks-audit-") as directory:
@@ -92,7 +92,7 @@ async def show(
                 **QUICK,
                 **{n: os.environ[n] for n in ("VerboseLevel", "LogFormat") if n in os.environ},
             }
-            settings.pop("HttpPort", None)  # a free one
+            settings.pop("HttpPort", None)  # use a free port
             async with asyncio.TaskGroup() as group:
                 publishing = group.create_task(_publish(connection, account))
                 try:
@@ -108,31 +108,31 @@ async def _run(
     console: Console, settings: dict[str, str], account: Account, patience: float
 ) -> int:
     usage, began, posts = Usage(), time.monotonic(), account.webhook.posts
-    with _progress(console, account) as move:
+    with _progress(console, account) as update:
 
-        async def moves_until(done: Callable[[], bool], forwarder: Forwarder) -> None:
-            seen, since = -1, time.monotonic()
+        async def progress_until(done: Callable[[], bool], forwarder: Forwarder) -> None:
+            count, since = -1, time.monotonic()
             watching = asyncio.create_task(usage.watch(forwarder))
             while not done() and time.monotonic() - since < patience:
                 if forwarder.process.returncode is not None:
                     await forwarder.wait()
                     last = [*forwarder.lines[-5:], forwarder.stderr]
-                    raise RuntimeError("\n".join(["The forwarder ended by itself:", *last]))
-                if seen != (seen := len(posts) + len(account.published)):
+                    raise RuntimeError("\n".join(["The forwarder ended unexpectedly:", *last]))
+                if count != (count := len(posts) + len(account.published)):
                     since = time.monotonic()
-                move()
+                update()
                 await asyncio.sleep(0.1)
             watching.cancel()
 
         async with Forwarder(settings) as first:
-            await moves_until(lambda: account.delivered >= account.total / 2, first)
+            await progress_until(lambda: account.delivered >= account.total / 2, first)
             first.kill()
             await first.wait()
-        console.print(f"Killed with SIGKILL after {account.delivered:,} events; starting again.")
+        console.print(f"Killed with SIGKILL after {account.delivered:,} events; restarting.")
         async with Forwarder(settings) as second:
             await second.listening()
-            await moves_until(lambda: not account.missing(), second)
-            move()
+            await progress_until(lambda: not account.missing(), second)
+            update()
             _, metrics = await second.get("/metrics")
             second.terminate()
             await second.wait()
@@ -147,7 +147,7 @@ async def _publish(connection: str, account: Account) -> None:
     producer = EventHubProducerClient.from_connection_string(connection, eventhub_name=HUB)
     async with producer:
         for turn, message in enumerate(_messages(account)):
-            # A busy server's answer is not retried by the client.
+            # The client does not retry when the server is busy.
             async for attempt in stamina.retry_context(on=EventHubError, attempts=10):
                 with attempt:
                     await producer.send_batch([EventData(message.body)], partition_id=str(turn % 4))
@@ -160,16 +160,16 @@ def _messages(account: Account) -> Iterator[Message]:
         (event,) = next(messages(1, events=[max(real_events(), key=len)])).events
         log = event[: event.index(b'"stage"') if lost else KEPT_BY_AKS]
         if lost:
-            account.hopeless.add(log.decode())
+            account.unusable.add(log.decode())
         yield Message(wrap([record(log)]), [] if lost else [event])
 
 
 def _chart(console: Console, connection: str) -> dict[str, str]:
-    """Return the environment that the chart gives its pod, if helm is there to render it."""
+    """Return the environment of the chart's pod, if Helm is installed."""
     if not chart.find_helm():
-        console.print("helm is not here: the forwarder runs with its own defaults.")
+        console.print("Helm is not installed: the forwarder runs with its default settings.")
         return {}
-    console.print("The forwarder runs with the environment that helm renders from chart/.")
+    console.print("The forwarder runs with the environment that Helm renders from chart/.")
     return chart.environment(
         chart.render("--set-string", f"eventHub.connectionString={connection}")
     )
@@ -177,23 +177,23 @@ def _chart(console: Console, connection: str) -> dict[str, str]:
 
 @contextmanager
 def _progress(console: Console, account: Account) -> Iterator[Callable[[], None]]:
-    """Show how far it is: as bars on a terminal, as a line now and then elsewhere."""
+    """Show progress: bars on a terminal, otherwise a line for every tenth."""
     columns = TextColumn("{task.description:10}"), BarColumn(50), MofNCompleteColumn()
-    said = -1
+    printed = -1
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         published = progress.add_task("published", total=account.total)
         delivered = progress.add_task("delivered", total=account.total)
 
-        def move() -> None:
-            nonlocal said
-            progress.update(published, completed=len(account.published) + len(account.hopeless))
+        def update() -> None:
+            nonlocal printed
+            progress.update(published, completed=len(account.published) + len(account.unusable))
             settled = account.total - account.missing()
             progress.update(delivered, completed=settled)
-            if not console.is_terminal and 10 * settled // account.total > said:
+            if not console.is_terminal and 10 * settled // account.total > printed:
                 console.print(f"delivered {settled:,} of {account.total:,}")
-                said = 10 * settled // account.total
+                printed = 10 * settled // account.total
 
-        yield move
+        yield update
 
 
 def _summary(console: Console, account: Account, usage: Usage, seconds: float) -> None:
@@ -210,25 +210,25 @@ def _summary(console: Console, account: Account, usage: Usage, seconds: float) -
         ),
         (
             f"{webhook.duplicates:,}",
-            "duplicates: sent before SIGKILL and not yet checkpointed",
+            "duplicates: sent before SIGKILL, not yet checkpointed",
         ),
-        (f"{len(account.dead()):,}", "dead letters: cut off before the stage, kept for you"),
+        (f"{len(account.dead()):,}", "dead letters: cut off before the stage"),
         (f"[bold {'red' if missing else 'green'}]{missing:,}[/]", "missing"),
         (
             f"{webhook.total / seconds:,.0f}",
-            f"events/s with the restart; the sink takes {SLOW} s per POST on purpose",
+            f"events/s, including the restart; the sink deliberately takes {SLOW} s per POST",
         ),
-        (f"{usage.memory / 2**20:,.0f} MiB", "memory of the forwarder at most"),
-        (f"{usage.cpu:,.1f} s", "of CPU for both processes, each start included"),
+        (f"{usage.memory / 2**20:,.0f} MiB", "peak memory of the forwarder"),
+        (f"{usage.cpu:,.1f} s", "of CPU for both processes, including their start"),
     ):
         table.add_row(*row)
     console.print(table)
 
 
 def _next(console: Console, forwarder: Forwarder, metrics: str) -> None:
-    """Show some of what an operator would see."""
+    """Show a part of the log and of the metrics."""
     kinds = {str(entry["message"]): i for i, entry in reversed(list(enumerate(forwarder.log)))}
-    console.print("Its log, one line of each kind (VerboseLevel=3 or 4 make demo shows more):")
+    console.print("Its log, one entry of each kind (VerboseLevel=3 or 4 make demo shows more):")
     for line in [forwarder.lines[i] for i in sorted(kinds.values())] or forwarder.lines[:12]:
         console.print(f"  {line}", markup=False)
     console.print(f"Its metrics, while it ran at {forwarder.metrics_url}:")
@@ -236,6 +236,4 @@ def _next(console: Console, forwarder: Forwarder, metrics: str) -> None:
         found = [line for line in metrics.splitlines() if line.startswith(f"aks_audit_{name}")]
         for line in found[:1]:
             console.print(f"  {line}", markup=False)
-    console.print(
-        "With a hub of your own: EhubNamespaceConnectionString='…' make demo. More in README.md."
-    )
+    console.print("With your own hub: EhubNamespaceConnectionString='…' make demo. See README.md.")

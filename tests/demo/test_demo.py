@@ -1,4 +1,4 @@
-"""The demo tells the truth about what is missing, and reads a real hub without disturbing it."""
+"""The demo reports missing events, and reads a real hub without affecting other readers."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ from support.webhook import Answer, Post
 
 ROOT = Path(__file__).parents[2]
 HUB = "insights-logs-kube-audit"
-AWAY = (
+UNREACHABLE = (
     f"Endpoint=sb://127.0.0.1:{free_port()};SharedAccessKeyName=a;SharedAccessKey=geheim;"
     "UseDevelopmentEmulator=true"
 )
@@ -87,25 +87,25 @@ async def test_it_kills_the_forwarder_and_shows_that_nothing_is_missing() -> Non
     assert 'aks_audit_events_total{outcome="delivered"' in out
 
 
-async def test_it_goes_on_without_helm_and_says_so(tmp_path: Path) -> None:
-    """The same sources in a place that has no .bin, on a PATH that has no helm."""
+async def test_it_runs_without_helm_and_reports_it(tmp_path: Path) -> None:
+    """The same sources in a folder without .bin, and a PATH without helm."""
     for name in ("app", "tests", "chart"):
         (tmp_path / name).symlink_to(ROOT / name)
     async with demo("300", root=tmp_path, PATH="/nowhere") as process:
         status, out, err = await result(process)
     assert (status, err) == (0, "")
-    assert "helm is not here" in out
+    assert "Helm is not installed" in out
 
 
 async def test_it_fails_when_an_event_is_missing() -> None:
-    """A sink that swallows the posts with one kind of event while it says 200."""
-    swallowed = b'"subresource":"binding"'
+    """The sink returns 200 but discards POSTs with one kind of event."""
+    discarded = b'"subresource":"binding"'
 
     def rule(post: Post) -> Answer:
-        return Answer(delay=0.05, lose=swallowed in post.body)
+        return Answer(delay=0.05, lose=discarded in post.body)
 
     shown = io.StringIO()
-    assert any(swallowed in event for event in events.real_events())
+    assert any(discarded in event for event in events.real_events())
     status = await local.show(1500, Console(file=shown, width=120), rule=rule, patience=4)
     assert status == 1
     (row,) = [row for row in shown.getvalue().splitlines() if "│ missing" in row]
@@ -126,14 +126,14 @@ async def test_ctrl_c_ends_it_without_a_traceback_or_a_forwarder_left_behind() -
     assert not forwarder.is_running()
 
 
-async def test_it_says_why_when_the_forwarder_does_not_run() -> None:
+async def test_it_reports_why_the_forwarder_does_not_run() -> None:
     async with demo("300", VerboseLevel="5") as process:
         status, out, err = await result(process)
     assert (status, err) == (1, "")
     assert "VerboseLevel" in out
 
 
-async def test_a_real_hub_is_read_from_now_on_one_line_an_event() -> None:
+async def test_new_events_of_a_real_hub_are_printed_one_line_per_event() -> None:
     async with Server({HUB: 4}) as server:
         hub = server.hubs[HUB]
         hub.publish(0, events.envelope(events.real_events()[:1]))
@@ -161,8 +161,8 @@ async def test_a_real_hub_is_read_from_now_on_one_line_an_event() -> None:
     assert server.keys.popitem()[1] not in "".join(lines) + out
 
 
-async def test_a_reader_of_a_real_hub_never_disturbs_the_owner_of_its_consumer_group() -> None:
-    """Beside an owner it is refused, or leaves when one comes, and says what to do."""
+async def test_reading_a_real_hub_never_affects_the_owner_of_its_consumer_group() -> None:
+    """It is refused if there is an owner, ends when one attaches, and prints a remedy."""
     async with Server({HUB: 2}) as server:
         connection = server.connection_string(HUB)
         owner = EventHubConsumerClient.from_connection_string(connection, "$Default")
@@ -176,51 +176,53 @@ async def test_a_reader_of_a_real_hub_never_disturbs_the_owner_of_its_consumer_g
 
         async def attached(epochs: set[int | None]) -> None:
             await until(
-                lambda: [r.epoch for r in server.receivers] == [*epochs, *epochs]  # one a partition
+                lambda: (
+                    [r.epoch for r in server.receivers] == [*epochs, *epochs]
+                )  # one per partition
             )
 
-        async with demo(EhubNamespaceConnectionString=connection) as early:
+        async with demo(EhubNamespaceConnectionString=connection) as first:
             await attached({None})
             owning = asyncio.create_task(own())
-            status, out, _ = await result(early)
+            status, out, _ = await result(first)
             assert (status, "ConsumerGroup=NAME make demo" in out) == (1, True)
         await attached({0})
         before = set(server.receivers)
-        async with demo(EhubNamespaceConnectionString=connection) as late:
-            status, out, _ = await result(late)
+        async with demo(EhubNamespaceConnectionString=connection) as second:
+            status, out, _ = await result(second)
             assert (status, "ConsumerGroup=NAME make demo" in out) == (1, True)
         server.hubs[HUB].groups.add("demo")
-        async with demo(EhubNamespaceConnectionString=connection, ConsumerGroup="demo") as beside:
+        async with demo(EhubNamespaceConnectionString=connection, ConsumerGroup="demo") as other:
             await until(lambda: len(server.receivers) == 4)
             server.hubs[HUB].publish(0, events.envelope(events.real_events()[:1]))
-            assert beside.stdout
-            lines = [await beside.stdout.readline() for _ in range(3)]
+            assert other.stdout
+            lines = [await other.stdout.readline() for _ in range(3)]
             assert b"watch admin secrets" in lines[2]
         await until(lambda: bool(received))
-        assert before <= server.receivers, "the owner's links are the ones it had"
+        assert before <= server.receivers, "the owner's links were replaced"
         owning.cancel()
         await asyncio.gather(owning, return_exceptions=True)
         await owner.close()
 
 
 @pytest.mark.parametrize(
-    ("connection", "status", "said"),
+    ("connection", "status", "reported"),
     [
         ("Endpoint=sb://x;SharedAccessKey=geheim", 2, "SharedAccessKeyName"),
-        (AWAY, 1, "does not answer"),
+        (UNREACHABLE, 1, "does not respond"),
     ],
 )
-async def test_a_hub_that_cannot_be_read_is_said_in_a_line(
-    connection: str, status: int, said: str
+async def test_a_hub_that_cannot_be_read_is_reported_in_one_line(
+    connection: str, status: int, reported: str
 ) -> None:
     async with demo(EhubNamespaceConnectionString=connection) as process:
         found, out, err = await result(process)
     assert found == status
-    assert said in out
+    assert reported in out
     assert "geheim" not in out + err
     assert "Traceback" not in out + err
 
 
-def test_a_line_is_harmless_to_a_terminal() -> None:
+def test_a_line_has_no_control_characters() -> None:
     body = rb'{"auditID":"a","stage":"Panic","verb":"get","user":{"username":"\u001b[2J\nx\u202e"}}'
     assert line(Event(body, "")).replace("\N{REPLACEMENT CHARACTER}", "?") == "- get ?[2J?x? - - 0"

@@ -56,14 +56,14 @@ def _network(causes: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _filled(remedy: str, texts: dict[str, str]) -> str:
-    """Fill in the texts that a remedy refers to."""
+    """Replace references in a remedy with their texts."""
     while found := re.search(r"{(rights|keys|connection|federate|signature)}", remedy):
         remedy = remedy.replace(found[0], texts[found[1]])
     return remedy
 
 
 def _shown(text: str) -> str:
-    """Write names in capital letters, and commands as code."""
+    """Format placeholders in capital letters and commands as code."""
     text = text.replace("{hub_option}", " --eventhub-name {hub}").replace("{level}", "eventhub")
     text = text.replace("AADSTS{code}", "AADSTS…").replace("; tried {tried}", "")
     text = re.sub(r"\{(\w+)\}", lambda name: name[1].upper(), text).replace("|", "\\|")
@@ -71,7 +71,7 @@ def _shown(text: str) -> str:
 
 
 def written(page: str) -> str:
-    """Return the page with the tables of now."""
+    """Return the page with up-to-date tables."""
     found, number = _BETWEEN.subn(lambda marks: marks[1] + table() + marks[2], page)
     if number != 1:
         raise ValueError("operations.md has no <!-- causes --> marks")

@@ -23,7 +23,7 @@ BLOCKS = [
     for document in PAGES
     for step in steps.blocks(document.read_text())
 ]
-# What the commands' variables stand for.
+# Example values for the variables in commands.
 EXAMPLES = {
     "CONNECTION_STRING": "Endpoint=sb://a.servicebus.windows.net/;SharedAccessKeyName=a;"
     "SharedAccessKey=YQ==;EntityPath=insights-logs-kube-audit",
@@ -36,7 +36,7 @@ EXAMPLES = {
 
 
 def shown(default: object) -> str:
-    """Write a setting's default as a user would type it."""
+    """Format a setting's default as a user would type it."""
     match default:
         case None | ():
             return ""
@@ -59,22 +59,22 @@ def test_settings_table_has_every_variable_with_its_default() -> None:
     } == rows
 
 
-def test_the_front_page_is_one() -> None:
+def test_the_front_page_is_short_and_links_to_all_pages() -> None:
     assert page("README.md").count("\n") < 300
     mentioned = {ROOT / path for path in re.findall(r"\]\(([^):#]+)", page("README.md"))}
     assert {one for one in PAGES if one.is_relative_to(ROOT / "chart" / "docs")} <= mentioned
 
 
-def test_the_table_of_causes_is_that_of_the_code() -> None:
+def test_the_table_of_causes_matches_the_code() -> None:
     text = page("operations.md")
     assert causes.written(text) == text, "run make docs"
 
 
-def test_pages_are_no_part_of_the_packaged_chart() -> None:
+def test_pages_are_not_in_the_packaged_chart() -> None:
     assert "/docs/" in (chart.CHART / ".helmignore").read_text().splitlines()
 
 
-def test_version_is_that_of_the_chart_and_has_a_changelog_entry() -> None:
+def test_version_matches_the_chart_and_has_a_changelog_entry() -> None:
     found = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
     assert __version__ == found["appVersion"]
     assert f"\n## [{found['version']}]" in (ROOT / "CHANGELOG.md").read_text()
@@ -83,7 +83,7 @@ def test_version_is_that_of_the_chart_and_has_a_changelog_entry() -> None:
 
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_relative_links_lead_to_files_and_headings(document: Path) -> None:
+def test_relative_links_point_to_files_and_headings(document: Path) -> None:
     links = re.findall(r"\]\(([^):]+)\)", prose(document.read_text()))
     missing = []
     for link in links:
@@ -142,16 +142,18 @@ def test_the_commands_that_are_run_on_a_cluster_are_documented() -> None:
 
 @pytest.mark.parametrize("part", steps.PARTS)
 @pytest.mark.parametrize("ask", [True, False])
-def test_make_azure_has_a_program_that_bash_can_read(part: str, *, ask: bool) -> None:
+def test_make_azure_prints_a_program_that_bash_can_parse(part: str, *, ask: bool) -> None:
     program = steps.program(
         steps.of(page("azure.md"), part), {"GROUP": "mine", "HOME": "/"}, ask=ask
     )
     assert "\nGROUP=mine  " in program
-    read = subprocess.run(["bash", "-n"], input=program, capture_output=True, text=True, check=True)
-    assert read.stderr == ""
+    parsed = subprocess.run(
+        ["bash", "-n"], input=program, capture_output=True, text=True, check=True
+    )
+    assert parsed.stderr == ""
 
 
-def test_make_azure_stops_where_a_step_that_costs_money_is_not_wanted(tmp_path: Path) -> None:
+def test_make_azure_stops_when_a_step_that_costs_money_is_declined(tmp_path: Path) -> None:
     (tmp_path / "az").write_text('#!/bin/sh\necho "$*" >>"$0.called"\n')
     (tmp_path / "az").chmod(0o755)
     subprocess.run(
@@ -185,7 +187,7 @@ def helm_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("document", "command"), helm_commands())
 def test_the_chart_renders_what_every_helm_command_sets(document: str, command: str) -> None:
-    """With `--reuse-values`, on top of what the first command of all set."""
+    """With `--reuse-values`, together with the values of the first command."""
     expanded = subprocess.run(
         ["bash", "-euc", f"printf '%s\\0' {command}"],
         env={"PATH": os.environ["PATH"], **EXAMPLES},
@@ -207,7 +209,7 @@ def test_the_chart_renders_what_every_helm_command_sets(document: str, command: 
     assert chart.render(*before, *(word for pair in given for word in pair)), document
 
 
-def test_the_chart_tells_artifact_hub_what_the_changelog_says() -> None:
+def test_the_artifact_hub_annotations_match_the_changelog() -> None:
     found = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
     annotations = {name: yaml.safe_load(text) for name, text in found["annotations"].items()}
     changelog = (ROOT / "CHANGELOG.md").read_text()
@@ -246,7 +248,7 @@ def test_examples_for_argo_cd_and_flux_set_values_of_the_chart(tmp_path: Path) -
     assert source == {"kind": "GitRepository", "name": objects["GitRepository"]["metadata"]["name"]}
 
 
-def test_blocks_of_values_are_values_of_the_chart(tmp_path: Path) -> None:
+def test_values_in_the_documentation_are_values_of_the_chart(tmp_path: Path) -> None:
     text = "".join(page(name) for name in ("sinks.md", "audit-policy.md"))
     found = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert found

@@ -162,7 +162,9 @@ class FaultEnvironment(Environment):
             return published.isdisjoint(self.ledger.unsettled())
 
         await eventually(
-            accounted, lambda: f"events are not settled: {self.ledger.open_places()}", seconds
+            accounted,
+            lambda: f"events are not settled: {self.ledger.unsettled_positions()}",
+            seconds,
         )
         stored: Stored = {}
 

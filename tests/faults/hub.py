@@ -140,10 +140,10 @@ async def is_recreated(env: FaultEnvironment, seconds: float) -> None:
     """The hub is deleted and made again, with numbers that soon are where the old ones were."""
     env.remade = time.time() - 0.1
     env.server.recreate(HUB)
-    gone = env.ledger.remade()
+    gone = env.ledger.hub_recreated()
     env.ledger.publish(600, per_message=2)  # where the old offset points, others stand behind
     await asyncio.sleep(seconds)
-    env.ledger.arrived(gone)
+    env.ledger.drop_undelivered(gone)
     env.ledger.restarted({})  # receivers may have gone on in it before that was noticed
 
 
@@ -170,5 +170,5 @@ async def forgets(env: FaultEnvironment, seconds: float) -> None:
     await asyncio.sleep(seconds)
     for log in env.hub.partitions:
         log.expire(log.last - 1)
-    env.ledger.forgotten()
+    env.ledger.messages_expired()
     await env.start()

@@ -1,7 +1,7 @@
-"""What tests share: the local hub and its peers, a sink, processes, a ledger of what happened."""
+"""Test helpers: a local hub, sinks, storage accounts, child processes, and the ledger."""
 
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-"""The checkout."""
+"""Root of the repository."""

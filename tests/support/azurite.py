@@ -1,4 +1,4 @@
-"""The storage emulator azurite, its blob service alone, as an async context manager."""
+"""The blob service of Azurite, the Azure Storage emulator, as an async context manager."""
 
 import asyncio
 import os
@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 _PACKAGES = Path(__file__).parents[2] / ".bin" / "js" / "node_modules"
-# The account of every storage emulator: public, documented by Microsoft, no secret.
+# The well-known account of the emulator, documented by Microsoft. Not a secret.
 _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _START = 60.0  # seconds
 
 
 class Azurite:
-    """A running blob service; pause() makes it hang with its connections open."""
+    """A running blob service. pause() suspends it; its connections stay open."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
@@ -29,36 +29,36 @@ class Azurite:
 
     @property
     def connection_string(self) -> str:
-        """What a storage client is given."""
+        """The connection string for storage clients."""
         return (
             f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};"
             f"BlobEndpoint={self.account_url};"
         )
 
     def pause(self) -> None:
-        """Stop answering."""
+        """Suspend the process (SIGSTOP)."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Answer again, what came meanwhile too."""
+        """Resume the process (SIGCONT). It then responds to pending requests."""
         os.kill(self._pid, signal.SIGCONT)
 
 
 @asynccontextmanager
 async def azurite(port: int = 0) -> AsyncIterator[Azurite]:
-    """Start azurite on a port, or a free one, with an empty store; stop it at the end."""
+    """Start azurite with an empty store, on this port or a free one; stop it on exit."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         "node", _PACKAGES / "azurite/dist/src/blob/main.js", "--blobPort", str(port),
         "--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
-        stdout=asyncio.subprocess.DEVNULL,  # --silent is not
-        start_new_session=True,  # or the kernel ends it, if paused, with the shell of its group
+        stdout=asyncio.subprocess.DEVNULL,  # --silent still prints
+        start_new_session=True,  # a paused process dies with its group's shell
     )  # fmt: skip
     store = Azurite(port, process.pid)
     try:
-        await _answers(port, process)
+        await _wait_until_listening(port, process)
         yield store
     finally:
         with suppress(ProcessLookupError):
@@ -67,7 +67,7 @@ async def azurite(port: int = 0) -> AsyncIterator[Azurite]:
         await process.wait()
 
 
-async def _answers(port: int, process: asyncio.subprocess.Process) -> None:
+async def _wait_until_listening(port: int, process: asyncio.subprocess.Process) -> None:
     async with asyncio.timeout(_START):
         while process.returncode is None:
             with suppress(OSError):

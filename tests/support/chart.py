@@ -1,4 +1,4 @@
-"""The chart as helm renders it, and the environment that its pod gets."""
+"""Renders the chart with Helm, and reads the environment of its pod."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ HOME = "https://github.com/aks-audit/aks-audit"
 DEFAULT = CHART / "ci" / "default-values.yaml"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 
-# What a cluster with the Prometheus Operator and KEDA serves; `helm template` asks none.
+# APIs of the Prometheus Operator and KEDA: `helm template` does not connect to a cluster.
 APIS = (
     "monitoring.coreos.com/v1/PodMonitor",
     "monitoring.coreos.com/v1/PrometheusRule",
@@ -27,24 +27,24 @@ Manifest: TypeAlias = dict[str, Any]
 
 
 def find_helm() -> str | None:
-    """Return the path of helm: the pinned one, else the machine's."""
+    """Return the path of helm: the pinned one, or the one on PATH."""
     return shutil.which(ROOT / ".bin" / "helm") or shutil.which("helm")
 
 
 def helm(*arguments: str | Path) -> str:
-    """Run helm; CalledProcessError holds what it says on standard error."""
+    """Run helm, return its standard output; CalledProcessError has its standard error."""
     command = [find_helm() or "helm", *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def template(*arguments: str | Path, chart: Path = CHART) -> str:
-    """Return the text of the release aks-audit; arguments as for `helm template`."""
+    """Render the release aks-audit as text; arguments as for `helm template`."""
     release = ("aks-audit", chart, "--namespace", "sysdig-agent", "--api-versions", ",".join(APIS))
     return helm("template", *release, *arguments)
 
 
 def render(*arguments: str | Path, chart: Path = CHART) -> list[Manifest]:
-    """Return the manifests of the release aks-audit; arguments as for `helm template`."""
+    """Render the release aks-audit as manifests; arguments as for `helm template`."""
     text = template(*arguments, chart=chart)
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
@@ -66,7 +66,7 @@ def environment(
 ) -> dict[str, str]:
     """Resolve the container's environment as the kubelet does: the last source of a name wins.
 
-    `existing` are the Secrets that the chart does not make: contents by name.
+    `existing` has the Secrets that the chart does not create: data by name.
     """
     manifests = list(manifests)
     config = {item["metadata"]["name"]: item["data"] for item in of_kind(manifests, "ConfigMap")}
@@ -87,36 +87,36 @@ def environment(
 
 
 def mounted_files(manifests: Iterable[Manifest]) -> list[str]:
-    """Return the paths of all files that come from Secrets, existing ConfigMaps and a CSI driver.
+    """Return the paths of all files mounted from Secrets, existing ConfigMaps and a CSI driver.
 
-    The chart does not know what the driver mounts: those are the files that the environment names.
+    The chart does not know which files the driver mounts: they are taken from the settings.
     """
     manifests = list(manifests)
     spec = pod(manifests)
     (container,) = spec["containers"]
-    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    mount_paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     projected = [
-        f"{places[volume['name']]}/{item['path']}"
+        f"{mount_paths[volume['name']]}/{item['path']}"
         for volume in spec["volumes"]
         for source in volume.get("projected", {}).get("sources", [])
         for kind in ("secret", "configMap")
         for item in source.get(kind, {}).get("items", [])
     ]
-    driven = [f"{places[volume['name']]}/" for volume in spec["volumes"] if "csi" in volume]
+    driven = [f"{mount_paths[volume['name']]}/" for volume in spec["volumes"] if "csi" in volume]
     (config,) = (one for one in of_kind(manifests, "ConfigMap") if "ConsumerGroup" in one["data"])
     return projected + [
-        text for text in config["data"].values() for place in driven if text.startswith(place)
+        text for text in config["data"].values() for path in driven if text.startswith(path)
     ]
 
 
 def mounted_config(manifests: Iterable[Manifest]) -> dict[str, str]:
-    """Return the paths and contents of all files that come from ConfigMaps."""
+    """Return path and content of all files mounted from ConfigMaps."""
     manifests = list(manifests)
     config = {item["metadata"]["name"]: item["data"] for item in of_kind(manifests, "ConfigMap")}
     (container,) = pod(manifests)["containers"]
-    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    mount_paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     return {
-        f"{places[volume['name']]}/{key}": text
+        f"{mount_paths[volume['name']]}/{key}": text
         for volume in pod(manifests)["volumes"]
         if "configMap" in volume
         for key, text in config[volume["configMap"]["name"]].items()

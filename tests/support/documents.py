@@ -23,7 +23,7 @@ def page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """Return what is below a heading, to the next one of its level or a higher one."""
+    """Return the text of a section, up to the next heading of its level or a higher one."""
     found = re.search(rf"^(#+) {re.escape(heading)}\n(.*)", text, re.MULTILINE | re.DOTALL)
     assert found, f"there is no heading '{heading}'"
     return re.split(rf"^#{{1,{len(found[1])}}} ", found[2], maxsplit=1, flags=re.MULTILINE)[0]

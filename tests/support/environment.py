@@ -1,4 +1,4 @@
-"""A hub and a sink in this process, and forwarders between them as children of it."""
+"""A hub and a sink in this process, and forwarders as child processes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -13,10 +13,10 @@ from support.ledger import Ledger
 from support.process import Forwarder
 from support.webhook import Webhook
 
-APP = Path(forwarder.__file__).parents[1]  # the one that tests import, a changed copy perhaps
+APP = Path(forwarder.__file__).parents[1]  # in mutation tests, a mutated copy
 CHILD = Path(__file__).with_name("child")
-"""A folder for PYTHONPATH that lets tests change a forwarder from within."""
-# Intervals are as short as keeps the behaviour, so that no test waits for a clock.
+"""A folder for PYTHONPATH: its `sitecustomize` injects faults into a forwarder."""
+# Short intervals, so that tests do not wait for timers.
 _QUICK = {
     "CheckpointInterval": "0.2",
     "LoadBalancingInterval": "0.5",
@@ -28,7 +28,7 @@ _QUICK = {
 
 
 class Environment:
-    """A running hub and sink, the ledger between them, and how to start a forwarder there."""
+    """A running hub and sink, the ledger that compares them, and forwarders to start."""
 
     def __init__(self, server: Server, webhook: Webhook, state: Path) -> None:
         self.server = server
@@ -38,11 +38,11 @@ class Environment:
 
     @property
     def hub(self) -> Hub:
-        """The hub that forwarders read."""
+        """The event hub that forwarders read."""
         return self.server.hubs[HUB]
 
     def settings(self, state: Path | None = None, **settings: str) -> Mapping[str, str]:
-        """Return the environment of a forwarder."""
+        """Return the environment variables of a forwarder."""
         state = state or self.state
         self.ledger.states.add(state)
         return {
@@ -58,15 +58,15 @@ class Environment:
         return Forwarder(self.settings(state, **settings), app=APP)
 
     def replica(self, name: str, azurite: Azurite, **settings: str) -> Forwarder:
-        """Return a forwarder with a store that it shares with others."""
+        """Return a forwarder that shares a storage account with other replicas."""
         shared = {"BlobStorageConnectionString": azurite.connection_string, **settings}
         return self.forwarder(self.state / name, **shared)
 
     @asynccontextmanager
     async def traffic(self, per_second: int = 500, *, refuse: int = 0) -> AsyncIterator[None]:
-        """Publish events, ten a message, as long as the block runs.
+        """Publish events, ten per message, while the block runs.
 
-        At most 20 s of them wait: a busy machine could never catch up.
+        At most 20 s of events are pending: otherwise a busy machine would never catch up.
         """
         ledger, taken = self.ledger, self.webhook.taken
 
@@ -87,6 +87,6 @@ class Environment:
 
 @asynccontextmanager
 async def environment(state: Path, partitions: int = 4) -> AsyncIterator[Environment]:
-    """Start hub and sink; `state` is the forwarders' state directory."""
+    """Start a hub and a sink; `state` is the state directory of the forwarders."""
     async with Server({HUB: partitions}) as server, Webhook() as webhook:
         yield Environment(server, webhook, state)

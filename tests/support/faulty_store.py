@@ -1,4 +1,4 @@
-"""A storage account that can be told to misbehave: azurite behind a proxy."""
+"""A storage account with injectable faults: azurite behind an HTTP proxy."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,19 +14,19 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 
 class FaultyStore:
-    """A storage account; forwarders are given `front`, and `back` always answers."""
+    """A storage account. Forwarders use `front`; `back` has no faults."""
 
     def __init__(self, back: Azurite, client: aiohttp.ClientSession) -> None:
         self.back = back
         self.front = Azurite(0, 0)
         self.status = 0
-        """The answer to every request that changes something, instead of the store's own."""
+        """Status returned for every PUT and DELETE instead of the store's own; 0 for none."""
         self.refused_path = ""
-        """Changes of blobs whose path has this in it are refused."""
+        """PUT and DELETE of blobs whose path contains this are refused with 503."""
         self.unlisted = 0
-        """How many listings of checkpoints are still to be refused."""
+        """Number of next listings of checkpoints that are refused with 503."""
         self.delay = 0.0
-        """Seconds before any answer."""
+        """Seconds before each response."""
         self._client = client
         self._runner: web.ServerRunner | None = None
 
@@ -36,8 +36,8 @@ class FaultyStore:
         return self.back.connection_string.split("AccountKey=")[1].split(";")[0]
 
     async def start(self) -> None:
-        """Listen; after a stop, on the same port."""
-        self._runner = web.ServerRunner(web.Server(self._pass), shutdown_timeout=0.01)
+        """Start to listen; after a stop, on the same port."""
+        self._runner = web.ServerRunner(web.Server(self._forward), shutdown_timeout=0.01)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.front.port).start()
         self.front.port = self._runner.addresses[0][1]
@@ -47,7 +47,7 @@ class FaultyStore:
         if self._runner:
             await self._runner.cleanup()
 
-    async def _pass(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         if self.delay:
             await asyncio.sleep(self.delay)
@@ -63,10 +63,10 @@ class FaultyStore:
             url,
             headers=request.headers,
             data=body or None,
-            skip_auto_headers=["Content-Type"],  # it is part of what is signed
-        ) as answer:
-            headers = [(k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP]
-            return web.Response(status=answer.status, headers=headers, body=await answer.read())
+            skip_auto_headers=["Content-Type"],  # part of the signature
+        ) as response:
+            headers = [(k, v) for k, v in response.headers.items() if k.lower() not in _HOP_BY_HOP]
+            return web.Response(status=response.status, headers=headers, body=await response.read())
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What tests ask of a forwarder, be it in this process or a child: log, metrics, stored state."""
+"""What tests read of a forwarder, in this process or a child: log, metrics, stored state."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ HUB = "insights-logs-kube-audit"
 OUTCOMES = {"delivered", "dead_lettered", "skipped", "filtered", "dropped"}
 
 
-# A port is taken some time before its process listens: each worker of pytest-xdist has its own, in
-# turn, outside of the ephemeral range.
+# A port is chosen some time before its process listens. To avoid collisions, each worker of
+# pytest-xdist has a range of its own, outside of the ephemeral ports.
 _PORTS = 2_000
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _numbers = itertools.count(random.randrange(_PORTS))
@@ -41,7 +41,7 @@ class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read Prometheus' text format."""
+        """Parse the Prometheus text format."""
         return cls(
             ((sample.name, frozenset(sample.labels.items())), sample.value)
             for family in text_string_to_metric_families(text)
@@ -49,7 +49,7 @@ class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
         )
 
     def total(self, name: str, **labels: str) -> float:
-        """Sum the samples of this name that carry these labels."""
+        """Sum the samples of this name that have these labels."""
         return sum(v for (n, have), v in self.items() if n == name and labels.items() <= have)
 
 
@@ -116,7 +116,7 @@ class Harness:
         return (await self.metrics()).total(f"aks_audit_{name}", **labels)
 
     async def outcomes(self) -> dict[str, int]:
-        """Return what became of records; the sum must be all of them once none is in flight."""
+        """Return the number of records by outcome, which must add up to all records."""
         samples = await self.metrics()
         counts = {
             one: int(samples.total("aks_audit_events_total", outcome=one)) for one in OUTCOMES
@@ -158,7 +158,7 @@ class Harness:
         await self.until(answers, timeout)
 
     async def _change(self) -> None:
-        """Wait a moment before a condition is looked at again."""
+        """Wait before a condition is checked again."""
         await asyncio.sleep(0.02)
 
     def _tail(self) -> str:

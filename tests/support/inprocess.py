@@ -1,4 +1,4 @@
-"""The forwarder in the test's own process: all of it, or only what comes after the hub."""
+"""The forwarder in the test's own process: complete, or only the part after the hub."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ class _Logged(Harness):
 
 
 class DeliveryOnly(_Logged):
-    """Everything that comes after the hub: partitions, sink, dead letters, metrics."""
+    """The part after the hub: partitions, sink, dead letters, metrics."""
 
     def __init__(self, settings: Settings, stream: IO[str]) -> None:
         super().__init__(settings, stream)
@@ -59,18 +59,18 @@ class DeliveryOnly(_Logged):
         self.partitions: dict[str, Partition] = {}
 
     async def take(self, body: bytes, partition: str = "0") -> None:
-        """Take the partition's next message, as the source does."""
-        taker = self.partitions.setdefault(partition, Partition(partition, self.context))
-        number = taker.last_received.sequence_number + 1 if taker.last_received else 0
+        """Submit the next message of a partition, as the consumer does."""
+        target = self.partitions.setdefault(partition, Partition(partition, self.context))
+        number = target.last_received.sequence_number + 1 if target.last_received else 0
         await self.buffer.acquire(len(body))
-        taker.submit(
+        target.submit(
             Message(number, str(number), time.time(), len(body)),
             unpack(body, self.settings.categories),
         )
-        taker.dispatch()
+        target.dispatch()
 
     async def drain(self) -> None:
-        """Wait until everything taken is settled."""
+        """Wait until all submitted messages are settled."""
         async with asyncio.timeout(90):
             for partition in self.partitions.values():
                 await partition.drain()
@@ -91,7 +91,7 @@ class InProcess(_Logged):
         return "the forwarder ended" if self._task.done() else ""
 
     async def stop(self) -> None:
-        """Stop as at SIGTERM."""
+        """Stop as on SIGTERM."""
         self._stop.set()
         async with asyncio.timeout(90):
             await self._task
@@ -121,7 +121,7 @@ async def delivering(url: str, state: Path, **variables: str) -> AsyncIterator[D
 async def forwarding(
     server: Server, url: str, state: Path, **variables: str
 ) -> AsyncIterator[InProcess]:
-    """Forward from this server's hub to this sink, with these environment variables besides."""
+    """Forward from this server's hub to this sink; `variables` override the defaults."""
     short = {"HttpPort": str(free_port()), "LoadBalancingInterval": "1", "ShutdownGrace": "0.2"}
     settings = _settings(server.connection_string(), url, state, short | variables)
     with _log(settings) as stream:
@@ -147,7 +147,7 @@ def _settings(connection: str, url: str, state: Path, variables: dict[str, str])
 
 @contextmanager
 def _log(settings: Settings) -> Iterator[IO[str]]:
-    """Collect the log in a file, which stays readable after the block."""
+    """Write the log to a file that stays readable after the block."""
     stream = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after the block
     try:
         with contextlib.redirect_stdout(stream):

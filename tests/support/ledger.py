@@ -1,4 +1,4 @@
-"""What was published and what became of it: the oracle of every fault test."""
+"""Compares what was published with what was delivered: the check of every fault test."""
 
 import json
 import re
@@ -19,7 +19,7 @@ OUTCOMES = ("delivered", "dead_lettered", "skipped", "filtered", "dropped")
 
 
 class Entry(NamedTuple):
-    """A published event, byte for byte, and its message's place in the hub."""
+    """A published event, byte for byte, and the position of its message in the hub."""
 
     partition: str
     sequence_number: int
@@ -27,18 +27,18 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """Publishes real events, keeps their accounts, and judges by auditID and stage."""
+    """Publishes real events and checks their outcome; auditID and stage identify an event."""
 
     def __init__(self, hub: Callable[[], Hub], webhook: Webhook) -> None:
         self.published: dict[Key, Entry] = {}
         self.refused: set[Key] = set()
-        """Events that the sink answers with 400."""
+        """Events that the sink rejects with 400."""
         self.states: set[Path] = set()
         """State directories, where dead letters are kept."""
         self.lost: set[tuple[str, int]] = set()
-        """Partition and number of messages that the hub forgot before they were delivered."""
+        """Partition and sequence number of messages that expired before they were delivered."""
         self.blobs: dict[str, bytes] = {}
-        """Dead letters in a storage account, as they were read last."""
+        """Dead-letter blobs of the storage account, as last read."""
         self._hub = hub
         self._webhook = webhook
         self._audit_ids: set[bytes] = set()
@@ -56,9 +56,9 @@ class Ledger:
         refuse: int = 0,
         templates: Sequence[bytes] | None = None,
     ) -> None:
-        """Publish events made of templates, a message to each partition in turn or all to one.
+        """Publish events built from templates, to all partitions in turn or to a single one.
 
-        Every `refuse`-th of them is one that the sink refuses.
+        The sink rejects every `refuse`-th of them.
         """
         hub = self._hub()
         for message in events.messages(count, per_message=per_message, events=templates):
@@ -72,17 +72,17 @@ class Ledger:
                     self._audit_ids.add(name[0].encode())
 
     def answer(self, post: Post) -> int:
-        """Return the sink's status for a post: it refuses what it was published to refuse."""
+        """Return the sink's status for a POST: 400 if it contains an event to reject."""
         return 200 if self._audit_ids.isdisjoint(_AUDIT_ID.findall(post.body)) else 400
 
     def dead(self) -> Counter[Key]:
-        """Return the events that were kept as dead letters, in directories or in blobs."""
+        """Return the events in dead letters, in state directories and in blobs."""
         files = [one for state in self.states for one in (state / "deadletters").rglob("*.jsonl")]
-        found = Counter(name for file in files for name in self._letters(file))
+        found = Counter(name for file in files for name in self._dead_letters(file))
         return found + Counter(name for blob in self.blobs.values() for name in _names(blob))
 
-    def _letters(self, file: Path) -> list[Key]:
-        """Return what a file of dead letters holds; it is read again when it has changed."""
+    def _dead_letters(self, file: Path) -> list[Key]:
+        """Return the events in a dead-letter file; it is read again only if it has changed."""
         try:
             stat = file.stat()
             version = (stat.st_mtime_ns, stat.st_size)
@@ -96,12 +96,12 @@ class Ledger:
         """Return the events that are neither delivered nor dead letters."""
         return self.published.keys() - self._webhook.taken.keys() - self.dead().keys()
 
-    def open_places(self) -> list[tuple[str, int, bool]]:
-        """Return partition, sequence number and whether the sink refuses it, of what is open."""
+    def unsettled_positions(self) -> list[tuple[str, int, bool]]:
+        """List partition, sequence number and whether the sink rejects it, of unsettled events."""
         unsettled = self.unsettled()
         return sorted((*self.published[name][:2], name in self.refused) for name in unsettled)
 
-    async def settled(self, timeout: float = 90) -> None:  # noqa: ASYNC109 - tells what is missing
+    async def settled(self, timeout: float = 90) -> None:  # noqa: ASYNC109 - reports what is missing
         """Wait until every published event is accounted for."""
         taken = self._webhook.taken
         await self._webhook.until(
@@ -110,11 +110,11 @@ class Ledger:
         )
 
     def restarted(self, stored: Stored) -> None:
-        """Note that a reader started at these checkpoints: what lies behind them may come again."""
+        """Note that a reader started at these checkpoints: later messages may be duplicates."""
         self._restarts.append((stored, {log.id: log.last for log in self._hub().partitions}))
 
-    def forgotten(self) -> None:
-        """Note that the hub has forgotten messages: those not yet delivered are to be counted."""
+    def messages_expired(self) -> None:
+        """Note that messages expired in the hub: undelivered ones must be counted as lost."""
         begins = {log.id: log.begin for log in self._hub().partitions}
         for name in self.unsettled():
             entry = self.published[name]
@@ -122,23 +122,25 @@ class Ledger:
                 self.lost.add(self.published.pop(name)[:2])
                 self.refused.discard(name)
 
-    def remade(self) -> dict[Key, Entry]:
-        """Note that the hub was recreated; return what was not settled, gone or on its way."""
-        gone = {name: self.published.pop(name) for name in self.unsettled()}
+    def hub_recreated(self) -> dict[Key, Entry]:
+        """Note that the hub was recreated; return the unsettled events: lost or in flight."""
+        unsettled = {name: self.published.pop(name) for name in self.unsettled()}
         self.published = {
             name: e._replace(sequence_number=-1) for name, e in self.published.items()
         }
         self._stored = {}
-        return gone
+        return unsettled
 
-    def arrived(self, gone: Mapping[Key, Entry]) -> None:
-        """Note that what has not come by now of the hub that was, never comes."""
-        came = self._webhook.taken.keys() | self.dead().keys()
-        self.published |= {n: e._replace(sequence_number=-1) for n, e in gone.items() if n in came}
-        self.refused -= gone.keys() - came
+    def drop_undelivered(self, unsettled: Mapping[Key, Entry]) -> None:
+        """Stop to expect those events of the old hub that were not delivered by now."""
+        done = self._webhook.taken.keys() | self.dead().keys()
+        self.published |= {
+            n: e._replace(sequence_number=-1) for n, e in unsettled.items() if n in done
+        }
+        self.refused -= unsettled.keys() - done
 
     def judge_checkpoints(self, stored: Stored) -> None:
-        """Assert that all before a checkpoint is settled, and that none has gone back or away."""
+        """Assert that all up to a checkpoint is settled, and that none moved back or vanished."""
         unsettled = self.unsettled()
         early = {
             name: self.published[name][:2]
@@ -154,21 +156,23 @@ class Ledger:
         self._stored = stored
 
     def judge_stop(self, stored: Stored) -> None:
-        """Assert that after a graceful stop nothing comes again, but what an earlier end left."""
+        """Assert that a graceful stop causes no duplicates beyond those of earlier crashes."""
         self.judge_checkpoints(stored)
         delivered = [(self.published[name], count) for name, count in self._webhook.taken.items()]
-        again = {
+        duplicates = {
             entry[:2]
             for entry, count in delivered
             if entry.sequence_number > stored.get(entry.partition, -1)
             and count > self._repeats(entry)
         }
-        assert not again, f"delivered, and not in the checkpoints {stored}: {sorted(again)}"
+        assert not duplicates, (
+            f"not in the checkpoints {stored}, but delivered: {sorted(duplicates)}"
+        )
 
     def classify(self, *, again: bool = False) -> None:
-        """Assert that published = delivered + dead letters, and duplicates are explained.
+        """Assert that published = delivered + dead letters, and that restarts explain duplicates.
 
-        With `again` they are explained by a sink that took events and could not say so.
+        With `again`, any duplicate is allowed: the sink accepted events without a response.
         """
         taken, dead = self._webhook.taken, self.dead()
         assert not self.unsettled(), f"{len(self.unsettled())} of {len(self.published)} missing"
@@ -185,7 +189,7 @@ class Ledger:
         assert again or not unexplained, f"duplicates that no restart explains: {unexplained}"
 
     def _repeats(self, entry: Entry) -> int:
-        """Return at how many restarts an event lay behind the checkpoint."""
+        """Return the number of restarts at which an event was after the checkpoint."""
         return sum(
             stored.get(entry.partition, -1) < entry.sequence_number <= last.get(entry.partition, -1)
             for stored, last in self._restarts
@@ -193,14 +197,14 @@ class Ledger:
 
 
 def _names(dead_letters: bytes) -> list[Key]:
-    """Return the events in lines of dead letters, the last one if it is whole."""
+    """Return the events in dead-letter lines; an incomplete last line is ignored."""
     lines = (line for line in dead_letters.splitlines(keepends=True) if line.endswith(b"\n"))
     bodies = (json.loads(line)["body"] for line in lines)
     return [key(event.encode()) for body in bodies for event in _events(body)]
 
 
 def _events(body: str) -> list[str]:
-    """Return the event of a dead letter, or those of one that is a whole message."""
+    """Return the event of a dead letter, or all of them if it is a whole message."""
     if not body.startswith('{"records"'):
         return [body]
     return [record["properties"]["log"] for record in json.loads(body)["records"]]

@@ -1,4 +1,4 @@
-"""A policy's meaning in the simplest words, slow, for the fast engine to be compared with."""
+"""A simple and slow implementation of audit policies, the reference for the fast engine."""
 
 from typing import Any
 from urllib.parse import unquote
@@ -8,19 +8,25 @@ LEVELS = ["None", "Metadata", "Request", "RequestResponse"]
 
 
 def apply(policy: Object, event: Object) -> Object | None:
-    """Return what is left of an event, None if nothing is."""
+    """Return an event as the policy leaves it, None if it is dropped."""
     for rule in policy["rules"]:
-        if not by_whom(rule, event):
+        if not matches_user(rule, event):
             continue
-        asks = any(rule.get(name) for name in ("resources", "namespaces", "nonResourceURLs"))
-        if asks and was_cut(event) and not (event.get("objectRef") and event.get("requestURI")):
+        has_target_rules = any(
+            rule.get(name) for name in ("resources", "namespaces", "nonResourceURLs")
+        )
+        if (
+            has_target_rules
+            and is_truncated(event)
+            and not (event.get("objectRef") and event.get("requestURI"))
+        ):
             return event
-        if not asks or about(rule, event):
-            return left(policy, rule, event)
+        if not has_target_rules or matches_target(rule, event):
+            return apply_rule(policy, rule, event)
     return None
 
 
-def by_whom(rule: Object, event: Object) -> bool:
+def matches_user(rule: Object, event: Object) -> bool:
     user = event["user"]
     if rule.get("users") and user.get("username") not in rule["users"]:
         return False
@@ -29,7 +35,7 @@ def by_whom(rule: Object, event: Object) -> bool:
     return not rule.get("verbs") or event["verb"] in rule["verbs"]
 
 
-def about(rule: Object, event: Object) -> bool:
+def matches_target(rule: Object, event: Object) -> bool:
     path = unquote(event.get("requestURI", "").split("?")[0])
     target = event.get("objectRef")
     if target is None:
@@ -39,14 +45,16 @@ def about(rule: Object, event: Object) -> bool:
         )
     if rule.get("nonResourceURLs"):
         return False
-    target = as_asked_for(target, event["verb"], path)
+    target = target_of_url(target, event["verb"], path)
     if rule.get("namespaces") and target.get("namespace", "") not in rule["namespaces"]:
         return False
-    return not rule.get("resources") or any(is_of(one, target) for one in rule["resources"])
+    return not rule.get("resources") or any(
+        matches_resource(one, target) for one in rule["resources"]
+    )
 
 
-def as_asked_for(target: Object, verb: str, path: str) -> Object:
-    """Return the target without what the API server took from the object in the body."""
+def target_of_url(target: Object, verb: str, path: str) -> Object:
+    """Return the target without values that the API server took from the request body."""
     if verb not in ("create", "update") or not path:
         return target
     segments = path.strip("/").split("/")
@@ -61,20 +69,20 @@ def as_asked_for(target: Object, verb: str, path: str) -> Object:
     return found
 
 
-def is_of(listed: Object, target: Object) -> bool:
-    if listed.get("group", "") != target.get("apiGroup", ""):
+def matches_resource(group: Object, target: Object) -> bool:
+    if group.get("group", "") != target.get("apiGroup", ""):
         return False
-    if not listed.get("resources"):
+    if not group.get("resources"):
         return True
-    if listed.get("resourceNames") and target.get("name", "") not in listed["resourceNames"]:
+    if group.get("resourceNames") and target.get("name", "") not in group["resourceNames"]:
         return False
     resource, subresource = target.get("resource", ""), target.get("subresource", "")
     whole = f"{resource}/{subresource}" if subresource else resource
     fits = {whole, "*", f"{resource}/*"} | ({f"*/{subresource}"} if subresource else set())
-    return bool(fits & set(listed["resources"]))
+    return bool(fits & set(group["resources"]))
 
 
-def left(policy: Object, rule: Object, event: Object) -> Object | None:
+def apply_rule(policy: Object, rule: Object, event: Object) -> Object | None:
     if rule["level"] == "None":
         return None
     if event["stage"] in [*policy.get("omitStages", []), *rule.get("omitStages", [])]:
@@ -85,8 +93,8 @@ def left(policy: Object, rule: Object, event: Object) -> Object | None:
         result.pop("requestObject", None)
     if allowed < 3:
         result.pop("responseObject", None)
-    given = LEVELS.index(event["level"]) if event.get("level") in LEVELS else 3
-    if allowed < given:
+    event_level = LEVELS.index(event["level"]) if event.get("level") in LEVELS else 3
+    if allowed < event_level:
         result["level"] = rule["level"]
     if rule.get("omitManagedFields", policy.get("omitManagedFields", False)):
         for name in ("requestObject", "responseObject"):
@@ -95,32 +103,32 @@ def left(policy: Object, rule: Object, event: Object) -> Object | None:
     return result
 
 
-def unmanaged(thing: Any) -> Any:
+def unmanaged(value: Any) -> Any:
     """Return an object, list or table without managedFields."""
-    if not isinstance(thing, dict):
-        return thing
-    thing = dict(thing)
-    if isinstance(thing.get("metadata"), dict):
-        thing["metadata"] = {k: v for k, v in thing["metadata"].items() if k != "managedFields"}
-    if isinstance(thing.get("items"), list):
-        thing["items"] = [unmanaged_item(one) for one in thing["items"]]
-    if isinstance(thing.get("rows"), list):
-        thing["rows"] = [
+    if not isinstance(value, dict):
+        return value
+    value = dict(value)
+    if isinstance(value.get("metadata"), dict):
+        value["metadata"] = {k: v for k, v in value["metadata"].items() if k != "managedFields"}
+    if isinstance(value.get("items"), list):
+        value["items"] = [unmanaged_item(one) for one in value["items"]]
+    if isinstance(value.get("rows"), list):
+        value["rows"] = [
             {**row, "object": unmanaged_item(row["object"])}
             if isinstance(row, dict) and "object" in row
             else row
-            for row in thing["rows"]
+            for row in value["rows"]
         ]
-    return thing
+    return value
 
 
-def unmanaged_item(thing: Any) -> Any:
-    if isinstance(thing, dict) and isinstance(thing.get("metadata"), dict):
-        metadata = {k: v for k, v in thing["metadata"].items() if k != "managedFields"}
-        return {**thing, "metadata": metadata}
-    return thing
+def unmanaged_item(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("metadata"), dict):
+        metadata = {k: v for k, v in value["metadata"].items() if k != "managedFields"}
+        return {**value, "metadata": metadata}
+    return value
 
 
-def was_cut(event: Object) -> bool:
+def is_truncated(event: Object) -> bool:
     annotations = event.get("annotations")
     return isinstance(annotations, dict) and annotations.get("audit.aks/truncated") == "true"

@@ -18,10 +18,10 @@ APP = Path(__file__).parents[2] / "app"
 
 
 class Forwarder(Harness):
-    """`python -m forwarder` with these settings, killed at the latest when the block ends."""
+    """`python -m forwarder` with these settings, killed when the block ends."""
 
     started: ClassVar[list["Forwarder"]] = []
-    """All of them; after each test their output is searched for keys, and the list emptied."""
+    """Forwarders whose output is searched for keys after the test."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Forwarder(Harness):
         app: Path = APP,
         within: Sequence[str] = (),
     ) -> None:
-        """Prepare it; `within` is a command that runs it and replaces itself with it."""
+        """Prepare the command; `within` is a wrapper that execs it."""
         self.port = int(settings.get("HttpPort", 0)) or free_port()
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -54,7 +54,7 @@ class Forwarder(Harness):
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=2**24,
-            start_new_session=True,  # Ctrl-C is for whoever started it
+            start_new_session=True,  # Ctrl-C must reach only the parent
         )
         Forwarder.started.append(self)
         self._readers = asyncio.gather(self._read_log(), self._read_errors())
@@ -71,7 +71,7 @@ class Forwarder(Harness):
 
     @property
     def metrics_url(self) -> str:
-        """Where its metrics are."""
+        """The URL of its metrics."""
         return f"http://127.0.0.1:{self.port}/metrics"
 
     @property
@@ -91,14 +91,14 @@ class Forwarder(Harness):
         return f"forwarder ended with {self.process.returncode}"
 
     def rss(self) -> int:
-        """Bytes of memory it holds now; 0 when it has ended."""
+        """Return its resident memory in bytes; 0 if it has ended."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.NoSuchProcess:
             return 0
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has used; 0 when it has ended."""
+        """Return the seconds of CPU that it has used; 0 if it has ended."""
         try:
             times = psutil.Process(self.pid).cpu_times()
         except psutil.NoSuchProcess:
@@ -114,7 +114,7 @@ class Forwarder(Harness):
         self._signal(signal.SIGKILL)
 
     async def wait(self, timeout: float = 120) -> int:  # noqa: ASYNC109  a child that does not end fails the test
-        """Wait for its end and for the last of its output; the exit status, -9 if killed."""
+        """Wait until it ends and its output is read; return the exit status, -9 if killed."""
         async with asyncio.timeout(timeout):
             status = await self.process.wait()
             await self._readers

@@ -1,4 +1,4 @@
-"""A real Prometheus, and promtool: the pinned ones that `make tools` builds, else the machine's."""
+"""A real Prometheus, and promtool: those that `make tools` builds, or those on PATH."""
 
 import asyncio
 import contextlib
@@ -29,17 +29,17 @@ class Prometheus:
         self._url = url
 
     async def get(self, path: str, **parameters: str) -> Any:
-        """Ask its HTTP API; the answer's data."""
+        """Call its HTTP API; return `data` of the response."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self._url}/api/v1/{path}", params=parameters) as response,
         ):
-            answer = await response.json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
+            content = await response.json()
+        assert content["status"] == "success", content
+        return content["data"]
 
     async def query(self, expression: str) -> list[float]:
-        """Return the values of an instant query, without those that are not a number."""
+        """Return the values of an instant query, without NaN."""
         found = (await self.get("query", query=expression))["result"]
         values = [float(one["value"][1]) for one in found]
         return [value for value in values if value == value]  # noqa: PLR0124 - NaN is not itself
@@ -47,11 +47,11 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus(
-    place: Path, target: str, rules: Path, **labels: str
+    folder: Path, target: str, rules: Path, **labels: str
 ) -> AsyncIterator[Prometheus]:
-    """Run Prometheus with its data in `place`; it scrapes HOST:PORT, with these labels added."""
+    """Run Prometheus with its data in `folder`; it scrapes HOST:PORT, with these labels added."""
     program = tool("prometheus")
-    config = place / "prometheus.yaml"
+    config = folder / "prometheus.yaml"
     scrape = {"job_name": "forwarder", "static_configs": [{"targets": [target], "labels": labels}]}
     intervals = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"}
     config.write_text(
@@ -63,7 +63,7 @@ async def prometheus(
     process = await asyncio.create_subprocess_exec(
         program,
         f"--config.file={config}",
-        f"--storage.tsdb.path={place / 'data'}",
+        f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
         "--log.level=warn",
     )

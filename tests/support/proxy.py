@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback: CONNECT and absolute URIs, with or without a login."""
+"""An HTTP proxy on loopback: CONNECT and absolute URIs, with or without authentication."""
 
 import asyncio
 from base64 import b64encode
@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards to the hosts of `routes` ("HOST:PORT") only; `asked` has what it was asked for."""
+    """Forwards only to the hosts in `routes` ("HOST:PORT"); `asked` has the requested hosts."""
 
     def __init__(self, *, login: str = "", status: int = 0) -> None:
-        """Expect a `login` of user:password; refuse everything with a `status`."""
+        """Require `login`, user:password; with a `status`, refuse every request with it."""
         self.login = login
         self.status = status
         self.routes: dict[str, tuple[str, int]] = {}
@@ -27,7 +27,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Its URL without a login."""
+        """Its URL without credentials."""
         return f"http://127.0.0.1:{self.port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Looks into checkpoint stores from outside, as an operator would."""
+"""Reads checkpoint stores from outside of the forwarder."""
 
 import json
 import sqlite3
@@ -15,7 +15,7 @@ from support.azurite import Azurite
 CONTAINER = "kubeauditlogcontainer"
 
 Stored = dict[str, int]
-"""A partition's checkpoint by its id: the sequence number up to which all is settled."""
+"""Checkpoints by partition ID: the sequence number up to which everything is settled."""
 
 SCOPE = {
     "fully_qualified_namespace": "Demo.servicebus.windows.net",
@@ -25,9 +25,9 @@ SCOPE = {
 
 
 def embedded(state: Path, since: float = 0) -> Stored:
-    """Return the checkpoints in a state directory, whether a forwarder runs on it or was killed.
+    """Return the checkpoints in a state directory; a forwarder may be running or may be killed.
 
-    Those of a hub made before `since`, in Unix seconds, do not count.
+    Checkpoints of a hub created before `since`, in Unix seconds, are ignored.
     """
     path = state / "checkpoints.db"
     if not path.exists():
@@ -38,7 +38,7 @@ def embedded(state: Path, since: float = 0) -> Stored:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                 raise
-            return {}  # killed before it made the table
+            return {}  # killed before it created the table
     found = [json.loads(value) for (value,) in rows]
     return {
         entry["partition_id"]: int(entry["sequence_number"])
@@ -61,7 +61,7 @@ async def blobs(azurite: Azurite, kind: str = "checkpoint") -> dict[str, dict[st
 
 
 async def shared(azurite: Azurite, since: float = 0) -> Stored:
-    """Return the checkpoints in a storage account; those of a hub made before do not count."""
+    """Return the checkpoints in a storage account; those of an older hub are ignored."""
     found = await blobs(azurite)
     return {
         number: int(one["sequencenumber"])
@@ -71,7 +71,7 @@ async def shared(azurite: Azurite, since: float = 0) -> Stored:
 
 
 async def dead_letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the blobs of dead letters; those that are known are not read again."""
+    """Return the dead-letter blobs; `known` ones are not downloaded again."""
     async with container(azurite) as client:
         try:
             names = [blob.name async for blob in client.list_blobs("deadletters/")]

@@ -1,8 +1,8 @@
-"""A sink as strict as Falco's k8saudit, that remembers what it took and misbehaves to order.
+"""A sink as strict as Falco's k8saudit plugin. It records what it accepts; tests can inject faults.
 
-In a test: `async with Webhook() as webhook:`. As a process of its own
-`python -m support.webhook --port N` prints its URL; it answers GET /stats with its counts, and
-GET /events with auditID, stage, count and SHA-256 of all that it took.
+In a test: `async with Webhook() as webhook:`. As a process, `python -m support.webhook --port N`
+prints its URL. GET /stats returns its counts, and GET /events auditID, stage, count and SHA-256 of
+each accepted event.
 """
 
 import argparse
@@ -29,7 +29,7 @@ MAX_BODY = 12 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Post:
-    """A request as it arrived, before it is judged."""
+    """A request as it arrived, before validation."""
 
     at: float
     """time.monotonic() when its body was complete."""
@@ -41,16 +41,16 @@ class Post:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a test orders for a post. Events count as taken if the status is below 300."""
+    """A response to a POST. Events count as accepted if the status is below 300."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0
-    """Seconds before the answer; infinite: never. A client that has gone is not noticed."""
+    """Seconds before the response; infinite: none. A disconnected client is not noticed."""
     drop: bool = False
-    """Close the connection without an answer."""
+    """Close the connection without a response."""
     lose: bool = False
-    """Answer as if the events were taken, and forget them."""
+    """Respond as if the events were accepted, but discard them."""
     body: str = ""
 
 
@@ -83,12 +83,12 @@ def unpack(body: bytes) -> list[bytes]:
 
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_FALCO_LEVELS = 300  # of its JSON parser
+_FALCO_LEVELS = 300  # limit of its JSON parser
 _FALCO_BYTES = 262_144  # maxEventSize of its plugin
 
 
 def _depth(body: bytes) -> int:
-    """Return how deep the JSON nests."""
+    """Return the nesting depth of JSON."""
     depth = deepest = 0
     for byte in _STRING.sub(b"", body):
         depth += (byte in b"[{") - (byte in b"]}")
@@ -97,16 +97,16 @@ def _depth(body: bytes) -> int:
 
 
 class Webhook:
-    """A sink. `fast` counts events without reading them, where memory or time is measured.
+    """A sink. `fast` counts events without parsing them, for measurements of memory or time.
 
-    With a `rate` it serves one post at a time, so many events a second, and goes on with a post
-    whose client has gone. As `falco` it answers 200 before it parses: a body that nests 300 levels
-    is lost, and so is an event above 262,144 bytes.
+    With a `rate`, in events per second, it processes one POST at a time, even after the client
+    disconnected. With `falco`, it responds 200 before it parses the body: it loses bodies with 300
+    levels of nesting and events above 262,144 bytes.
 
-    `stamped` refuses those without a stageTimestamp, which Falco drops.
+    `stamped` rejects events without a stageTimestamp, which Falco drops.
     """
 
-    def __init__(  # noqa: PLR0913 - a sink has many ways
+    def __init__(  # noqa: PLR0913 - a sink has many options
         self,
         *,
         host: str = "127.0.0.1",
@@ -126,36 +126,36 @@ class Webhook:
         self.falco = falco
         self._turn = asyncio.Lock()
         self.busy = 0.0
-        """Seconds that it has served at its rate."""
+        """Seconds spent processing at its rate."""
         self.taken: Counter[Key] = Counter()
-        """How often each event was taken."""
+        """How often each event was accepted."""
         self.bytes: dict[Key, bytes] = {}
-        """Each event as it arrived first."""
+        """Each event as first received."""
         self.posts: list[Post] = []
-        """Every request, the refused ones too; in fast mode none."""
+        """All requests, including rejected ones; none in fast mode."""
         self.sizes: list[int] = []
-        """Events of every post that was taken, in order."""
+        """Number of events of each accepted POST, in order."""
         self.statuses: Counter[int] = Counter()
-        """Answers; 0 where none was given."""
+        """Responses by status; 0 for none."""
         self.answers: deque[Answer | int] = deque()
-        """Answers to the next posts, one each, before `rule` is asked."""
+        """Responses to the next POSTs, one each; they take precedence over `rule`."""
         self.rule: Rule | None = None
-        """UsedFields for each post; None takes it."""
+        """Called for each POST; None accepts it."""
         self.total = 0
-        """Events taken, duplicates too."""
+        """Events accepted, including duplicates."""
         self.first: float | None = None
-        """time.time() when the first event was taken."""
+        """time.time() when the first event was accepted."""
         self._changed = asyncio.Event()
         self._runner: web.ServerRunner | None = None
 
     @property
     def url(self) -> str:
-        """Where to post."""
+        """The URL for POSTs."""
         return f"http{'s' * bool(self.tls)}://127.0.0.1:{self.port}/k8s_audit"
 
     @property
     def duplicates(self) -> int:
-        """Events taken more than once, counted each time."""
+        """Number of repeated deliveries of events."""
         return self.total - len(self.taken)
 
     async def __aenter__(self) -> Self:
@@ -166,9 +166,9 @@ class Webhook:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen; after a stop, on the same port."""
+        """Start to listen; after a stop, on the same port."""
         server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)  # 0 waits for ever
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)  # 0 waits forever
         await self._runner.setup()
         await web.TCPSite(self._runner, self.host, self.port, ssl_context=self.tls).start()
         self.port = self._runner.addresses[0][1]
@@ -178,8 +178,8 @@ class Webhook:
         if self._runner:
             await self._runner.cleanup()
 
-    async def until(self, condition: Callable[[], object], timeout: float = 90) -> None:  # noqa: ASYNC109  tells what is missing
-        """Wait until the condition holds; it is looked at after each post, and now and then."""
+    async def until(self, condition: Callable[[], object], timeout: float = 90) -> None:  # noqa: ASYNC109  reports what is missing
+        """Wait until the condition holds; it is checked after each POST, and every 0.1 s."""
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
@@ -214,14 +214,14 @@ class Webhook:
         return web.Response(status=answer.status, headers=answer.headers, text=answer.body)
 
     async def _answer(self, post: Post) -> Answer:
-        ordered = self.answers.popleft() if self.answers else self.rule and self.rule(post)
-        answer = Answer(ordered) if isinstance(ordered, int) else ordered or Answer()
+        chosen = self.answers.popleft() if self.answers else self.rule and self.rule(post)
+        answer = Answer(chosen) if isinstance(chosen, int) else chosen or Answer()
         if answer.delay:
             await asyncio.sleep(answer.delay)
         if answer.drop or answer.status >= 300:
             return answer
-        if refusal := self._judge(post):
-            return refusal
+        if rejection := self._validate(post):
+            return rejection
         if self.fast:
             count = post.body.count(b'"auditID":"')
             await self._serve(count)
@@ -259,7 +259,7 @@ class Webhook:
                 self.busy += time.monotonic() - began
 
     @staticmethod
-    def _judge(post: Post) -> Answer | None:
+    def _validate(post: Post) -> Answer | None:
         if post.method != "POST":
             return Answer(405, body="POST only")
         if post.headers.get("Content-Type") != "application/json":
@@ -271,7 +271,7 @@ class Webhook:
 
 async def _serve(host: str, port: int) -> None:
     async with Webhook(host=host, port=port, stamped=True) as webhook:
-        print(webhook.url, flush=True)  # noqa: T201  whoever started it reads it
+        print(webhook.url, flush=True)  # noqa: T201  the parent process reads it
         await asyncio.Event().wait()
 
 

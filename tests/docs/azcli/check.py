@@ -1,4 +1,4 @@
-"""The real azure-cli parses every az command that is named anywhere here: make test-azure."""
+"""azure-cli itself parses every az command in the repository: make test-azure."""
 
 import ast
 import json
@@ -22,10 +22,10 @@ _OTHERS = (
     "STORAGE_CONNECTION_STRING=\nOUTBOUND_ADDRESS=192.0.2.1\nMIRROR=a\n"
     "WORKSPACE_ID=/a\nACTION_GROUP_ID=/b\n"
 )
-"""Names that blocks beside the way through Azure use too."""
-_LONGEST = 300  # seconds; the first command of a group has its modules compiled
-# Stands for az, kubectl and helm while the documented programs run: notes with which arguments each
-# is called, and says what the programs wait for.
+"""Variables that only other blocks use."""
+_LONGEST = 300  # seconds; the first command of a group compiles its modules
+# Replaces az, kubectl and helm while the documented programs run: records the arguments of each
+# call, and prints the output that the programs wait for.
 _RECORDER = """#!/bin/bash
 [[ $* != *"--filename -" ]] || cat >/dev/null
 printf '%s\\0' "${0##*/}" "$@" >>"$RECORD"; printf '\\n' >>"$RECORD"
@@ -35,9 +35,9 @@ printf '%s\\0' "${0##*/}" "$@" >>"$RECORD"; printf '\\n' >>"$RECORD"
 
 
 def parsed(commands: Sequence[Sequence[str]], home: Path) -> dict[str, str]:
-    """Return what az says against commands (without `az`); its home is not the user's."""
+    """Return the errors of az for commands (without `az`), by command; `home` is its home."""
     quiet = {"AZURE_EXTENSION_USE_DYNAMIC_INSTALL": "no", "AZURE_CORE_COLLECT_TELEMETRY": "no"}
-    said = subprocess.run(
+    done = subprocess.run(
         [AZ, Path(__file__).with_name("parse.py")],
         input=json.dumps(commands),
         env={**os.environ, **quiet, "AZURE_CONFIG_DIR": str(home)},
@@ -46,13 +46,13 @@ def parsed(commands: Sequence[Sequence[str]], home: Path) -> dict[str, str]:
         check=False,
         text=True,
     )
-    assert said.returncode == 0, said.stderr
-    errors = zip(commands, json.loads(said.stdout), strict=True)
+    assert done.returncode == 0, done.stderr
+    errors = zip(commands, json.loads(done.stdout), strict=True)
     return {shlex.join(command): error for command, error in errors if error}
 
 
 def recorded(program: str, home: Path, answers: str = "") -> list[list[str]]:
-    """Run a program of bash; the calls of az, kubectl and helm in it, every name filled in."""
+    """Run a bash program; return its calls of az, kubectl and helm with expanded variables."""
     for name in ("az", "kubectl", "helm"):
         (home / name).write_text(_RECORDER)
         (home / name).chmod(0o755)
@@ -78,7 +78,7 @@ def of_az(calls: Sequence[Sequence[str]]) -> list[list[str]]:
 
 @pytest.mark.timeout(_LONGEST)
 @pytest.mark.parametrize("part", steps.PARTS)
-def test_az_takes_every_command_of_the_way_as_it_would_run(part: str, tmp_path: Path) -> None:
+def test_az_accepts_every_command_of_azure_md(part: str, tmp_path: Path) -> None:
     program = steps.program(steps.of(AZURE, part), {"CLUSTER": "it's prod"}, ask=True)
     calls = of_az(recorded(program, tmp_path, "y\n" * 20))
     assert len(calls) >= 5
@@ -87,20 +87,22 @@ def test_az_takes_every_command_of_the_way_as_it_would_run(part: str, tmp_path: 
 
 
 @pytest.mark.timeout(_LONGEST)
-def test_az_takes_every_command_of_a_block_elsewhere(tmp_path: Path) -> None:
+def test_az_accepts_every_command_of_other_blocks(tmp_path: Path) -> None:
     calls = []
     names = steps.of(AZURE, "down")[0].commands + _OTHERS
-    way = {step.commands for part in steps.PARTS for step in steps.of(AZURE, part)}
+    azure_steps = {step.commands for part in steps.PARTS for step in steps.of(AZURE, part)}
     for file in PAGES:
         for step in steps.blocks(file.read_text()):
-            if step.commands not in way and re.search(r"^ *az ", step.commands, re.MULTILINE):
+            if step.commands not in azure_steps and re.search(
+                r"^ *az ", step.commands, re.MULTILINE
+            ):
                 calls += of_az(recorded(names + step.commands, tmp_path))
     assert ["acr", "build"] in [call[:2] for call in calls]
     assert parsed(calls, tmp_path) == {}
 
 
 @pytest.mark.timeout(_LONGEST)
-def test_az_takes_every_command_that_a_text_names(tmp_path: Path) -> None:
+def test_az_accepts_every_command_in_a_text(tmp_path: Path) -> None:
     commands = [command for text in texts() for command in named(text)]
     assert ["eventhubs", "eventhub", "consumer-group", "create"] in [one[:4] for one in commands]
     assert ["monitor", "diagnostic-settings", "list"] in [one[:3] for one in commands]
@@ -109,18 +111,18 @@ def test_az_takes_every_command_that_a_text_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(_LONGEST)
-def test_az_refuses_what_is_made_up(tmp_path: Path) -> None:
-    made_up = [
+def test_az_rejects_invalid_commands(tmp_path: Path) -> None:
+    invalid = [
         ["eventhubs", "eventhub", "create", "-g", "a", "--namespace-name", "b", "--name", "c"],
         ["eventhubs", "hub", "create"],
         ["storage", "account", "show-connection-string"],
     ]
-    made_up[0] += ["--message-retention", "7"]  # was its name until azure-cli 2.49
-    assert len(parsed(made_up, tmp_path)) == len(made_up)
+    invalid[0] += ["--message-retention", "7"]  # its name until azure-cli 2.49
+    assert len(parsed(invalid, tmp_path)) == len(invalid)
 
 
 def texts() -> Iterator[str]:
-    """Yield the texts that name commands: documents, strings of the package, its causes."""
+    """Yield the texts that contain commands: documents, strings of the package, its causes."""
     for file in PAGES:
         yield from re.findall(r"`(az [^`]+)`", prose(file.read_text()))
     for file in (*ROOT.glob("chart/templates/*"), *ROOT.glob("chart/**/*.yaml")):
@@ -148,9 +150,9 @@ def leaves(node: object) -> Iterator[str]:
 def named(text: str) -> Iterator[list[str]]:
     """Yield the arguments of each command in a text.
 
-    A command ends with the text or at a semicolon; without flags, at the first punctuation mark.
-    Placeholders, {name} or N, become what is taken for them; a command that is named without
-    flags has to exist.
+    A command ends at the end of the text or at a semicolon; without flags, at the first punctuation
+    mark. Placeholders, {name} or N, are replaced with valid values. For a command without flags,
+    the help is requested: it must exist.
     """
     for found in re.findall(r"\baz ([a-z][a-z-]+ .*?)(?:; |$)", text, re.DOTALL):
         command = re.sub(r"\{(\w+)\}", r"\1", found).replace("level", "namespace")

@@ -1,4 +1,4 @@
-"""Run by azure-cli's Python: reads commands as JSON, has az parse each, and writes what it said.
+"""Run by the Python of azure-cli: reads commands as JSON, parses each, and writes the errors.
 
 Input: a list of lists of arguments, without `az`. Output: a list of the errors, "" for none.
 """
@@ -13,16 +13,16 @@ from knack.events import EVENT_INVOKER_POST_PARSE_ARGS
 
 
 def parse(arguments: list[str]) -> str:
-    """Run a command to where its arguments are parsed; what az said if they are wrong."""
+    """Run a command until its arguments are parsed; return the output of az if they are invalid."""
     cli = get_default_cli()
     cli.register_event(EVENT_INVOKER_POST_PARSE_ARGS, _stop)
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         try:
-            status = cli.invoke(arguments, out_file=said)
+            status = cli.invoke(arguments, out_file=output)
         except SystemExit as end:
             status = end.code
-    return (said.getvalue() or f"exit status {status}") if status else ""
+    return (output.getvalue() or f"exit status {status}") if status else ""
 
 
 def _stop(*_: object, **__: object) -> None:

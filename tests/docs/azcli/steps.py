@@ -1,4 +1,4 @@
-"""Steps: a page's blocks of commands, as a bash program. Pure."""
+"""Converts the blocks of commands on a page into a bash program. No I/O."""
 
 import re
 import shlex
@@ -23,21 +23,21 @@ ask() {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A fenced block of sh: the headings over it, the prose before it, its commands."""
+    """A fenced block of sh: its headings, the prose before it, and its commands."""
 
     section: str  # heading of level 2
-    heading: str  # of level 3, or that of the section
-    prose: str  # since the block before, or the heading
+    heading: str  # of level 3, or of the section
+    prose: str  # since the previous block or heading
     commands: str
 
     @property
     def optional(self) -> bool:
-        """Whether the way goes on without it."""
+        """Whether the installation can continue without it."""
         return "(optional)" in self.heading + self.prose
 
     @property
     def question(self) -> str:
-        """What to ask before: the heading, and what it costs or deletes; "" if neither."""
+        """The question before it: the heading, and what it costs or deletes; "" for none."""
         prose = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(self.prose.split()))
         marked = [one for one in re.split(r"(?<=[.:])\s", prose) if _MARKED.search(one)]
         if not marked and not self.optional:
@@ -62,7 +62,7 @@ def blocks(markdown: str) -> Iterator[Step]:
 
 
 def of(page: str, part: str) -> list[Step]:
-    """Return the steps of a part of azure.md, those that set the names first."""
+    """Return the steps of a part of azure.md, preceded by those that set the names."""
     found = list(blocks(page))
     names = [step for step in found if step.heading == _NAMES]
     match part:
@@ -77,9 +77,9 @@ def of(page: str, part: str) -> list[Step]:
 
 
 def program(steps: Sequence[Step], environ: Mapping[str, str], *, ask: bool) -> str:
-    """Return the steps as a program of bash; names that `environ` has are taken from there.
+    """Return the steps as a bash program; variables in `environ` override the names of the page.
 
-    With `ask` it says what it does, and asks before what is optional, costs money or deletes.
+    With `ask`, it prints each heading, and asks before a step that is optional, costs or deletes.
     """
     text = _HEAD if ask else ""
     for step in steps:

@@ -1,11 +1,11 @@
-"""Runs first in a forwarder that has this folder on its path: what a test changes in it.
+"""Python imports this module when a forwarder starts whose PYTHONPATH has this folder.
 
-The wall clock is an hour ahead after SIGUSR1 and an hour back after SIGUSR2, as `time.time` has it,
-by which everything in the forwarder and its libraries waits that does not ask the monotonic clock.
+SIGUSR1 moves the wall clock (`time.time`) an hour ahead, SIGUSR2 an hour back. This affects every
+wait in the forwarder and its libraries that does not use the monotonic clock.
 
-With SYNC_WAITS_FOR a file is synced only while nobody has a lock on the file that this names.
+With SYNC_WAITS_FOR, fsync waits while another process has a lock on the file of this name.
 
-With DIES_OF the JSON library crashes, as C does, at a text that holds these characters.
+With DIES_OF, the JSON decoder crashes with SIGSEGV on a text that contains these characters.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ time.time_ns = lambda: _real[1]() + _ahead * 10**9
 for _number in (signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, _jump)
 
-if _deadly := os.environ.get("DIES_OF", "").encode():
+if _fatal_text := os.environ.get("DIES_OF", "").encode():
     import msgspec
 
     class _Decoder:
@@ -37,19 +37,19 @@ if _deadly := os.environ.get("DIES_OF", "").encode():
             self._decoder = _decoder(*arguments)
 
         def decode(self, text: Any) -> Any:
-            if _deadly in (text.encode() if isinstance(text, str) else bytes(text)):
+            if _fatal_text in (text.encode() if isinstance(text, str) else bytes(text)):
                 ctypes.string_at(0)
             return self._decoder.decode(text)
 
     _decoder: Any = msgspec.json.Decoder
     msgspec.json.Decoder = _Decoder  # type: ignore[assignment,misc]
 
-if _gate := os.environ.get("SYNC_WAITS_FOR", ""):
+if _lock_file := os.environ.get("SYNC_WAITS_FOR", ""):
     _fsync = os.fsync
 
     def _sync(file: Any) -> None:
-        with open(_gate) as gate:  # noqa: PTH123 - as early as this, few modules are loaded
-            fcntl.flock(gate, fcntl.LOCK_SH)
+        with open(_lock_file) as lock_file:  # noqa: PTH123 - pathlib is not imported yet
+            fcntl.flock(lock_file, fcntl.LOCK_SH)
             _fsync(file)
 
     os.fsync = _sync  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""A local Event Hubs: an AMQP 1.0 server that the real clients take for the service.
+"""A local Event Hubs server: AMQP 1.0, compatible with the clients of the Azure SDKs.
 
 Inside a test::
 
@@ -8,15 +8,15 @@ Inside a test::
         client = EventHubConsumerClient.from_connection_string(
             server.connection_string("insights-logs-kube-audit"), "$Default"
         )
-        server.faults.drop()  # and other misbehaviour, by order
+        server.faults.drop()  # or another fault
 
 As a process: ``python -m support.eventhubs --port 5672 --hub NAME=PARTITIONS`` prints a
 connection string.
 
-``server.receivers`` are the links that read (hub, group, partition, epoch, credit) and
-``server.connections`` all connections. Partitions show ``begin``, ``last``,
-``last_enqueued_time``, ``messages`` and can ``expire(before)``. ``hub.groups`` may be added to.
-Everything runs in the event loop that entered the server, and is called from there.
+``server.receivers`` are the attached receivers (hub, group, partition, epoch, credit), and
+``server.connections`` all connections. A partition has ``begin``, ``last``,
+``last_enqueued_time``, ``messages`` and ``expire(before)``. Consumer groups can be added to
+``hub.groups``. The server is not thread-safe: call it only from the event loop that runs it.
 """
 
 from support.eventhubs.faults import Faults

@@ -1,7 +1,7 @@
 """AMQP 1.0 as bytes: frames and messages.
 
-Built on the codec inside azure-eventhub, which sends performatives with all their fields, as the
-service does: the Python client reads them by position.
+Uses the codec of azure-eventhub. Like the service, it sends performatives with all of their
+fields: the Python client reads them by position.
 """
 
 import struct
@@ -26,11 +26,11 @@ ANNOTATIONS, PROPERTIES, APPLICATION, DATA, SEQUENCE, AMQP_VALUE = range(0x72, 0
 # A transfer's eleven fields: handle, delivery-id, delivery-tag, format, settled, more, five nulls.
 _TRANSFER = struct.Struct(">I2sH6scIcI2sI8s")
 _LAST, _MORE = b"\x43\x41\x42" + b"\x40" * 5, b"\x43\x41\x41" + b"\x40" * 5
-_MOST_FIELDS = 14  # no performative has more
+_MAX_FIELDS = 14  # no performative has more
 
 
 class AmqpError(Exception):
-    """A refusal: an error condition, such as ``amqp:not-found``, and its description."""
+    """An error for the client: a condition, such as ``amqp:not-found``, and a description."""
 
     def __init__(self, condition: str, description: str) -> None:
         super().__init__(condition, description)
@@ -51,7 +51,7 @@ class Incoming(NamedTuple):
 
 
 def typed(kind: str, value: Any) -> dict[str, Any]:
-    """Give a value an AMQP type other than the codec's guess."""
+    """Set the AMQP type of a value, instead of the one that the codec infers."""
     return {TYPE: kind, VALUE: value}
 
 
@@ -69,19 +69,19 @@ def frame(performative: NamedTuple, channel: int = 0, kind: bytes = b"\x00") -> 
 
 
 def parse(body: memoryview) -> tuple[int, list[Any], memoryview]:
-    """Decode a frame's body: its code, its fields with those that were left out, the payload."""
-    if body[3] == 0x45:  # list0: clients may leave out trailing nulls, down to nothing
-        return body[2], [None] * _MOST_FIELDS, body[4:]
+    """Decode a frame's body: code, fields (None for those omitted), and payload."""
+    if body[3] == 0x45:  # list0: clients may omit trailing nulls, even all fields
+        return body[2], [None] * _MAX_FIELDS, body[4:]
     fields: list[Any]
     code, fields = _decode.decode_frame(body)
     payload = fields.pop() if code == TRANSFER else body[:0]
-    return code, fields + [None] * (_MOST_FIELDS - len(fields)), payload
+    return code, fields + [None] * (_MAX_FIELDS - len(fields)), payload
 
 
 def transfers(
     parts: tuple[Buffer, ...], handle: int, channel: int, delivery: int, max_frame: int
 ) -> Iterator[tuple[list[Buffer], bool]]:
-    """Split a settled delivery into frames: buffers that are not copied, and if more follow."""
+    """Split a settled delivery into frames: buffers, not copied, and whether more follow."""
     views = [memoryview(part) for part in parts]
     left = sum(map(len, views))
     while True:
@@ -117,18 +117,18 @@ def stored_head(sequence: int, offset: str, enqueued: int, key: str | None) -> b
 
 
 def data_head(size: int) -> bytes:
-    """Encode the head of a data section of ``size`` bytes."""
+    """Encode the header of a data section of ``size`` bytes."""
     return b"\x00\x53\x75\xb0" + struct.pack(">I", size)
 
 
 def application(properties: Mapping[str, Any] | None) -> bytes:
-    """Encode application properties; nothing if there are none."""
+    """Encode application properties; empty if there are none."""
     fields: dict[Any, Any] = dict(properties or {})
     return section(APPLICATION, _encode.encode_application_properties(fields)) if fields else b""
 
 
 def runtime_metrics(sequence: int, offset: str, enqueued: int) -> bytes:
-    """Encode the delivery annotations that tell a receiver how far its partition has come."""
+    """Encode the delivery annotations about the last message of the partition."""
     annotations: dict[Any, Any] = {
         b"last_enqueued_sequence_number": typed("LONG", sequence),
         b"last_enqueued_offset": offset,
@@ -139,14 +139,14 @@ def runtime_metrics(sequence: int, offset: str, enqueued: int) -> bytes:
 
 
 def reply(request: Incoming, properties: Mapping[str, Any], value: Any) -> bytes:
-    """Encode the answer to a request: the sixth of 13 properties is the correlation-id."""
+    """Encode the response to a request; correlation-id is the sixth of 13 properties."""
     fields = b"\x40" * 5 + request.message_id + b"\x40" * 7
     head = b"\x00\x53\x73\xd0" + struct.pack(">II", len(fields) + 4, 13) + fields
     return head + application(properties) + section(AMQP_VALUE, value)
 
 
 def read_message(payload: memoryview) -> Incoming:
-    """Decode a message, keeping the encoded form of what is stored as it came."""
+    """Decode a message. Sections that are stored unchanged are kept in encoded form."""
     found: dict[int, Any] = {}
     data: list[bytes] = []
     message_id, sections = b"\x40", b""

@@ -1,4 +1,4 @@
-"""A client's connection: SASL, open, keep-alive, and frames to their sessions."""
+"""A client connection: SASL, open, keep-alive, and dispatch of frames to sessions."""
 
 import asyncio
 import time
@@ -27,15 +27,15 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.writable = False
         self.max_frame = MAX_FRAME
-        self.claims: dict[str, set[str]] = {}  # hub to the rights that its token gave
+        self.claims: dict[str, set[str]] = {}  # rights that tokens granted, by hub
         self._sessions: dict[int, Session] = {}
         self._rest = b""
-        self._heard = 0.0
+        self._last_received = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        peer = transport.get_extra_info("peername")  # none of what is inside a WebSocket
+        peer = transport.get_extra_info("peername")  # None inside a WebSocket
         if peer and self.server.faults.cuts_off(peer[1]):
             transport.abort()
             return
@@ -61,25 +61,25 @@ class Connection(asyncio.Protocol):
         self.wake()
 
     def wake(self) -> None:
-        """Let all links go on."""
+        """Resume sending on all links."""
         for session in self._sessions.values():
             session.wake()
 
     def drop(self, *, flush: bool = False) -> None:
-        """Cut the connection without a word; ``flush`` lets arrive what was written."""
+        """Drop the connection without an AMQP close; ``flush`` sends buffered data first."""
         self.writable = False
         (self.transport.close if flush else self.transport.abort)()
 
     def allows(self, right: str, hub: str) -> bool:
-        """Whether a token gave this right on a hub, or on the whole namespace."""
+        """Whether a token granted this right on a hub, or on the whole namespace."""
         return any(right in self.claims.get(scope, ()) for scope in (hub.lower(), ""))
 
     def data_received(self, data: bytes) -> None:
-        if not self._heard and data.startswith(b"GET "):
+        if not self._last_received and data.startswith(b"GET "):
             self.server.connections.discard(self)
             websocket.take_over(self.server, self.transport, data)
             return
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
         view = memoryview(self._rest + data)
         start = 0
         while len(view) - start >= len(EMPTY_FRAME):
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
 
     def _frame(self, channel: int, body: memoryview) -> None:
         code, fields, payload = codec.parse(body)
-        session = self._sessions.get(channel)  # the Python client detaches after its end
+        session = self._sessions.get(channel)  # the Python client detaches after end
         match code:
             case codec.TRANSFER if session:
                 session.transfer(fields, payload)
@@ -126,18 +126,18 @@ class Connection(asyncio.Protocol):
 
     def _open(self, fields: list[Any]) -> None:
         self.max_frame = min(MAX_FRAME, fields[2] or MAX_FRAME)
-        patience = self.server.idle_timeout
-        sizes = (MAX_FRAME, 4999, int(patience * 1000))
-        answer = performatives.OpenFrame("eventhubs", None, *sizes, None, None, None, None, None)
-        self.transport.write(frame(answer))
-        self._keep_alive(min(patience, (fields[4] or patience * 1000) / 1000) / 2)
+        idle_timeout = self.server.idle_timeout
+        sizes = (MAX_FRAME, 4999, int(idle_timeout * 1000))
+        response = performatives.OpenFrame("eventhubs", None, *sizes, None, None, None, None, None)
+        self.transport.write(frame(response))
+        self._keep_alive(min(idle_timeout, (fields[4] or idle_timeout * 1000) / 1000) / 2)
 
     def _keep_alive(self, interval: float) -> None:
-        """Send an empty frame now and then; give up a client that sends none."""
+        """Send an empty frame per interval; close the connection if the client sends none."""
         self._timer = asyncio.get_running_loop().call_later(interval, self._keep_alive, interval)
         if self.server.faults.silent:
             return
-        if time.monotonic() - self._heard > self.server.idle_timeout:
+        if time.monotonic() - self._last_received > self.server.idle_timeout:
             self._close(AMQPError(b"amqp:connection:forced", "idle for too long", None))
         elif self.writable:
             self.transport.write(EMPTY_FRAME)

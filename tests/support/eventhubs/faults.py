@@ -1,4 +1,4 @@
-"""Orders that make the server misbehave, given while it runs."""
+"""Faults to inject into a running server."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
@@ -13,40 +13,40 @@ Request = Literal["attach", "put-token", "management"]
 
 
 class Faults:
-    """The faults of a server; each holds until it is used up or lifted."""
+    """The faults of a server. Each is active until it is used up or lifted."""
 
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._refusals: list[tuple[Request, str | int, str | None, str | None]] = []
-        self._left: list[float] = []  # how often each refusal still counts
+        self._left: list[float] = []  # remaining uses of each refusal
         self._quiet: set[str] = set()
         self.mute_next: Counter[str] = Counter()
-        """So many of a partition's next receivers get nothing."""
+        """Number of next receivers that get no messages, by partition."""
         self.text = "by order"
-        """The description of every refusal."""
+        """The description of every error."""
         self.silent = False
         self.delay = 0.0
         """Seconds before a message is delivered, from its enqueued time or from the client's last
         credit, whichever is later."""
         self.clock = 0.0
-        """Seconds that the server's clock is ahead, where tokens and HTTP dates are concerned."""
+        """Seconds that the server's clock is ahead. Affects token expiry and HTTP dates."""
         self.duplicates = 0
-        """So many of the next messages are delivered twice."""
+        """Number of next messages that are delivered twice."""
         self.drop_after: int | None = None
-        """Every connection drops after so many more transfer frames, counted over all of them."""
+        """All connections drop after this number of transfer frames, counted over all of them."""
         self.cut_off: int | None = None
-        """The process with this id cannot connect; what it has open is dropped by `drop`."""
+        """PID of a process that cannot connect. `drop` closes its open connections."""
         self.drop_mid_message = False
         """Every connection drops after the first frame of the next message of several frames."""
 
     def drop(self, *, flush: bool = False) -> None:
-        """Drop every connection now, without a word; ``flush`` lets arrive what was written."""
+        """Drop all connections without an AMQP close; ``flush`` sends buffered data first."""
         self.drop_after, self.drop_mid_message = None, False
         for connection in list(self._server.connections):
             connection.drop(flush=flush)
 
     def cuts_off(self, port: int) -> bool:
-        """Whether the process that connects from this port cannot."""
+        """Whether a connection from this port belongs to the process in `cut_off`."""
         if self.cut_off is None:
             return False
         import psutil  # noqa: PLC0415 - the image of make e2e does not have it
@@ -55,15 +55,15 @@ class Faults:
         return any(one.laddr and one.laddr.port == port for one in found)
 
     def cut(self, *, more: bool) -> bool:
-        """Count a transfer frame and return whether connections are to drop after it."""
+        """Count a transfer frame; return whether connections drop after it."""
         if self.drop_after is not None:
             self.drop_after -= 1
         return self.drop_after == 0 or (self.drop_mid_message and more)
 
     def silence(self, partition: int | None = None) -> None:
-        """Go silent, connections open: read, answer and deliver nothing.
+        """Stop reading, responding and delivering; connections stay open.
 
-        With a partition's number only its deliveries stop, in every hub.
+        With a partition number, only deliveries of that partition stop, in every hub.
         """
         if partition is not None:
             self._quiet.add(str(partition))
@@ -73,13 +73,13 @@ class Faults:
             connection.transport.pause_reading()
 
     def mute(self, partition: int, *, more: int = 0) -> None:
-        """Deliver nothing more to a partition's receivers, nor to so many that come after them."""
+        """Deliver nothing to a partition's receivers, nor to the next ``more`` receivers."""
         self.mute_next[str(partition)] = more
         for receiver in self._server.receivers:
             receiver.mute |= receiver.partition == str(partition)
 
     def wake(self) -> None:
-        """End every silence."""
+        """Resume reading and delivering, for all partitions."""
         self.silent = False
         self._quiet.clear()
         for connection in self._server.connections:
@@ -87,7 +87,7 @@ class Faults:
             connection.wake()
 
     def silenced(self, receiver: "Receiver") -> bool:
-        """Whether this receiver's deliveries are held back."""
+        """Whether deliveries to this receiver are suspended."""
         return self.silent or receiver.mute or receiver.partition in self._quiet
 
     def refuse(
@@ -103,21 +103,21 @@ class Faults:
 
         ``attach`` takes an AMQP error condition, such as ``com.microsoft:server-busy``, and can be
         narrowed to a hub or partition; ``put-token`` and ``management`` take a status code.
-        ``put-token`` with a condition detaches the links to ``$cbs`` instead of answering.
+        ``put-token`` with a condition detaches the links to ``$cbs`` instead of responding.
         """
-        place = None if partition is None else str(partition)
-        self._refusals.append((request, error, hub and hub.lower(), place))
+        partition_id = None if partition is None else str(partition)
+        self._refusals.append((request, error, hub and hub.lower(), partition_id))
         self._left.append(float("inf") if times is None else times)
 
     def accept(self) -> None:
-        """Lift every refusal."""
+        """Accept all requests again."""
         self._refusals.clear()
         self._left.clear()
 
     def refusal(
         self, request: Request, hub: str | None = None, partition: str | None = None
     ) -> str | int | None:
-        """Return the error that a request is to meet, and count it."""
+        """Return the error for a request, None to accept it, and count it."""
         for index, (kind, error, which_hub, which_partition) in enumerate(self._refusals):
             fits = which_hub in {None, hub} and which_partition in {None, partition}
             if kind == request and fits and self._left[index] > 0:

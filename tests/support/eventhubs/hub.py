@@ -1,4 +1,4 @@
-"""The event hubs and what they hold."""
+"""Event hubs, their partitions, and the stored messages."""
 
 import time
 import zlib
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 from support.eventhubs.codec import AmqpError, application, data_head, stored_head
 
-_NEVER = -62135596800000  # year 1: the service's time of what has not happened, in milliseconds
-_FIRST_OFFSET = 8192  # unlike a sequence number, so that mixing them up is noticed
+_NEVER = -62135596800000  # year 1, in milliseconds: the service's value for "no message yet"
+_FIRST_OFFSET = 8192  # unlike any sequence number, so that tests notice a mix-up
 
 
 class Reader(Protocol):
     def wake(self) -> None:
-        """Deliver what there is, soon."""
+        """Schedule the delivery of available messages."""
 
 
 class Message(NamedTuple):
@@ -30,7 +30,7 @@ class Message(NamedTuple):
     body: bytes
 
 
-_PLACES: dict[str, Callable[[Message], int]] = {
+_POSITIONS: dict[str, Callable[[Message], int]] = {
     "amqp.annotation.x-opt-offset": lambda message: message.offset,
     "amqp.annotation.x-opt-sequence-number": lambda message: message.sequence_number,
     "amqp.annotation.x-opt-enqueued-time": lambda message: message.enqueued,
@@ -47,13 +47,13 @@ class Partition:
         self.last_offset = "-1"
         self.last_enqueued = _NEVER
         self.refuses: dict[str, str] = {}
-        """Error conditions of positions, by the name of the annotation, such as `x-opt-offset`."""
+        """Errors for receivers that start at a position, by annotation, such as `x-opt-offset`."""
         self.readers: set[Reader] = set()
         self._end = _FIRST_OFFSET
 
     @property
     def begin(self) -> int:
-        """Sequence number of the oldest message held, of the next one if none is."""
+        """Sequence number of the oldest message, or of the next one if there is none."""
         return self.last + 1 - len(self.messages)
 
     @property
@@ -64,7 +64,7 @@ class Partition:
     def append(
         self, body: bytes, sections: bytes, key: str | None, enqueued: int | None = None
     ) -> int:
-        """Store a message whose encoded ``sections`` precede its body; return its number."""
+        """Store a message; encoded ``sections`` precede its body. Return its sequence number."""
         self.last += 1
         self.last_offset = str(self._end)
         self.last_enqueued = int(time.time() * 1000) if enqueued is None else enqueued
@@ -76,16 +76,16 @@ class Partition:
         return self.last
 
     def expire(self, before: int) -> None:
-        """Forget the messages whose sequence number is below ``before``."""
+        """Delete the messages whose sequence number is below ``before``."""
         del self.messages[: max(0, before - self.begin)]
 
     def expire_older(self, instant: float) -> None:
-        """Forget the oldest messages, enqueued before ``instant`` (milliseconds)."""
+        """Delete the messages that were enqueued before ``instant`` (milliseconds)."""
         kept = (m.sequence_number for m in self.messages if m.enqueued >= instant)
         self.expire(next(kept, self.last + 1))
 
     def find(self, selector: str | None) -> int:
-        """Return the number at which a receiver starts; without a selector the end.
+        """Return the sequence number at which a receiver starts; without a selector, the end.
 
         A selector is ``amqp.annotation.x-opt-NAME > 'VALUE'`` or the same with ``>=``.
         """
@@ -101,7 +101,7 @@ class Partition:
             if value in {"-1", "@latest"}:
                 return self.begin if value == "-1" else self.last + 1
             bisect = {">": bisect_right, ">=": bisect_left}[operator]
-            return self.begin + bisect(self.messages, int(value), key=_PLACES[name])
+            return self.begin + bisect(self.messages, int(value), key=_POSITIONS[name])
         except (KeyError, ValueError) as error:
             raise AmqpError("com.microsoft:argument-error", f"filter {selector!r}") from error
 
@@ -130,9 +130,9 @@ class Hub:
         raise AmqpError("amqp:not-found", f"no partition {partition_id} in {self.name}")
 
     def choose(self, key: str | None) -> Partition:
-        """Return a key's partition, always the same one; without a key the next in turn."""
-        place = next(self._turns) if key is None else zlib.crc32(key.encode())
-        return self.partitions[place % len(self.partitions)]
+        """Return the partition of a key; without a key, the next partition in turn."""
+        number = next(self._turns) if key is None else zlib.crc32(key.encode())
+        return self.partitions[number % len(self.partitions)]
 
     def publish(
         self,

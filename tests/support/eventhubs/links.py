@@ -1,4 +1,4 @@
-"""The server's ends of links: deliveries to receivers, messages from producers."""
+"""The server side of links: deliveries to receivers, messages from producers."""
 
 import asyncio
 import time
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 1 << 20
 _BATCH = 0x80013700  # the message format of a producer's batch
-_BURST = 1 << 19  # bytes that a link sends before another has its turn
-_CREDIT = 300  # of a producer
+_BURST = 1 << 19  # bytes that a link sends before others get a turn
+_CREDIT = 300  # granted to a producer
 
 
 class Link:
@@ -41,7 +41,7 @@ class Link:
 
 
 class Outgoing(Link):
-    """A link on which the server sends, as far as the client's credit and window reach."""
+    """A link on which the server sends, within the client's credit and session window."""
 
     def __init__(self, session: "Session", fields: list[Any]) -> None:
         super().__init__(session, fields)
@@ -59,10 +59,10 @@ class Outgoing(Link):
         return False
 
     def flow(self, fields: list[Any]) -> None:
-        """Take the client's credit; a drain uses it up."""
+        """Handle a flow frame: set the credit; a drain uses it up."""
         count, credit, drain, echo = fields[5] or 0, fields[6] or 0, bool(fields[8]), fields[9]
         left = (count + credit - self._delivered) % SERIALS
-        self.credit = left if left < SERIALS // 2 else 0  # less than what is on its way already
+        self.credit = left if left < SERIALS // 2 else 0  # less than what is in flight
         if drain:
             self._pump()
             self._delivered += self.credit
@@ -72,7 +72,7 @@ class Outgoing(Link):
         self.wake()
 
     def wake(self) -> None:
-        """Send what can be sent, soon."""
+        """Schedule sending."""
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -85,7 +85,7 @@ class Outgoing(Link):
         session, connection = self.session, self.session.connection
         buffers: list[Buffer] = []
         size = 0
-        # The window's last slot is spent in mid-message too: clients renew it only at zero.
+        # Use the window's last slot even in mid-message: clients renew it only at zero.
         while not (self._over or drop) and size < _BURST and session.window and connection.writable:
             if self._frames is None:
                 parts = self.pull() if self.credit else None
@@ -104,7 +104,7 @@ class Outgoing(Link):
             session.spend()
             drop = self.drops(more=more)
         if buffers:
-            # One system call for all. writelines ignores a close and the limit (CPython 3.13.0).
+            # One system call. writelines ignores close() and the buffer limit (CPython 3.13.0).
             connection.transport.write(b"".join(buffers))
         if drop:
             connection.server.faults.drop(flush=True)
@@ -113,7 +113,7 @@ class Outgoing(Link):
 
 
 class Replies(Outgoing):
-    """The answers of a node; requests name this link by its target's address."""
+    """Responses of a node. Requests refer to this link by its target address."""
 
     def __init__(self, session: "Session", fields: list[Any], node: str) -> None:
         super().__init__(session, fields)
@@ -131,13 +131,13 @@ class Replies(Outgoing):
 
 
 class Receiver(Outgoing):
-    """A client's receiver of a partition, from the sequence number ``start`` on."""
+    """A client's receiver of a partition; ``start`` is a sequence number."""
 
     def __init__(
-        self, session: "Session", fields: list[Any], place: tuple[Hub, str, Partition], start: int
+        self, session: "Session", fields: list[Any], source: tuple[Hub, str, Partition], start: int
     ) -> None:
         super().__init__(session, fields)
-        hub, self.group, log = place
+        hub, self.group, log = source
         self.hub, self.partition = hub.name, log.id
         self.epoch: int | None = (fields[13] or {}).get(b"com.microsoft:epoch")
         self._metrics = b"com.microsoft:enable-receiver-runtime-metric" in (fields[12] or ())
@@ -189,7 +189,7 @@ class Receiver(Outgoing):
 
 
 class Inbound(Link):
-    """A link on which the client sends; ``accept`` takes each message."""
+    """A link on which the client sends; ``accept`` is called with each message."""
 
     def __init__(
         self, session: "Session", fields: list[Any], accept: Callable[[Incoming], None]
@@ -205,7 +205,7 @@ class Inbound(Link):
         self.session.send_flow(self.handle, self._received, _CREDIT)
 
     def transfer(self, fields: list[Any], payload: memoryview) -> None:
-        """Take a frame; the last one of a message settles it."""
+        """Handle a transfer frame; the last one of a message settles the delivery."""
         if not self._parts:
             self._first = fields
         self._parts.append(bytes(payload))
@@ -233,7 +233,7 @@ class Inbound(Link):
 
 
 def store(hub: Hub, partition: Partition | None) -> Callable[[Incoming], None]:
-    """Return what a producer's link does with a message: put it into its partition."""
+    """Return a function that stores a producer's message in its partition."""
 
     def accept(message: Incoming) -> None:
         key = message.annotations.get(b"x-opt-partition-key")

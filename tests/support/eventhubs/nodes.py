@@ -1,4 +1,4 @@
-"""The request-response nodes: ``$cbs`` takes tokens, ``$management`` describes hubs."""
+"""The request-response nodes: ``$cbs`` accepts tokens, ``$management`` describes hubs."""
 
 import hmac
 import time
@@ -19,11 +19,11 @@ _RIGHTS = {"Listen", "Send"}
 
 
 class _RequestError(Exception):
-    """A request that is answered with this status code and description."""
+    """An error response: status code and description."""
 
 
 def responder(session: "Session", node: str) -> Callable[[Incoming], None]:
-    """Return what a request link does with a message: answer on the link named by reply-to."""
+    """Return a function that handles a request and responds on its reply-to link."""
     operation, success = (_put_token, 202) if node == "$cbs" else (_read, 200)
 
     def accept(request: Incoming) -> None:
@@ -32,17 +32,17 @@ def responder(session: "Session", node: str) -> Callable[[Incoming], None]:
             value = operation(session, request)
         except _RequestError as error:
             status, description = error.args
-        answer = codec.reply(
+        response = codec.reply(
             request,
             {"status-code": status, "status-description": description}
             | {"statusCode": status, "statusDescription": description},
             value,
         )
         links = [li for li in session.links.values() if isinstance(li, Replies) and li.node == node]
-        # The Python client names no address: then it is the node's newest link.
+        # The Python client sends no reply-to: use the node's newest link.
         links.sort(key=lambda link: request.reply_to in {link.address, link.name})
         for link in links[-1:]:  # none if they were just detached
-            link.put(answer)
+            link.put(response)
 
     return accept
 
@@ -56,14 +56,14 @@ def _put_token(session: "Session", request: Incoming) -> None:
         return
     if refusal is not None:
         raise _RequestError(refusal, server.faults.text)
-    if request.application[b"type"] == b"jwt":  # of Entra ID: nothing here can verify it
+    if request.application[b"type"] == b"jwt":  # of Entra ID: it cannot be verified here
         claims[_hub(request.application[b"name"].decode())] = _RIGHTS
     else:
         _claim(session, request.value)
 
 
 def _claim(session: "Session", signed_token: bytes) -> None:
-    """Give the connection the rights of a shared access signature."""
+    """Grant the connection the rights of a shared access signature."""
     server = session.connection.server
     token = signed_token.decode().partition(" ")[2]
     fields = dict(part.split("=", 1) for part in token.split("&"))
@@ -87,10 +87,10 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
     if refusal is not None:
         raise _RequestError(int(refusal), server.faults.text)
     token = request.application.get(b"security_token", b"")
-    if token.startswith(b"SharedAccessSignature "):  # of the Java client, which asks no $cbs
+    if token.startswith(b"SharedAccessSignature "):  # the Java client does not use $cbs
         _claim(session, token)
-    asked = {k: v.decode() for k, v in request.application.items() if isinstance(v, bytes)}
-    name, kind = asked.get(b"name", ""), asked.get(b"type", "")
+    properties = {k: v.decode() for k, v in request.application.items() if isinstance(v, bytes)}
+    name, kind = properties.get(b"name", ""), properties.get(b"type", "")
     if not any(session.connection.allows(right, name) for right in _RIGHTS):
         raise _RequestError(401, f"no claim for {name}")
     try:
@@ -105,7 +105,7 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
                 "partition_ids": typed("ARRAY", ids),
                 "georeplication_factor": 1,
             }
-        partition = hub.partition(asked.get(b"partition", ""))
+        partition = hub.partition(properties.get(b"partition", ""))
     except AmqpError as error:
         raise _RequestError(404, error.description) from error
     return {
@@ -114,7 +114,7 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
         "partition": partition.id,
         "begin_sequence_number": typed("LONG", partition.begin),
         "last_enqueued_sequence_number": typed("LONG", partition.last),
-        "last_enqueued_sequence_number_epoch": 0,  # the Rust client insists on it
+        "last_enqueued_sequence_number_epoch": 0,  # the Rust client requires it
         "last_enqueued_offset": partition.last_offset,
         "last_enqueued_time_utc": typed("TIMESTAMP", partition.last_enqueued),
         "is_partition_empty": not partition.messages,

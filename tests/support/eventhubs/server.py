@@ -14,11 +14,11 @@ from support.eventhubs.links import Receiver
 
 
 class Server:
-    """A namespace of event hubs on a local port; AMQP and AMQP over WebSockets share it.
+    """An Event Hubs namespace on a local port, for both AMQP and AMQP over WebSockets.
 
-    ``hubs`` maps names to partition counts; ``retention`` is in seconds, None keeps all. ``keys``
-    maps names of shared access keys to keys; changed while the server runs, it counts from the
-    next token on. ``claims`` narrows a key: ``{"reader": {"Listen"}}``.
+    ``hubs`` maps names to partition counts. ``retention`` is in seconds; None keeps all messages.
+    ``keys`` maps names of shared access policies to keys; a change applies to the next token.
+    ``claims`` restricts the rights of a policy: ``{"reader": {"Listen"}}``.
     """
 
     def __init__(  # noqa: PLR0913 - a server's options
@@ -61,11 +61,11 @@ class Server:
             connection.drop()
 
     def connection(self) -> Connection:
-        """Make the protocol of a new connection."""
+        """Create the protocol of a new connection."""
         return Connection(self)
 
     async def listen(self) -> None:
-        """Accept connections, on the same port as before."""
+        """Start to accept connections, on the same port as before."""
         if self._listener is None:
             self._listener = await asyncio.get_running_loop().create_server(
                 self.connection, self.host, self.port, ssl=self._tls
@@ -79,9 +79,9 @@ class Server:
             self._listener = None
 
     def connection_string(self, hub: str | None = None, *, key: str | None = None) -> str:
-        """Return the connection string of the namespace or a hub, with a key by its name.
+        """Return the connection string of the namespace or a hub; ``key`` is a policy name.
 
-        With TLS clients need ``custom_endpoint_address`` and ``connection_verify`` besides.
+        With TLS, clients also need ``custom_endpoint_address`` and ``connection_verify``.
         """
         name = key or next(iter(self.keys))
         return (
@@ -92,14 +92,14 @@ class Server:
         )
 
     def hub(self, name: str) -> Hub:
-        """Return a hub by its name in any case, or raise AmqpError."""
+        """Return a hub by its name, ignoring case, or raise AmqpError."""
         for hub in self.hubs.values():
             if hub.name.lower() == name.lower():
                 return hub
         raise AmqpError("amqp:not-found", f"The messaging entity '{name}' could not be found.")
 
     def recreate(self, name: str) -> Hub:
-        """Delete a hub and recreate it: empty, numbers start again, receivers are detached."""
+        """Delete and recreate a hub: empty, sequence numbers restart, receivers are detached."""
         hub, old = Hub(name, len(self.hubs[name].partitions)), self.hubs[name]
         hub.groups = set(old.groups)
         self.hubs[name] = hub
@@ -107,7 +107,7 @@ class Server:
         return hub
 
     def _expire(self, retention: float) -> None:
-        """Forget what is older than the retention, now and again and again."""
+        """Delete messages older than the retention, now and periodically."""
         for hub in self.hubs.values():
             for partition in hub.partitions:
                 partition.expire_older((time.time() - retention) * 1000)

@@ -25,7 +25,7 @@ class Session:
         self.connection = connection
         self.channel = channel
         self.links: dict[int, Link] = {}
-        self.window: int = fields[2]  # transfer frames that the client takes
+        self.window: int = fields[2]  # transfer frames that the client accepts
         self._incoming: int = fields[1]
         self._outgoing = 1
         self._delivery = 0
@@ -36,7 +36,7 @@ class Session:
         self.connection.transport.write(frame(performative, self.channel))
 
     def send_flow(self, handle: int, count: int, credit: int, *, drain: bool = False) -> None:
-        """Send a link's state, and with it a window that is whole again."""
+        """Send a link's state; this also renews the session window."""
         state = (self._incoming, WINDOW, self._outgoing, WINDOW, handle, count, credit)
         self.send(FlowFrame(*state, available=0, drain=drain, echo=False, properties=None))
 
@@ -51,7 +51,7 @@ class Session:
         self._outgoing = (self._outgoing + 1) % SERIALS
 
     def flow(self, fields: list[Any]) -> None:
-        """Take a flow, of a link or of the session alone."""
+        """Handle a flow frame, of a link or of the session alone."""
         seen = 1 if fields[0] is None else fields[0]
         self.window = (seen + fields[1] - self._outgoing) % SERIALS
         link = self.links.get(fields[4])
@@ -60,32 +60,32 @@ class Session:
         self.wake()
 
     def transfer(self, fields: list[Any], payload: memoryview) -> None:
-        """Take a transfer; the link is gone if the server has just detached it."""
+        """Handle a transfer; there is no link if the server has just detached it."""
         self._incoming = (self._incoming + 1) % SERIALS
         link = self.links.get(fields[0])
         if isinstance(link, Inbound):
             link.transfer(fields, payload)
 
     def detach(self, fields: list[Any]) -> None:
-        """Answer a detach; there is no link if it is itself an answer."""
+        """Respond to a detach; there is no link if the server detached first."""
         link = self.links.get(fields[0])
         if link:
             link.detach()
 
     def wake(self) -> None:
-        """Let the links go on."""
+        """Resume sending on the links."""
         for link in self.links.values():
             if isinstance(link, Outgoing):
                 link.wake()
 
     def end(self) -> None:
-        """End with all links."""
+        """End the session and its links."""
         for link in self.links.values():
             link.ended()
         self.links.clear()
 
     def attach(self, fields: list[Any]) -> None:
-        """Attach a link, or refuse it: attached with its own terminus null, then detached."""
+        """Attach a link, or refuse it: attach with a null terminus, then detach."""
         handle, receiving = fields[1], bool(fields[2])
         source, target = fields[5] or [None], fields[6] or [None]
         link: Link | None = None
@@ -123,11 +123,11 @@ class Session:
             raise AmqpError("amqp:not-found", f"no consumer group {group_name} in {hub.name}")
         log = hub.partition(number)
         start = log.find(_selector(source))
-        place = (hub.name, group, number)
-        rivals = [r for r in server.receivers if (r.hub, r.group, r.partition) == place]
+        identity = (hub.name, group, number)
+        rivals = [r for r in server.receivers if (r.hub, r.group, r.partition) == identity]
         receiver = Receiver(self, fields, (hub, group, log), start)
         try:
-            _contend(receiver.epoch, rivals)
+            _apply_epoch(receiver.epoch, rivals)
         except AmqpError:
             receiver.ended()
             raise
@@ -157,8 +157,8 @@ class Session:
             )
 
 
-def _contend(epoch: int | None, rivals: list[Receiver]) -> None:
-    """Let a receiver take its place among others: an epoch steals from those not above it."""
+def _apply_epoch(epoch: int | None, rivals: list[Receiver]) -> None:
+    """Apply the epoch rules: detach rivals with a lower epoch, the same one, or none."""
     highest = max((r.epoch for r in rivals if r.epoch is not None), default=None)
     if highest is not None and (epoch is None or epoch < highest):
         raise AmqpError(
@@ -173,12 +173,12 @@ def _contend(epoch: int | None, rivals: list[Receiver]) -> None:
 
 
 def _selector(source: list[Any]) -> str | None:
-    """Return the position that a receiver asks for, an expression on annotations."""
+    """Return the selector for a receiver's start position: an expression on annotations."""
     selector = ((source + [None] * 8)[7] or {}).get(_SELECTOR)
     return selector and selector.decode()
 
 
 def _path(terminus: list[Any] | None) -> list[str]:
-    """Split an address without its origin; the service compares names in lower case."""
+    """Split an address without its origin, in lower case: the service ignores case."""
     address = (terminus and terminus[0]) or b""
     return _ORIGIN.sub("", address.decode().lower()).strip("/").split("/")

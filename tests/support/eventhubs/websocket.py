@@ -1,4 +1,4 @@
-"""AMQP over WebSockets: the same port, bridged to a connection like any other."""
+"""AMQP over WebSockets on the same port, bridged to an ordinary connection."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def take_over(server: "Server", transport: asyncio.Transport, data: bytes) -> None:
-    """Give a transport, whose first bytes were ``data``, to an HTTP server."""
+    """Pass a transport, whose first bytes were ``data``, to an HTTP server."""
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
         if request.path != "/$servicebus/websocket":

@@ -1,7 +1,7 @@
 """Audit events of a real kube-apiserver, wrapped as AKS wraps them.
 
 `audit-events.jsonl` holds one event of each kind (verb, user, resource, code, stage) as
-kube-apiserver 1.34 wrote it. `events.odd` has the messages that go wrong.
+kube-apiserver 1.34 wrote it. `events.odd` has unusual and malformed messages.
 """
 
 import functools
@@ -24,11 +24,11 @@ RESOURCE_ID = (
 TIME = "2026-11-23T09:14:10.0000000Z"
 
 Key = tuple[str, str]
-"""What makes an event one of a kind: auditID and stage."""
+"""The identity of an event: auditID and stage."""
 
 
 class Message(NamedTuple):
-    """What goes into the hub, and the events it carries as the sink must get them."""
+    """A message for the hub, and its events as the sink must receive them."""
 
     body: bytes
     events: list[bytes]
@@ -43,7 +43,7 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def key(event: bytes) -> Key:
-    """Return auditID and stage of an event, also of one with other text behind it."""
+    """Return auditID and stage of an event; text after it is ignored."""
     try:
         named = _named.decode(event)
     except msgspec.DecodeError:
@@ -53,17 +53,17 @@ def key(event: bytes) -> Key:
 
 @functools.cache
 def real_events() -> tuple[bytes, ...]:
-    """Return the 376 real events byte for byte, without the line's end."""
+    """Return the 376 real events byte for byte, without line ends."""
     return tuple(EVENTS_FILE.read_bytes().splitlines())
 
 
 @functools.cache
 def typical_events() -> tuple[bytes, ...]:
-    """Return the real events up to 1,100 B: 22 of them make a message of 33 KB, as AKS does."""
+    """Return the real events up to 1,100 B: 22 of them are a message of 33 KB, as in AKS."""
     return tuple(event for event in real_events() if len(event) <= 1100)
 
 
-def record(  # noqa: PLR0913  one argument a field that a test varies
+def record(  # noqa: PLR0913  one argument per field that a test varies
     log: str | bytes,
     *,
     category: str = "kube-audit",
@@ -72,7 +72,7 @@ def record(  # noqa: PLR0913  one argument a field that a test varies
     properties_as: Literal["object", "string"] = "object",
     pod: str = "kube-apiserver-79599f95c7-qn557",
 ) -> bytes:
-    """Return one record of Azure Monitor; `log` goes in as it is, AKS ends it with a newline."""
+    """Return one record of Azure Monitor; `log` is not changed, in AKS it ends with a newline."""
     text = log if isinstance(log, str) else log.decode()
     properties = _dumps({"log": text, "stream": "stdout", "pod": pod})
     if properties_as == "string":
@@ -87,7 +87,7 @@ def record(  # noqa: PLR0913  one argument a field that a test varies
 
 
 def wrap(records: Iterable[bytes]) -> bytes:
-    """Return the message around records."""
+    """Return a message with these records."""
     return b'{"records": [%b]}' % b",".join(records)
 
 
@@ -119,10 +119,10 @@ def messages(
     unique: bool = True,
     events: Sequence[bytes] | None = None,
 ) -> Iterator[Message]:
-    """Make messages of `per_message` events, going round `events` (the real ones).
+    """Create messages of `per_message` events, cycling through `events` (the real ones).
 
-    400 a message make one of 900 KB. Unique events have an auditID of their own, and the moment
-    they are made as stageTimestamp, so that delays can be measured; others are as they were.
+    400 events are a message of 900 KB. Unique events get a new auditID, and the current time as
+    stageTimestamp so that delays can be measured; others are not changed.
     """
     if not unique:
         plain = itertools.cycle(events or real_events())
@@ -149,7 +149,7 @@ _VARIES = re.compile(rb'(?<="auditID":")[^"]+|(?<="stageTimestamp":")[^"]+')
 
 
 def _template(event: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Split an event and its record at what a fresh one replaces, so that making one is cheap."""
+    """Split an event and its record at the values that vary, so that new ones are cheap."""
     slot = b"@slot@"
     filled = record(_VARIES.sub(slot, event) + b"\n", time=slot.decode())
     return _VARIES.split(event), filled.split(slot)

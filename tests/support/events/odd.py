@@ -1,9 +1,10 @@
-"""Messages that go wrong, each with what has to become of its records.
+"""Unusual and malformed messages, each with the expected outcome of its records.
 
-A whole event is a JSON object with auditID, stage and verb as strings, a user, and a stageTimestamp
-in RFC 3339; one that has auditID and stage is completed. A message that cannot be read counts as
-one record; one that breaks off, or is broken in the middle, loses what is not a whole record, as
-one dead letter. Salvaged events, those that were completed, are among the delivered.
+A complete event is a JSON object with auditID, stage and verb as strings, a user, and a
+stageTimestamp in RFC 3339. An event that has only auditID and stage is completed. A message that
+cannot be parsed counts as one record. If a message is truncated or damaged, everything that is not
+a complete record becomes one dead letter. Delivered events include the salvaged ones, which were
+completed.
 """
 
 import gzip
@@ -19,7 +20,7 @@ KEPT_BY_AKS = 16 * 1024
 
 @dataclass(frozen=True)
 class Odd:
-    """A message and the number of its records that meet each end."""
+    """A message, and the number of its records by outcome."""
 
     name: str
     body: bytes
@@ -30,7 +31,7 @@ class Odd:
 
     @property
     def records(self) -> int:
-        """Records that the message counts as."""
+        """Total number of records."""
         return self.delivered + self.dead_lettered + self.skipped
 
 
@@ -54,7 +55,7 @@ def _without(field: str) -> bytes:
 
 
 def _beside(odd: bytes, **ends: int) -> dict[str, Any]:
-    """Set a record between two good ones: whatever it is, they are delivered."""
+    """Put a record between two valid ones, which are always delivered."""
     ends["delivered"] = ends.get("delivered", 0) + 2
     before, after = record(_event("before") + b"\n"), record(_event("after") + b"\n")
     return {"body": wrap([before, odd, after]), **ends}

@@ -1,9 +1,9 @@
-"""Recordings of what a real kube-apiserver writes under many audit policies, of the same requests.
+"""Recordings of what a real kube-apiserver logs for the same requests under many audit policies.
 
-`recorded/everything.jsonl` is its audit log of all of them under a policy that keeps everything;
-`recorded/NAME.jsonl` tells what it wrote under `recorded/NAME.yaml`: a line has the level, the
-stages, what became of the objects, and the Audit-IDs of all requests with just that. README.md says
-what is to be learnt from them; `python -m support.policies.record` records them again.
+`recorded/everything.jsonl` is the audit log under a policy that keeps everything.
+`recorded/NAME.jsonl` describes the audit log under `recorded/NAME.yaml`. A line has the level, the
+stages, how the objects were changed, and the Audit-IDs of all requests with this result. README.md
+lists the findings; `python -m support.policies.record` repeats the recording.
 """
 
 import json
@@ -21,18 +21,18 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a policy makes of events; those that it drops are not in `kept`."""
+    """The effect of a policy on events; those that it drops are not in `kept`."""
 
     name: str
     policy_text: str
     events: list[bytes]
-    """As the API server writes them when told to keep everything, at RequestResponse."""
+    """As the API server writes them at level RequestResponse."""
     kept: dict[Key, Event]
-    """The events that it writes under the policy: equal to these, but for the instant."""
+    """The events that it writes under the policy; only timestamps differ from a real log."""
 
 
 def recordings() -> list[Recording]:
-    """Read all recordings, but that of everything, in the order of their names."""
+    """Read all recordings, except `everything`, in the order of their names."""
     events = (RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines()
     everything = keyed(events)
     return [
@@ -54,7 +54,7 @@ def keyed(lines: list[bytes]) -> dict[Key, Event]:
 
 
 def event_of(event: Event, line: Event) -> Event:
-    """Return what a line of a recording says became of an event."""
+    """Apply the changes that a line of a recording describes to an event."""
     changes = {
         part: unmanaged(event[part]) if line.get(part) == "unmanaged" else event[part]
         for part in ("requestObject", "responseObject")
@@ -64,16 +64,16 @@ def event_of(event: Event, line: Event) -> Event:
     return rest | {"level": line["level"]} | changes
 
 
-def unmanaged(thing: Any) -> Any:
+def unmanaged(value: Any) -> Any:
     """Return an object, a list of objects, or a table of them, without their managedFields."""
-    if not isinstance(thing, dict):
-        return thing
-    without = dict(thing)
-    if isinstance(metadata := thing.get("metadata"), dict):
+    if not isinstance(value, dict):
+        return value
+    without = dict(value)
+    if isinstance(metadata := value.get("metadata"), dict):
         without["metadata"] = {k: v for k, v in metadata.items() if k != "managedFields"}
-    if isinstance(items := thing.get("items"), list):
+    if isinstance(items := value.get("items"), list):
         without["items"] = [unmanaged(item) for item in items]
-    if isinstance(rows := thing.get("rows"), list):
+    if isinstance(rows := value.get("rows"), list):
         without["rows"] = [{**row, "object": unmanaged(row.get("object"))} for row in rows]
     return without
 

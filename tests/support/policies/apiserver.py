@@ -23,14 +23,14 @@ _FIRST = Request("", "GET", "/api/v1/namespaces/kube-system")
 
 
 class Etcd:
-    """A running etcd, which keeps what the API servers of all policies write, each apart."""
+    """A running etcd. The API server of each policy has a key prefix of its own."""
 
     def __init__(self, directory: Path, url: str) -> None:
         self.directory = directory
         self.url = url
 
-    def audited(self, policy: Path, requests: Iterable[Request]) -> bytes:
-        """Start an API server without a past, send it the requests, and return its audit log."""
+    def audit_log(self, policy: Path, requests: Iterable[Request]) -> bytes:
+        """Start an API server with an empty store, send the requests, and return its audit log."""
         directory = self.directory / policy.stem
         directory.mkdir()
         log = directory / "audit.log"
@@ -60,7 +60,7 @@ class _Server:
         self._process = process
 
     def send(self, request: Request) -> int:
-        """Send it, read the answer to its end, and return its status."""
+        """Send a request, read the whole response, and return its status."""
         headers = {"User-Agent": "policies", **request.headers}
         if request.audit_id:
             headers["Audit-ID"] = request.audit_id
@@ -74,7 +74,7 @@ class _Server:
         return response.status
 
     def wait(self, request: Request) -> None:
-        """Send it again and again until it is answered by 200."""
+        """Repeat a request until the response is 200."""
         deadline = time.monotonic() + _START
         while self._process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class _Server:
 
 @contextmanager
 def etcd(directory: Path) -> Iterator[Etcd]:
-    """Start an empty etcd; stop it at the end. A program that is missing is a RuntimeError."""
+    """Start an empty etcd and stop it on exit; RuntimeError if a program is missing."""
     if missing := [name for name in _NEEDED if not shutil.which(name)]:
         raise RuntimeError(f"not found on PATH: {', '.join(missing)}")
     url, peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -102,7 +102,7 @@ def etcd(directory: Path) -> Iterator[Etcd]:
 
 @contextmanager
 def _api_server(etcd: Etcd, directory: Path, policy: Path, log: Path) -> Iterator[_Server]:
-    """Start it, wait until it is ready, stop it gracefully: its log is complete then."""
+    """Start it, wait until it is ready; stop it gracefully on exit to complete its log."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     chain, key = directory / "server.crt", directory / "server.key"
@@ -127,7 +127,7 @@ def _api_server(etcd: Etcd, directory: Path, policy: Path, log: Path) -> Iterato
         "service-account-key-file": key,
         "service-account-signing-key-file": key,
         "service-cluster-ip-range": "10.96.0.0/16",
-        "advertise-address": "192.0.2.1",  # nobody's, for it must not be on loopback
+        "advertise-address": "192.0.2.1",  # unused: it must not be a loopback address
         "endpoint-reconciler-type": "none",
         "authorization-mode": "Node,RBAC",
         "token-auth-file": tokens,
@@ -146,14 +146,14 @@ def _api_server(etcd: Etcd, directory: Path, policy: Path, log: Path) -> Iterato
 
 @contextmanager
 def _running(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; terminate it at the end, or kill it; add its output to what fails."""
+    """Run a program; terminate or kill it on exit; add its output to a RuntimeError."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            start_new_session=True,  # Ctrl-C is for whoever started it
+            start_new_session=True,  # Ctrl-C must reach only the parent
         )
     try:
         yield process

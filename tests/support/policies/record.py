@@ -1,17 +1,17 @@
-"""Ask a real kube-apiserver what audit policies do.
+"""Record what a real kube-apiserver does with audit policies.
 
-It starts etcd, and a kube-apiserver for each policy, on loopback; both programs come from PATH, of
-whatever version. Each API server has an empty past and is sent the list of `requests`. With
+It starts etcd, and a kube-apiserver for each policy, on loopback. Both programs come from PATH, in
+any version. Each API server starts with an empty store and receives the list of `requests`. With
 PYTHONPATH=app:tests, at the root of the repository:
 
     python -m support.policies.record                 all recordings
     python -m support.policies.record users verbs     only these
     python -m support.policies.record --compare NAME  compare, write nothing
 
-To add a policy, write `recorded/NAME.yaml` and record it by its name; new requests need all of them
-recorded again. Ten seconds or so are needed for each. What differs between two runs of the API
-server, such as instants, UIDs and which of several reasons is given for an authorization, is left
-out of all comparisons.
+To add a policy, write `recorded/NAME.yaml` and record it by its name. After a change of the
+requests, record all policies again. Each takes about ten seconds. Comparisons ignore what differs
+between two runs of the API server: timestamps, UIDs, and which of several reasons it gives for an
+authorization.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from support.policies.apiserver import Etcd, etcd
 from support.policies.requests import REQUESTS
 
 Apply = Callable[[bytes], bytes | None]
-"""Given an event: what a policy leaves of it, None if nothing."""
+"""Applies a policy to an event; None if it is dropped."""
 
 _STAGES = ("RequestReceived", "ResponseStarted", "ResponseComplete", "Panic")
 _OBJECTS = ("requestObject", "responseObject")
-_BECAME = ("whole", "absent", "unmanaged")
+_OBJECT_STATES = ("whole", "absent", "unmanaged")
 _TOKEN = re.compile(rb"\beyJ[\w.-]+")
 _DIFFERENT = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
@@ -47,22 +47,22 @@ _DIFFERENT = re.compile(
 )
 _VERSIONS = ("resourceVersion", "continue")
 _BY_CHANCE = ("apiserver.latency.k8s.io/", "authorization.k8s.io/reason")
-"""Annotations: slow requests have the first, and one of many reasons is given by the other."""
+"""Annotations that vary: the first is on slow requests, the second has one of many reasons."""
 
 
 def record(server: Etcd, names: list[str]) -> None:
-    """Write these recordings; all that are there if none is named."""
+    """Write these recordings, or all existing ones if none is named."""
     if not names:
         _write(EVERYTHING, _lines(server, EVERYTHING))
     everything = keyed((RECORDED / f"{EVERYTHING}.jsonl").read_bytes().splitlines())
     for name in names or _names():
         written = keyed(_lines(server, name))
-        _write(name, [_line(told) for told in _told(written, everything)])
-        _say(f"{name}: {len(written)} of {len(everything)} events")
+        _write(name, [_encoded(line) for line in _summary(written, everything)])
+        _print(f"{name}: {len(written)} of {len(everything)} events")
 
 
 def compare(server: Etcd, names: list[str], engine: Callable[[str], Apply]) -> list[str]:
-    """Return where what an engine leaves, given a policy's text, is not what is written now."""
+    """Return the differences between the output of an engine and that of the API server."""
     events = _lines(server, EVERYTHING)
     differences = []
     for name in names or _names():
@@ -74,14 +74,14 @@ def compare(server: Etcd, names: list[str], engine: Callable[[str], Apply]) -> l
             for key in sorted(left.keys() | written.keys())
             if left.get(key) != written.get(key)
         ]
-        _say(f"{name}: {len(written)} events, {len(found)} differ")
+        _print(f"{name}: {len(written)} events, {len(found)} differ")
         differences += found
     return differences
 
 
-def _told(written: dict[Key, Event], everything: dict[Key, Event]) -> list[Event]:
-    """Tell what became of everything; an event that was changed in another way is an error."""
-    told: dict[str, Event] = {}
+def _summary(written: dict[Key, Event], everything: dict[Key, Event]) -> list[Event]:
+    """Describe how events were changed; any other change is a RuntimeError."""
+    lines: dict[str, Event] = {}
     for audit_id in dict.fromkeys(audit_id for audit_id, _ in written):
         events = {stage: event for (one, stage), event in written.items() if one == audit_id}
         before = {stage: everything[audit_id, stage] for stage in events}
@@ -89,24 +89,24 @@ def _told(written: dict[Key, Event], everything: dict[Key, Event]) -> list[Event
         line: Event = {"level": level, "stages": list(events)}
         for part in _OBJECTS:
             if any(part in event for event in before.values()):
-                line[part] = _became(part, before, events)
+                line[part] = _object_state(part, before, events)
         for stage, event in events.items():
             expected, actual = _normal(event_of(before[stage], line)), _normal(event)
             if expected != actual:
                 raise RuntimeError(f"{audit_id}, {stage}: {expected}\n    API server: {actual}")
-        told.setdefault(str(line), line | {"auditIDs": []})["auditIDs"].append(audit_id)
-    return list(told.values())
+        lines.setdefault(str(line), line | {"auditIDs": []})["auditIDs"].append(audit_id)
+    return list(lines.values())
 
 
-def _became(part: str, before: dict[str, Event], after: dict[str, Event]) -> str:
-    """Tell what became of an object: the first that is true of all stages."""
-    for word in _BECAME:
-        line = {"level": "", part: word}
+def _object_state(part: str, before: dict[str, Event], after: dict[str, Event]) -> str:
+    """Return the first of _OBJECT_STATES that is true for all stages."""
+    for state in _OBJECT_STATES:
+        line = {"level": "", part: state}
         if all(
             _normal(event_of(event, line)).get(part) == _normal(after[stage]).get(part)
             for stage, event in before.items()
         ):
-            return word
+            return state
     raise RuntimeError(f"{part} is neither whole, absent nor unmanaged: {after}")
 
 
@@ -115,7 +115,7 @@ def _comparable(lines: list[bytes]) -> dict[Key, Event]:
 
 
 def _normal(event: Event) -> Event:
-    """Return an event without what differs from run to run."""
+    """Return an event without the values that differ from run to run."""
     annotations = event.get("annotations", {})
     kept = {key: value for key, value in annotations.items() if not key.startswith(_BY_CHANCE)}
     normal: Event = _same(event | {"annotations": kept})
@@ -148,8 +148,8 @@ def _lines(server: Etcd, name: str) -> list[bytes]:
     return [line for _, line in sorted(found)]
 
 
-def _line(told: Event) -> bytes:
-    return json.dumps(told, separators=(",", ":")).encode()
+def _encoded(line: Event) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode()
 
 
 def _policy(name: str) -> Path:
@@ -169,18 +169,18 @@ def _engine(policy: str) -> Apply:
     return lambda event: engine.apply(event, decode(event))[0]
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
 
 
 def main() -> int:
-    """Record or compare; the exit status."""
+    """Record or compare; return the exit status."""
     parser = argparse.ArgumentParser("policies.record", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of recorded/NAME.yaml")
-    parser.add_argument("--compare", action="store_true", help="write nothing: judge the engine")
+    parser.add_argument("--compare", action="store_true", help="write nothing: check the engine")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop what was started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop the child processes
     try:
         with tempfile.TemporaryDirectory() as directory, etcd(Path(directory)) as server:
             if not arguments.compare:
@@ -188,9 +188,9 @@ def main() -> int:
                 return 0
             differences = compare(server, arguments.names, _engine)
     except RuntimeError as error:
-        _say(str(error), *getattr(error, "__notes__", ()))
+        _print(str(error), *getattr(error, "__notes__", ()))
         return 1
-    _say(*differences)
+    _print(*differences)
     return int(bool(differences))
 
 

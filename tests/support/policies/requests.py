@@ -1,8 +1,8 @@
-"""The requests that are recorded: one fixed list, each with an Audit-ID of its own that names it.
+"""The recorded requests: a fixed list, each with a unique Audit-ID.
 
-The API server writes a client's `Audit-ID` into the events, so that the events of one request under
-two policies are found by it. There are no controllers, no scheduler and no kubelet: pods stay
-pending, a deleted namespace stays terminating, and exec fails; all of it is audited.
+The API server writes a client's `Audit-ID` into the events. It identifies the events of the same
+request under two policies. There are no controllers, no scheduler and no kubelet: pods stay
+pending, a deleted namespace stays terminating, and exec fails. All of this is audited.
 """
 
 import json
@@ -24,17 +24,17 @@ USERS = {
     "manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
 }
-"""A short name to the user and the groups, comma-separated; `system:authenticated` comes to it."""
+"""User and comma-separated groups by short name; the server adds `system:authenticated`."""
 
 
 def token(user: str) -> str:
-    """Return what this user shows the API server of one recording; it is no secret."""
+    """Return a user's bearer token for the API server of a recording; it is not a secret."""
     return f"token-of-{user}"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; `user` is of USERS, "" is anonymous, any other has a token that is wrong."""
+    """A request; `user` is a key of USERS, "" for anonymous; any other has an invalid token."""
 
     audit_id: str
     method: str
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def lasts(self) -> bool:
-        """Whether it is a watch, which takes a second and is not waited for."""
+        """Whether it is a watch, which takes a second; the next request is sent meanwhile."""
         return "timeoutSeconds" in self.path
 
 
@@ -91,7 +91,7 @@ def _patch(audit_id: str, path: str, kind: str, body: Any, user: str = "admin") 
     return _send("PATCH", audit_id, path, body, user, content_type=kind)
 
 
-def _send(  # noqa: PLR0913, PLR0917  a request has as many parts
+def _send(  # noqa: PLR0913, PLR0917  a request has many parts
     method: str,
     audit_id: str,
     path: str,
@@ -700,4 +700,4 @@ REQUESTS = [
     *_IMPERSONATED,
     *_LAST,
 ]
-"""In the order in which they are sent: later ones rest on what earlier ones made."""
+"""In the order in which they are sent: later ones depend on earlier ones."""
