@@ -1,1 +1,1 @@
-"""The chart and the image on a real cluster; README.md here says how to run it."""
+"""The chart and the image on a real cluster; see README.md in this folder."""

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def run(*command: str, given: str = "", environment: Mapping[str, str] | None = None) -> str:
-    """Run a command at the repository's root and return all that it prints; it must succeed."""
+    """Run a command at the repository's root and return its output; it must succeed."""
     done = subprocess.run(
         command,
         input=given,
@@ -34,11 +34,11 @@ def run(*command: str, given: str = "", environment: Mapping[str, str] | None = 
 
 
 class CommandError(Exception):
-    """A command failed; its text has what it printed."""
+    """A command failed; the text includes its output."""
 
 
 def until(what: str, condition: Callable[[], T], timeout: float = 90) -> T:
-    """Wait until the condition returns something true, and return that."""
+    """Wait until the condition returns a true value, and return it."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -53,8 +53,8 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Ask with GET, or POST a body; status and answer."""
+    def request(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Send a GET, or a POST with a body; return status and body of the response."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             connection.request("GET" if body is None else "POST", path, body)
@@ -64,13 +64,13 @@ class Proxy:
             connection.close()
 
     def get(self, path: str) -> Any:
-        """Ask for JSON, again while the cluster's network is still being set up."""
+        """Get JSON; retry while the cluster's network is still being set up."""
 
-        def answered() -> bytes:
-            status, body = self.ask(path)
+        def content() -> bytes:
+            status, body = self.request(path)
             return body if status == 200 else b""
 
-        return json.loads(until(f"GET {path}", answered, 30))
+        return json.loads(until(f"GET {path}", content, 30))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands as a reader types them, from the text of the documentation."""
+"""Runs commands as they are in the documentation."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from e2e.cluster import ROOT, run
 IMAGE = os.environ.get("E2E_NEW", "")
 """The image under test, REPOSITORY:TAG."""
 
-# Where the commands stand: file, heading, and a text that no other block there has.
+# Where the commands are: file, heading, and a text that is unique among the blocks there.
 BLOCKS = {
     "install": ("README.md", "Quick start", "helm install"),
     "see": ("README.md", "Quick start", "kubectl logs"),
@@ -22,8 +22,8 @@ BLOCKS = {
 }
 MIGRATION = ("chart/docs/migration.md", "From sysdiglabs/aks-audit-log-forwarder")
 
-# All in which these commands differ from the documentation: the image, for none is
-# published, and an end for what would follow a log until Ctrl-C.
+# The only differences to the documentation: the image, because none is published, and a
+# time limit for commands that follow a log until Ctrl-C.
 _PRELUDE = """
 helm() {
   case $1 in
@@ -41,7 +41,7 @@ kubectl() {
 
 
 def blocks(file: str, heading: str) -> list[str]:
-    """Return the `sh` blocks of a Markdown file between a heading and the next one."""
+    """Return the `sh` blocks of a Markdown file below a heading."""
     found = steps.blocks((ROOT / file).read_text())
     return [textwrap.dedent(step.commands) for step in found if step.heading == heading]
 
@@ -61,8 +61,8 @@ def notes(release: str, namespace: str) -> list[str]:
     return re.findall(r"^  ((?:kubectl|helm) .*)$", text, re.MULTILINE)
 
 
-def type_in(command: str, namespace: str = "sysdig-agent", **variables: str) -> str:
-    """Run commands in a shell at the repository's root; return all that they print."""
+def run_in_shell(command: str, namespace: str = "sysdig-agent", **variables: str) -> str:
+    """Run commands in a shell at the repository's root; return their output."""
     repository, _, tag = IMAGE.rpartition(":")
     environment = {"REPOSITORY": repository, "TAG": tag, **variables}
     command = command.replace("--namespace sysdig-agent", f"--namespace {namespace}")

@@ -1,4 +1,4 @@
-"""A namespace for each story, and a closing summary of what was measured."""
+"""A namespace for each module, and a summary of the measurements."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -21,18 +21,18 @@ def cluster() -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, cluster: Proxy) -> Iterator[World]:
-    """Make the namespace that the module names, fresh, and delete it at the end."""
-    made = World(request.module.NAMESPACE, cluster)
-    _worlds.append(made)
-    made.make()
-    yield made
-    _worlds.remove(made)
-    made.remove()
+    """Create the module's NAMESPACE from scratch, and delete it at the end."""
+    world = World(request.module.NAMESPACE, cluster)
+    _worlds.append(world)
+    world.create()
+    yield world
+    _worlds.remove(world)
+    world.remove()
 
 
 @pytest.fixture
 def note(record_property: Callable[[str, object], None]) -> Note:
-    """Put a measurement into the closing summary."""
+    """Add a measurement to the summary."""
     return record_property
 
 
@@ -51,7 +51,7 @@ def lap() -> Lap:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failure what the cluster says."""
+    """Add objects, events and logs of the cluster to a failure."""
     report = yield
     if report.failed:
         for world in _worlds:
@@ -61,15 +61,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
                 ("logs", "--selector=app=aks-audit-log-forwarder", "--tail=200"),
             ):
                 try:
-                    said = run("kubectl", "--namespace", world.namespace, *command)
+                    output = run("kubectl", "--namespace", world.namespace, *command)
                 except CommandError as error:
-                    said = str(error)
-                report.sections.append((f"kubectl {' '.join(command)}", said[-20000:]))
+                    output = str(error)
+                report.sections.append((f"kubectl {' '.join(command)}", output[-20000:]))
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was measured."""
+    """Print the measurements."""
     terminalreporter.section("measured")
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:

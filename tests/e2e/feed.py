@@ -1,4 +1,4 @@
-"""What goes into the hub while a scenario plays: the cluster's own audit log, or sample events."""
+"""Publishes events during a test: the cluster's own audit log, or sample events."""
 
 import os
 import threading
@@ -9,14 +9,14 @@ from e2e.world import World
 from support.events import messages
 
 _INTERVAL = 0.5  # seconds
-# Each look through the API server's proxy is an event itself: fed back, they would never end.
+# Requests through the API server's proxy are audited too: publishing them would never end.
 _OWN = b'"subresource":"proxy"'
 
 
 class Feed:
-    """Publishes in the background until the block ends; `rate` is sample events a second.
+    """Publishes in the background until the block ends; `rate` is in sample events per second.
 
-    With E2E_AUDIT_LOG set, and no rate, it publishes what kube-apiserver appends to that file.
+    With E2E_AUDIT_LOG and no rate, it publishes the events that kube-apiserver adds to that file.
     """
 
     def __init__(self, world: World, rate: int = 0) -> None:
@@ -25,7 +25,7 @@ class Feed:
         self.published: list[bytes] = []
         self._world = world
         self._rate = rate or 40
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -34,7 +34,7 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
         if self._failed:
             raise self._failed
@@ -49,7 +49,7 @@ class Feed:
             self._failed = error
 
     def _make(self) -> None:
-        while not self._over.wait(_INTERVAL):
+        while not self._stop.wait(_INTERVAL):
             count = int(self._rate * _INTERVAL)
             self._publish([event for made in messages(count) for event in made.events])
 
@@ -57,9 +57,9 @@ class Feed:
         with path.open("rb") as log:
             log.seek(0, os.SEEK_END)
             rest = b""
-            over = False
-            while not over:
-                over = self._over.wait(_INTERVAL)
+            stopped = False
+            while not stopped:
+                stopped = self._stop.wait(_INTERVAL)
                 *lines, rest = (rest + log.read()).split(b"\n")
                 self._publish([line for line in lines if line and _OWN not in line])
 

@@ -1,4 +1,4 @@
-"""The local Event Hubs server in a pod; messages come in over HTTP, one a line."""
+"""The local Event Hubs server in a pod; messages are published over HTTP, one per line."""
 
 import asyncio
 

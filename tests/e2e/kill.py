@@ -1,4 +1,4 @@
-"""Kill -9 the forwarder of the pod whose UID is given, from the node: inside, PID 1 is immune."""
+"""Kill -9 the forwarder of a pod, by UID, from the node: in the pod, PID 1 ignores signals."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(uid: str) -> None:
-    """Find it by its control group and its command, and kill it."""
+    """Find the process by its control group and its command, and kill it."""
     names = uid, uid.replace("-", "_")
     found = 0
     for process in Path("/proc").glob("[0-9]*"):

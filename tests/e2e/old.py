@@ -1,6 +1,6 @@
-"""A stand-in for the deployment that came before: the same environment, library and checkpoints.
+"""A stand-in for the previous deployment: the same environment, library and checkpoints.
 
-One event a POST, one checkpoint a message, nothing drained at a stop.
+One event per POST, one checkpoint per message, no draining on shutdown.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""An admission policy requires labels, limits and probes: to a storage account and back, twice."""
+"""An admission policy requires labels, limits and probes; changes of the checkpoint store."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.cluster import CommandError, run, until
-from e2e.commands import type_in
+from e2e.commands import run_in_shell
 from e2e.conftest import Lap, Note
 from e2e.world import World, program
 from support.events import messages, real_events
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module", autouse=True)
 def no_policy() -> Iterator[None]:
-    """Delete the policy, and what an interrupted run left of it before the namespace is made."""
+    """Delete the policy at the end; before, delete one left by an interrupted run."""
     kinds = "validatingadmissionpolicybindings,validatingadmissionpolicies"
     delete = ("kubectl", "delete", kinds, NAMESPACE, "--ignore-not-found")
     run(*delete)
@@ -39,10 +39,10 @@ def no_policy() -> Iterator[None]:
 
 
 def policy() -> list[dict[str, object]]:
-    """Return the policy and its binding to the namespace of this story."""
+    """Return the policy and its binding to the namespace of this module."""
     api = "admissionregistration.k8s.io/v1"
     metadata = {"name": NAMESPACE}
-    place = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}}
+    selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}}
     return [
         {
             "apiVersion": api,
@@ -62,20 +62,20 @@ def policy() -> list[dict[str, object]]:
             "spec": {
                 "policyName": NAMESPACE,
                 "validationActions": ["Deny"],
-                "matchResources": place,
+                "matchResources": selector,
             },
         },
     ]
 
 
 def upgrade(world: World, values: str, flag: str = "--reuse-values") -> None:
-    type_in(f"helm upgrade aks-audit ./chart --namespace {NAMESPACE} {flag} {values}")
+    run_in_shell(f"helm upgrade aks-audit ./chart --namespace {NAMESPACE} {flag} {values}")
     world.rolled()
 
 
-def delivered(world: World) -> None:
-    """Publish, and wait until the sink has all of it."""
-    world.publish([event for made in messages(100) for event in made.events])
+def publish_and_settle(world: World) -> None:
+    """Publish events and wait until the sink has all of them."""
+    world.publish([event for message in messages(100) for event in message.events])
     world.settled()
 
 
@@ -94,25 +94,25 @@ def test_pods_and_the_pod_of_helm_test_are_admitted(world: World) -> None:
         return False
 
     until("the policy to hold", denied)
-    type_in(
+    run_in_shell(
         f"helm install aks-audit ./chart --namespace {NAMESPACE} {VALUES} "
         f'--set eventHub.connectionString="{world.hub}"'
     )
     world.rolled()
     world.settled()
-    assert "all parts answer" in type_in(f"helm test aks-audit --namespace {NAMESPACE} --logs")
+    assert "all parts answer" in run_in_shell(f"helm test aks-audit --namespace {NAMESPACE} --logs")
 
 
 def test_it_changes_to_a_storage_account_and_back(world: World, note: Note, lap: Lap) -> None:
     upgrade(world, f'--set replicaCount=2 --set blobStorage.connectionString="{world.storage}"')
-    delivered(world)
+    publish_and_settle(world)
     note("volume to storage account", lap())
     upgrade(
         world,
         "--set replicaCount=1 --set blobStorage.connectionString=",
         "--reset-then-reuse-values",
     )
-    delivered(world)
+    publish_and_settle(world)
     note("and back", lap())
 
 
@@ -120,17 +120,17 @@ def test_it_rolls_back_to_the_storage_account_and_to_the_volume(world: World) ->
     for revision in (2, 1):
         run("helm", "rollback", "aks-audit", str(revision), "--namespace", NAMESPACE)
         world.rolled()
-        delivered(world)
+        publish_and_settle(world)
 
 
 def test_a_second_release_shares_the_namespace(world: World) -> None:
-    type_in(
+    run_in_shell(
         f"helm install other ./chart --namespace {NAMESPACE} {VALUES} "
         f'--set eventHub.connectionString="{world.hub}" --set webhook.service.create=false'
     )
     world.kubectl("rollout", "status", "deployment", "other-aks-audit", "--timeout=180s")
-    said = type_in(f"helm test other --namespace {NAMESPACE} --logs")
-    assert "kubectl exec deployment/other-aks-audit -- python -m forwarder check" in said
+    output = run_in_shell(f"helm test other --namespace {NAMESPACE} --logs")
+    assert "kubectl exec deployment/other-aks-audit -- python -m forwarder check" in output
     for release in ("other", "aks-audit"):
         run("helm", "uninstall", release, "--namespace", NAMESPACE)
     until("no pod", lambda: not world.pods())

@@ -1,4 +1,4 @@
-"""Migration from the deployment that aks-audit replaces, by the steps of migration.md."""
+"""Migration from the deployment that aks-audit replaces, with the steps of migration.md."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 
 from e2e.cluster import until
-from e2e.commands import MIGRATION, blocks, type_in
+from e2e.commands import MIGRATION, blocks, run_in_shell
 from e2e.conftest import Lap, Note
 from e2e.feed import Feed
 from e2e.hub import HUB
@@ -15,12 +15,12 @@ from support.stores import CONTAINER
 
 NAMESPACE = "aks-audit-migration"
 OLD = "aks-audit-log-forwarder"
-IN_FLIGHT = 4 * 22  # events: a message of each partition
+IN_FLIGHT = 4 * 22  # events: one message per partition
 
 pytestmark = pytest.mark.e2e
 
 
-def test_it_takes_over_at_the_checkpoint(world: World, note: Note, lap: Lap) -> None:
+def test_it_continues_from_the_checkpoint(world: World, note: Note, lap: Lap) -> None:
     service = {"selector": {"app": "sysdig-agent"}, "ports": [{"port": 7765}]}
     metadata = {"name": "sysdig-agent"}
     world.apply(
@@ -38,31 +38,34 @@ def test_it_takes_over_at_the_checkpoint(world: World, note: Note, lap: Lap) -> 
     )
     settings, copy, stop, install, watch, remove = blocks(*MIGRATION)
     with Feed(world, 100) as feed:
-        until("events by the old deployment", lambda: world.stats()["distinct"] > 400, 180)
-        shown = type_in(settings, NAMESPACE)
+        until("events from the old deployment", lambda: world.stats()["distinct"] > 400, 180)
+        shown = run_in_shell(settings, NAMESPACE)
         assert f"WebSinkURL=http://sysdig-agent.{NAMESPACE}" in shown
         assert "SharedAccessKey" not in shown
         assert "AccountKey" not in shown
-        type_in(copy, NAMESPACE)
-        type_in(stop, NAMESPACE)
-        until("the old one's end", lambda: not world.get("pods", f"--selector=app={OLD}"))
-        by_old = len(world.taken())
+        run_in_shell(copy, NAMESPACE)
+        run_in_shell(stop, NAMESPACE)
+        until("no old pod", lambda: not world.get("pods", f"--selector=app={OLD}"))
+        from_old = len(world.taken())
         time.sleep(3)
         lap()
-        type_in(install, NAMESPACE)
+        run_in_shell(install, NAMESPACE)
         *health, claims = watch.splitlines()
-        type_in("\n".join(health), NAMESPACE)
-        look = f"{claims} || true"  # nothing found is no error yet
-        until("four partitions", lambda: len(type_in(look, NAMESPACE).splitlines()) == 4, 150)
+        run_in_shell("\n".join(health), NAMESPACE)
+        poll = f"{claims} || true"  # no match yet is not an error
+        until("four partitions", lambda: len(run_in_shell(poll, NAMESPACE).splitlines()) == 4, 150)
         note("migration: install to all partitions claimed", lap())
-    taken_over = [json.loads(line) for line in type_in(claims, NAMESPACE).splitlines()]
+    taken_over = [json.loads(line) for line in run_in_shell(claims, NAMESPACE).splitlines()]
     assert {one["partition"] for one in taken_over} == set("0123")
     assert None not in [one["checkpoint"] for one in taken_over]
     published = world.settled(120)
     assert published == len(feed.published)
-    note("migration: events by the old one, by the new one", f"{by_old}, {published - by_old}")
-    note("migration: doubled", world.doubled())
-    assert world.doubled() <= IN_FLIGHT
-    type_in(remove, NAMESPACE)
+    note(
+        "migration: events from the old one, from the new one",
+        f"{from_old}, {published - from_old}",
+    )
+    note("migration: duplicates", world.duplicates())
+    assert world.duplicates() <= IN_FLIGHT
+    run_in_shell(remove, NAMESPACE)
     assert world.pods()
     assert [one["metadata"]["name"] for one in world.get("deployments")].count(OLD) == 0

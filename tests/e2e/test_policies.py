@@ -1,6 +1,7 @@
-"""The forwarder's audit policy leaves what a kube-apiserver writes now under the same policies.
+"""The forwarder's audit policies give the same events as those of a live kube-apiserver.
 
-It is one of its own, for that of a cluster cannot be given another policy: `policies.record`.
+The test starts its own kube-apiserver (`support.policies.record`): that of a cluster cannot change
+its policy.
 """
 
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from e2e.cluster import ROOT, run
 from e2e.conftest import Lap, Note
 
-# Each matcher, and what is least expected of them; `policies.record --compare` alone takes all.
+# Each matcher and its edge cases; `support.policies.record --compare` compares all policies.
 NAMES = (
     "gke", "impersonation", "kubeadm", "managed-fields", "namespaces", "paths", "resource-names",
     "stages-of-policy", "stages-of-rules", "subresources", "users-and-groups", "verbs",
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 
-def test_policies_leave_what_the_api_server_writes(note: Note, lap: Lap) -> None:
+def test_policies_match_the_api_server(note: Note, lap: Lap) -> None:
     path = {"PYTHONPATH": f"{ROOT / 'app'}:{ROOT / 'tests'}"}
     run(sys.executable, "-m", "support.policies.record", "--compare", *NAMES, environment=path)
     note(f"audit policies: {len(NAMES)}, as a live API server's", lap())

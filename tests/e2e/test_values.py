@@ -1,4 +1,4 @@
-"""Every value file of chart/ci that needs no Azure is installed and tested by chart-testing."""
+"""chart-testing installs and tests every values file in chart/ci that does not need Azure."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from e2e.conftest import Lap, Note
 from e2e.world import World
 
 NAMESPACE = "aks-audit-values"
-# The others log in with Microsoft Entra ID, or need kinds or a sink that somebody else brings.
+# The others need Microsoft Entra ID, CRDs, or an existing sink.
 OWN_DISK = ("audit-policy", "default", "falco", "sysdig-agent", "sysdig-shield")
 SHARED = ("blob-replicas",)
 
@@ -34,10 +34,10 @@ def test_value_files_can_be_installed(
         f"webhook.url=http://sink.{NAMESPACE}.svc:7765/k8s_audit",
         *([f"blobStorage.connectionString={world.storage}"] if names == SHARED else []),
     ]
-    said = run(
+    output = run(
         "ct", "install", "--config", "ct.yaml", "--charts", str(chart),
         "--helm-extra-set-args", " ".join(f"--set={value}" for value in values),
     )  # fmt: skip
     for name in names:
-        assert f"{name}-values.yaml" in said
+        assert f"{name}-values.yaml" in output
     note(f"chart-testing: {len(names)} value file(s)", lap())

@@ -1,4 +1,4 @@
-"""What the forwarder meets in a namespace: hub, sink, storage account; and what went and came."""
+"""A namespace with hub, sink and storage account; tracks published and delivered events."""
 
 import json
 import os
@@ -54,8 +54,8 @@ class World:
         address = f"http://azurite.{self.namespace}.svc:10000"
         return Azurite(0, 0).connection_string.replace("http://127.0.0.1:0", address)
 
-    def make(self) -> None:
-        """Delete and create the namespace, with everything in it."""
+    def create(self) -> None:
+        """Delete the namespace if it exists; create it with hub, sink and storage account."""
         self.remove()
         labels = {"name": self.namespace, "labels": _RESTRICTED}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": labels})
@@ -71,7 +71,7 @@ class World:
         )
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        """Create or change objects."""
+        """Create or update objects."""
         self.kubectl("apply", "--filename=-", given="\n---\n".join(map(json.dumps, manifests)))
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
@@ -102,12 +102,12 @@ class World:
         return len(pods) == 1 and all(one["ready"] for one in containers(pods[0]))
 
     def rolled(self) -> None:
-        """Wait until the Deployment's pods are all new and ready."""
+        """Wait until the rollout of the Deployment is complete."""
         self.kubectl("rollout", "status", "deployment", "aks-audit", "--timeout=180s")
 
     def probe(self, pod: str, path: str) -> tuple[int, str]:
-        """Ask a forwarder's HTTP port; status and answer."""
-        status, body = self.proxy.ask(
+        """Request a path of a forwarder's HTTP port; return status and body."""
+        status, body = self.proxy.request(
             f"/api/v1/namespaces/{self.namespace}/pods/{pod}:5000/proxy{path}"
         )
         return status, body.decode()
@@ -121,36 +121,36 @@ class World:
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
     def publish(self, events: Sequence[bytes]) -> None:
-        """Put events into the hub, as AKS would, and into the accounts."""
+        """Publish events as AKS does, and record them."""
         with self._lock:
             self._published |= {key(event): sha256(event).hexdigest() for event in events}
         bodies = b"\n".join(envelope(chunk) for chunk in _chunks(events))
-        status, answer = self.proxy.ask(self._service("eventhubs:8080", "/"), bodies)
-        assert status == 200, answer
+        status, content = self.proxy.request(self._service("eventhubs:8080", "/"), bodies)
+        assert status == 200, content
 
     def stats(self) -> Any:
         """Return the sink's counts."""
         return self.proxy.get(self._service("sysdig-agent:7765", "/stats"))
 
-    def forget_sink(self) -> None:
-        """Add to the accounts what the sink has: it is about to be stopped."""
+    def keep_counts(self) -> None:
+        """Keep the counts of the sink, which is about to be stopped."""
         self._before = self.taken()
 
     def taken(self) -> Counter[Key]:
-        """Return how often each event was taken, by all sinks so far."""
-        told = self.proxy.get(self._service("sysdig-agent:7765", "/events"))
+        """Return how often each event was accepted, by all sinks so far."""
+        events = self.proxy.get(self._service("sysdig-agent:7765", "/events"))
         with self._lock:
             changed = {
                 (audit_id, stage)
-                for audit_id, stage, _, digest in told
+                for audit_id, stage, _, digest in events
                 if self._published.get((audit_id, stage)) != digest
             }
         assert not changed, f"events that nobody published, or with other bytes: {changed}"
-        counts = Counter({(audit_id, stage): count for audit_id, stage, count, _ in told})
+        counts = Counter({(audit_id, stage): count for audit_id, stage, count, _ in events})
         return self._before + counts
 
     def settled(self, timeout: float = 90) -> int:
-        """Wait until the sink has all that was published up to now; return how many those are."""
+        """Wait until the sink has all events published so far; return their number."""
         with self._lock:
             published = set(self._published)
         missing: set[Key] = set()
@@ -166,8 +166,8 @@ class World:
             raise TimeoutError(f"{error}: {len(missing)} of {len(published)} missing") from None
         return len(published)
 
-    def doubled(self) -> int:
-        """Return how many events the sink took more than once, counted each time."""
+    def duplicates(self) -> int:
+        """Return the number of repeated deliveries of events."""
         return sum(count - 1 for count in self.taken().values())
 
     def _service(self, service: str, path: str) -> str:
@@ -176,7 +176,7 @@ class World:
 
 
 def containers(pod: Any) -> list[Any]:
-    """Return the status of a pod's containers, once they have one."""
+    """Return the status of a pod's containers; empty if there is none yet."""
     found: list[Any] = pod["status"].get("containerStatuses", [])
     return found
 
@@ -186,7 +186,7 @@ def program(
 ) -> Iterable[dict[str, Any]]:
     """Return Deployment and Service of a program of the tests' image.
 
-    The sink's Service is `sink`: the one that is called as it is, is the chart's.
+    The Service of the sink is named `sink`: the Service `sysdig-agent` belongs to the chart.
     """
     labels = {"app": name}
     container = {
@@ -233,7 +233,7 @@ def program(
 
 
 def _chunks(events: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
-    """Split events into what goes into a message each."""
+    """Split events into chunks of one message each."""
     chunk: list[bytes] = []
     for event in events:
         if len(chunk) == _PER_MESSAGE or sum(map(len, chunk)) + len(event) > _MESSAGE_BYTES:

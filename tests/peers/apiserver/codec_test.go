@@ -1,5 +1,5 @@
-// Package apiserver checks what the forwarder posts against kube-apiserver's own code: the strict
-// decoder of audit.k8s.io/v1, and the webhook backend whose requests sinks are made for.
+// Package apiserver compares the forwarder's requests with kube-apiserver's own code: the strict
+// decoder of audit.k8s.io/v1, and the webhook backend that sinks are built for.
 package apiserver
 
 import (
@@ -34,7 +34,7 @@ func forwarded(t *testing.T, maxEvents string, logs ...[]byte) *local.Sink {
 	return sink
 }
 
-// Every body is accepted by the strict codec, those with completed events too.
+// The strict codec accepts every body, including those with completed events.
 func TestTheStrictCodecAcceptsEveryBody(t *testing.T) {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(auditv1.AddToScheme(scheme))
@@ -59,7 +59,7 @@ func TestTheStrictCodecAcceptsEveryBody(t *testing.T) {
 	}
 }
 
-// The requests have the form of kube-apiserver's.
+// The requests have the same format as those of kube-apiserver.
 func TestRequestsAreLikeThoseOfTheWebhookBackend(t *testing.T) {
 	sink := local.StartSink(t)
 	file := filepath.Join(t.TempDir(), "kubeconfig")
@@ -77,12 +77,12 @@ func TestRequestsAreLikeThoseOfTheWebhookBackend(t *testing.T) {
 	if !backend.ProcessEvents(event) {
 		t.Fatal("the backend did not post")
 	}
-	theirs, theirHeads := sink.Posts()
-	ours, ourHeads := forwarded(t, "100", local.RealEvents(t)[0]).Posts()
-	if got, want := ourHeads[0].Get("Content-Type"), theirHeads[0].Get("Content-Type"); got != want {
+	expected, expectedHeaders := sink.Posts()
+	actual, actualHeaders := forwarded(t, "100", local.RealEvents(t)[0]).Posts()
+	if got, want := actualHeaders[0].Get("Content-Type"), expectedHeaders[0].Get("Content-Type"); got != want {
 		t.Errorf("Content-Type %q, not %q", got, want)
 	}
-	for _, body := range [][]byte{theirs[0], ours[0]} {
+	for _, body := range [][]byte{expected[0], actual[0]} {
 		object, kind, err := audit.Codecs.UniversalDecoder().Decode(body, nil, &auditinternal.EventList{})
 		if err != nil || kind.Kind != "EventList" || len(object.(*auditinternal.EventList).Items) != 1 {
 			t.Errorf("%v, %v: %.300s", kind, err, body)

@@ -1,5 +1,5 @@
 // Package azure checks the forwarder and the local Event Hubs server against the Go SDK and the Java client: the
-// producer, the receiver, and the processor with its blob store, whose checkpoints the forwarder takes over.
+// producer, the receiver, and the processor with its blob store. The forwarder continues from its checkpoints.
 package azure
 
 import (
@@ -21,12 +21,12 @@ import (
 	"peers/local"
 )
 
-// processor is a consumer that shares partitions through a blob container, whatever the SDK's version.
+// processor is a consumer that shares partitions through a blob container, in either version of the SDK.
 type processor interface {
 	Run(ctx context.Context) error
 }
 
-// consumer reads with a Processor until it is stopped, and checkpoints every message.
+// consumer is a running processor that checkpoints every message.
 type consumer struct {
 	count func() int
 	stop  func()
@@ -118,7 +118,7 @@ func readAll[Event, Options any](
 	}
 }
 
-// run starts the processor and reads each partition that it is given.
+// run starts the processor and reads each partition that it claims.
 func run(t *testing.T, processor processor, next func(context.Context, *atomic.Int64) func()) *consumer {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -174,7 +174,7 @@ func events(prefix string, count int) [][]byte {
 	return made
 }
 
-// publish sends each event as a message of its own.
+// publish sends each event as a separate message.
 func publish(t *testing.T, hub *local.Hub, events [][]byte) {
 	t.Helper()
 	var messages [][]byte
@@ -208,7 +208,7 @@ func TestThePartitionClientReads(t *testing.T) {
 	readFive(t, hub)
 }
 
-// What the Java client sends is there; it asks for the partitions before, with a token in its request.
+// Messages of the Java client arrive. Before, it requests the partitions, with a token in the request itself.
 func TestTheJavaClientSends(t *testing.T) {
 	hub := local.StartHub(t, 1)
 	sent := java(t, "send", hub.ConnectionString, local.HubName, "a", "b", "c", "d", "e")
@@ -242,7 +242,7 @@ func readFive(t *testing.T, hub *local.Hub) {
 	}
 }
 
-// The forwarder goes on where a processor stopped.
+// The forwarder continues from the checkpoints of a processor.
 func TestTheForwarderTakesOver(t *testing.T) {
 	for version, consume := range clients {
 		for _, group := range []string{"$Default", local.Group} {
@@ -268,7 +268,7 @@ func TestTheForwarderTakesOver(t *testing.T) {
 	}
 }
 
-// A processor goes on where the forwarder stopped, in a group whose name is in lower case.
+// A processor continues from the checkpoints of the forwarder, in a group with a lower-case name.
 func TestTheProcessorTakesOver(t *testing.T) {
 	for version, consume := range clients {
 		t.Run(version, func(t *testing.T) {
@@ -284,7 +284,7 @@ func TestTheProcessorTakesOver(t *testing.T) {
 			publish(t, hub, events("after", 10))
 			consumer := consume(t, hub, store, local.Group)
 			local.Eventually(t, "the Processor reads the rest", func() bool { return consumer.count() >= 10 })
-			time.Sleep(3 * time.Second) // more would come by now
+			time.Sleep(3 * time.Second) // time for duplicates to arrive
 			if consumer.count() != 10 {
 				t.Errorf("%d messages read, 10 came after the forwarder's checkpoints", consumer.count())
 			}

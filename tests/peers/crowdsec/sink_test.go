@@ -15,7 +15,7 @@ import (
 	"peers/local"
 )
 
-// start runs the data source and returns its URL and what it yields.
+// start runs the data source and returns its URL and its output channel.
 func start(t *testing.T) (string, <-chan types.Event) {
 	t.Helper()
 	port := local.FreePort(t)
@@ -39,7 +39,7 @@ func TestEveryDeliveredEventIsYielded(t *testing.T) {
 	hub := local.StartHub(t, 1)
 	url, yielded := start(t)
 	events := local.RealEvents(t)
-	hub.Publish(t, local.Message(t, events[0])) // a list of one
+	hub.Publish(t, local.Message(t, events[0])) // a list with one event
 	forwarder := local.StartForwarder(t, map[string]string{
 		"EhubNamespaceConnectionString": hub.ConnectionString,
 		"WebSinkURL":                    url,

@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// condition tells whether a rule looks at an event; fields are extracted by the plugin.
+// condition reports whether a rule matches an event; the plugin extracts the fields.
 //
 // It covers what the published rules use: and, or, not, parentheses, exists, =, !=, in, intersects,
 // startswith, contains, lists and macros. See https://falco.org/docs/concepts/rules/conditions.
 type condition func(field func(name string) []string) bool
 
-// parser reads conditions. Macros and lists are replaced where their names stand.
+// parser parses conditions. It expands the names of macros and lists.
 type parser struct {
 	macros map[string]string
 	lists  map[string][]string
@@ -99,7 +99,7 @@ func (p *parser) comparison() condition {
 		return equal
 	case "!=":
 		return func(field func(string) []string) bool { return !equal(field) }
-	case "in": // every value, as Falco has it for fields with several
+	case "in": // every value, as Falco does for fields with several values
 		return func(field func(string) []string) bool {
 			values := field(name)
 			return len(values) > 0 && !slices.ContainsFunc(values, func(one string) bool { return !slices.Contains(wanted, one) })

@@ -1,5 +1,5 @@
 // Package falco checks the forwarder against Falco's k8saudit plugin: the same code that Falco loads
-// receives what the forwarder posts, yields the events, and extracts the fields that rules look at.
+// receives the POSTs of the forwarder, yields the events, and extracts the fields that rules use.
 package falco
 
 import (
@@ -19,7 +19,7 @@ import (
 	"peers/local"
 )
 
-// plugin is Falco's plugin behind its own web server, with a consumer that reads what it yields.
+// plugin is Falco's plugin with its own web server, and a consumer that reads the events it yields.
 type plugin struct {
 	*k8saudit.Plugin
 	URL    string
@@ -27,7 +27,7 @@ type plugin struct {
 	events [][]byte
 }
 
-// start opens the plugin's web server; the consumer takes at most so many events per second.
+// start opens the plugin's web server; the consumer reads at most eventsPerSecond.
 func start(t *testing.T, settings string, eventsPerSecond int) *plugin {
 	t.Helper()
 	p := &plugin{Plugin: &k8saudit.Plugin{}}
@@ -54,7 +54,7 @@ func start(t *testing.T, settings string, eventsPerSecond int) *plugin {
 	return p
 }
 
-// yielded returns the events that the plugin has given to Falco so far.
+// yielded returns the events that the plugin has passed to Falco so far.
 func (p *plugin) yielded() [][]byte {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()

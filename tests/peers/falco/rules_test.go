@@ -16,9 +16,9 @@ import (
 	"peers/local"
 )
 
-// Alerts per rule that the preset `quiet` costs on these events.
-// chart/docs/audit-policy.md names the rules. The preset `security` costs none.
-var costOfQuiet = map[string]int{"Disallowed K8s User": 2, "Anonymous Request Allowed": 2}
+// Alerts per rule that the preset `quiet` suppresses on these events.
+// chart/docs/audit-policy.md names the rules. The preset `security` suppresses none.
+var suppressedByQuiet = map[string]int{"Disallowed K8s User": 2, "Anonymous Request Allowed": 2}
 
 type rule struct {
 	name      string
@@ -27,26 +27,26 @@ type rule struct {
 
 func TestPresetsAndPublishedRules(t *testing.T) {
 	rules, falco := published(t), &plugin{Plugin: pluginWithoutServer(t)}
-	before := alerts(t, falco, rules, byWhomever(t))
+	before := alerts(t, falco, rules, eventsOfAllUsers(t))
 	if len(before) < 25 {
 		t.Fatalf("only %d rules raise an alert without a policy: %v", len(before), before)
 	}
-	for preset, cost := range map[string]map[string]int{"security": {}, "quiet": costOfQuiet} {
+	for preset, suppressed := range map[string]map[string]int{"security": {}, "quiet": suppressedByQuiet} {
 		t.Run(preset, func(t *testing.T) {
-			after := alerts(t, falco, rules, behind(t, preset))
+			after := alerts(t, falco, rules, filtered(t, preset))
 			for name, count := range before {
-				if count-after[name] != cost[name] {
-					t.Errorf("%s: %d alerts without a policy, %d behind %s; the table says %d fewer",
-						name, count, after[name], preset, cost[name])
+				if count-after[name] != suppressed[name] {
+					t.Errorf("%s: %d alerts without a policy, %d with %s; expected %d fewer",
+						name, count, after[name], preset, suppressed[name])
 				}
 			}
 		})
 	}
 }
 
-// byWhomever returns the real events, and again as of a user that the rules do not know and of an
-// anonymous one: the rules on users would see neither otherwise.
-func byWhomever(t *testing.T) [][]byte {
+// eventsOfAllUsers returns the real events, also as events of an unknown user, of an anonymous one and of a service
+// account: otherwise the rules on users would not match.
+func eventsOfAllUsers(t *testing.T) [][]byte {
 	t.Helper()
 	events := local.RealEvents(t)
 	for _, user := range []string{"alice@example.com", "system:anonymous", "system:serviceaccount:default:default"} {
@@ -62,11 +62,11 @@ func byWhomever(t *testing.T) [][]byte {
 	return events
 }
 
-// behind returns the events of byWhomever as the forwarder posts them under a preset.
-func behind(t *testing.T, preset string) [][]byte {
+// filtered returns the events of eventsOfAllUsers that the forwarder posts with a preset.
+func filtered(t *testing.T, preset string) [][]byte {
 	t.Helper()
 	hub, sink := local.StartHub(t, 1), local.StartSink(t)
-	events := byWhomever(t)
+	events := eventsOfAllUsers(t)
 	hub.Publish(t, local.Messages(t, events...)...)
 	forwarder := local.StartForwarder(t, map[string]string{
 		"EhubNamespaceConnectionString": hub.ConnectionString,
@@ -92,7 +92,7 @@ func alerts(t *testing.T, falco *plugin, rules []rule, events [][]byte) map[stri
 				return []string{"1"}
 			}
 			if pointer, found := strings.CutPrefix(name, "jevt.value["); found {
-				return pointed(decoded, strings.TrimSuffix(pointer, "]"))
+				return valueAt(decoded, strings.TrimSuffix(pointer, "]"))
 			}
 			return values(falco.extract(t, uint64(number)+1, event, name, ""))
 		}
@@ -105,7 +105,7 @@ func alerts(t *testing.T, falco *plugin, rules []rule, events [][]byte) map[stri
 	return counts
 }
 
-// published returns the rules of the plugin's module, each evaluated by itself.
+// published returns the rules of the plugin's module; each is evaluated separately.
 func published(t *testing.T) []rule {
 	t.Helper()
 	directory, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/falcosecurity/plugins/plugins/k8saudit").Output()
@@ -159,8 +159,8 @@ func values(extracted any) []string {
 	return nil
 }
 
-// pointed returns what a JSON pointer of jevt.value leads to.
-func pointed(value any, pointer string) []string {
+// valueAt returns the value at a JSON pointer of jevt.value.
+func valueAt(value any, pointer string) []string {
 	for _, name := range strings.Split(strings.Trim(pointer, "/"), "/") {
 		object, _ := value.(map[string]any)
 		if value = object[name]; value == nil {
@@ -170,7 +170,7 @@ func pointed(value any, pointer string) []string {
 	return []string{fmt.Sprint(value)}
 }
 
-// What the plugin extracts from events that the forwarder completed is what they said before the cut.
+// From events that the forwarder completed, the plugin extracts the same fields as from the original events.
 func TestFieldsAreThoseOfTheEvent(t *testing.T) {
 	fields := func(event []byte) map[string]string {
 		var audit struct {

@@ -9,8 +9,8 @@ import (
 	"peers/local"
 )
 
-// Events that differ from ordinary ones in size or depth, and two that the forwarder completes: one that the platform cut
-// off, and one with a time that Go refuses.
+// Events of unusual size or depth, and two that the forwarder completes: one that AKS truncated, and one with a time that
+// Go cannot parse.
 func odd() [][]byte {
 	event := func(id, object string) []byte {
 		return []byte(`{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Request","auditID":"` + id +
@@ -41,8 +41,8 @@ func TestEveryDeliveredEventIsYielded(t *testing.T) {
 			})
 			local.Eventually(t, "everything is delivered", func() bool { return forwarder.Delivered() == len(sent) })
 			local.Eventually(t, "the plugin yields every event", func() bool { return len(falco.yielded()) >= len(sent) })
-			if copies := len(falco.yielded()) - len(sent); copies != 0 {
-				t.Errorf("%d copies", copies)
+			if duplicates := len(falco.yielded()) - len(sent); duplicates != 0 {
+				t.Errorf("%d duplicates", duplicates)
 			}
 			yielded := map[string][]byte{}
 			for _, event := range falco.yielded() {
@@ -57,8 +57,8 @@ func TestEveryDeliveredEventIsYielded(t *testing.T) {
 	}
 }
 
-// One event that the plugin's parser gives up at costs no other event.
-func TestANestedEventCostsNoOther(t *testing.T) {
+// An event that the plugin's parser rejects does not affect other events.
+func TestANestedEventAffectsNoOther(t *testing.T) {
 	hub, falco := local.StartHub(t, 1), start(t, "{}", 0)
 	nested := bytes.Replace(odd()[0], []byte(`"requestObject":`), []byte(`"requestObject":`+strings.Repeat("[", 200)), 1)
 	nested = append(bytes.TrimSuffix(nested, []byte("}")), strings.Repeat("]", 200)+"}"...)
@@ -72,11 +72,11 @@ func TestANestedEventCostsNoOther(t *testing.T) {
 	local.Eventually(t, "the plugin yields the others", func() bool { return len(falco.yielded()) == len(ordinary) })
 }
 
-// A slow rule set: the plugin's channel of 50 bodies is full, and posts wait. The 16 posts that settings allow would wait
-// longer than a time-out of 2 s, so that hardly any would come to an end.
-func TestASlowConsumerGetsFewCopies(t *testing.T) {
+// A slow rule set: the plugin's channel of 50 bodies is full, and POSTs are blocked. With all 16 concurrent POSTs of the
+// settings, most would exceed a timeout of 2 s and be retried.
+func TestASlowConsumerGetsFewDuplicates(t *testing.T) {
 	for timeout, percent := range map[string]int{"5": 5, "2": 50} {
-		t.Run("time-out "+timeout, func(t *testing.T) {
+		t.Run("timeout "+timeout, func(t *testing.T) {
 			t.Parallel()
 			hub, falco := local.StartHub(t, 4), start(t, "{}", 100)
 			var sent [][]byte
@@ -104,8 +104,8 @@ func TestASlowConsumerGetsFewCopies(t *testing.T) {
 				return len(found)
 			}
 			local.Eventually(t, "the plugin yields every event", func() bool { return distinct() == len(sent) })
-			if copies := len(falco.yielded()) - len(sent); copies > len(sent)*percent/100 {
-				t.Errorf("%d copies of %d events", copies, len(sent))
+			if duplicates := len(falco.yielded()) - len(sent); duplicates > len(sent)*percent/100 {
+				t.Errorf("%d duplicates of %d events", duplicates, len(sent))
 			}
 		})
 	}

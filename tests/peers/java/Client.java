@@ -11,7 +11,7 @@ import java.time.Duration;
 import java.util.List;
 
 /**
- * The Java client on the local hub. "send CONNECTION HUB BODY..." sends each body to the partitions
+ * The Java client for the local hub. "send CONNECTION HUB BODY..." sends the bodies to the partitions
  * in turn and prints the partition's last sequence number. "read CONNECTION HUB GROUP STORE CONTAINER" prints each message and checkpoints it, until SIGTERM.
  */
 class Client {
@@ -50,7 +50,7 @@ class Client {
             .processError(context -> System.err.println(context.getThrowable()))
             .buildEventProcessorClient();
         Runtime.getRuntime().addShutdownHook(new Thread(() -> {
-            System.err.close(); // the client reports tasks that it has cancelled
+            System.err.close(); // the client prints errors of cancelled tasks
             processor.stop();
         }));
         processor.start();

@@ -23,7 +23,7 @@ type Forwarder struct {
 // Entry is a log entry.
 type Entry map[string]any
 
-// StartForwarder runs the forwarder with these settings, on a state directory of its own.
+// StartForwarder runs the forwarder with these settings and a new state directory.
 func StartForwarder(t *testing.T, settings map[string]string) *Forwarder {
 	t.Helper()
 	port := FreePort(t)
@@ -39,7 +39,7 @@ func StartForwarder(t *testing.T, settings map[string]string) *Forwarder {
 	return &Forwarder{Python(t, environment, "forwarder"), port}
 }
 
-// Logged returns the entries whose message begins so.
+// Logged returns the log entries whose message begins with this text.
 func (f *Forwarder) Logged(message string) []Entry {
 	var found []Entry
 	for _, line := range f.Lines() {
@@ -51,7 +51,7 @@ func (f *Forwarder) Logged(message string) []Entry {
 	return found
 }
 
-// Metric sums the samples of this name whose labels contain the text; 0 if it does not answer.
+// Metric sums the samples of this name whose labels contain the text; 0 if the forwarder does not respond.
 func (f *Forwarder) Metric(name, label string) float64 {
 	response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", f.port))
 	if err != nil {
@@ -74,7 +74,7 @@ func (f *Forwarder) Delivered() int {
 	return int(f.Metric("aks_audit_events_total", `outcome="delivered"`))
 }
 
-// Sink is a webhook that accepts everything and remembers it.
+// Sink is a webhook that accepts and records everything.
 type Sink struct {
 	URL    string
 	mutex  sync.Mutex
@@ -98,7 +98,7 @@ func StartSink(t *testing.T) *Sink {
 	return sink
 }
 
-// Posts returns the bodies and headers so far.
+// Posts returns the bodies and headers received so far.
 func (s *Sink) Posts() ([][]byte, []http.Header) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

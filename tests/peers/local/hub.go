@@ -29,8 +29,8 @@ type Hub struct {
 	ConnectionString string
 }
 
-// StartHub starts an event hub with so many partitions, on an address of its own (Linux has all of 127.0.0.0/8) and the
-// standard port: clients do not agree whether another port belongs to the namespace, which is in the names of checkpoints.
+// StartHub starts an event hub on a loopback address of its own (127.0.0.0/8 on Linux) and the standard port. Names of
+// checkpoints contain the namespace, and clients do not agree whether it includes a non-standard port.
 func StartHub(t *testing.T, partitions int) *Hub {
 	t.Helper()
 	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
@@ -39,7 +39,7 @@ func StartHub(t *testing.T, partitions int) *Hub {
 	return &Hub{ConnectionString: strings.Replace(process.Lines()[0], ":5672", "", 1)}
 }
 
-// Publish sends each message to the partitions in turn, by the Go SDK's producer.
+// Publish sends the messages to the partitions in turn, with the producer of the Go SDK.
 func (h *Hub) Publish(t *testing.T, messages ...[]byte) {
 	t.Helper()
 	ctx := context.Background()
@@ -70,7 +70,7 @@ func (h *Hub) Publish(t *testing.T, messages ...[]byte) {
 // StartAzurite starts a storage account with the container and returns its connection string.
 func StartAzurite(t *testing.T) string {
 	t.Helper()
-	// The account of every storage emulator: public, documented by Microsoft, no secret.
+	// The well-known account of the emulator, documented by Microsoft. Not a secret.
 	const name, key = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 	port := FreePort(t)
 	script := filepath.Join(Root(), ".bin", "js", "node_modules", "azurite", "dist", "src", "blob", "main.js")
@@ -89,7 +89,7 @@ func StartAzurite(t *testing.T) string {
 	return connection
 }
 
-// RealEvents returns the audit events that kube-apiserver wrote, one of each kind.
+// RealEvents returns audit events of a real kube-apiserver, one of each kind.
 func RealEvents(t *testing.T) [][]byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(Root(), "tests", "support", "events", "audit-events.jsonl"))
@@ -103,7 +103,7 @@ func RealEvents(t *testing.T) [][]byte {
 	return events
 }
 
-// Message wraps events as Azure Monitor does; a log may be cut off.
+// Message wraps events as Azure Monitor does; a log may be truncated.
 func Message(t *testing.T, logs ...[]byte) []byte {
 	t.Helper()
 	type properties struct {
@@ -125,7 +125,7 @@ func Message(t *testing.T, logs ...[]byte) []byte {
 	return message
 }
 
-// Messages wraps events by twenties, as Azure Monitor batches them; those above 32 KiB alone.
+// Messages wraps events in batches of 20, as Azure Monitor does; an event above 32 KiB is a message of its own.
 func Messages(t *testing.T, events ...[]byte) [][]byte {
 	t.Helper()
 	var messages [][]byte

@@ -1,4 +1,4 @@
-// Package local runs what a check needs on this machine: the local Event Hubs server, azurite, the
+// Package local runs the programs that tests need: the local Event Hubs server, azurite, the
 // forwarder, and sinks. Everything listens on 127.0.0.1 and ends with the test.
 package local
 
@@ -17,10 +17,10 @@ import (
 	"time"
 )
 
-// Patience is how long a check waits for something that should happen soon on a busy machine.
+// Patience is how long a test waits for a condition; generous, for busy machines.
 const Patience = 3 * time.Minute
 
-// Process is a child process whose standard output is read line by line.
+// Process is a child process; its standard output is read line by line.
 type Process struct {
 	command *exec.Cmd
 	done    chan struct{}
@@ -28,7 +28,7 @@ type Process struct {
 	lines   []string
 }
 
-// Root returns the checkout.
+// Root returns the root of the repository.
 func Root() string {
 	directory, err := os.Getwd()
 	for err == nil {
@@ -44,7 +44,7 @@ func Root() string {
 	panic("not inside the checkout")
 }
 
-// Run starts a program with exactly this environment and PATH; it is killed when the test ends.
+// Run starts a program with PATH and this environment only; it is killed when the test ends.
 func Run(t *testing.T, environment map[string]string, program string, arguments ...string) *Process {
 	t.Helper()
 	command := exec.Command(program, arguments...)
@@ -81,7 +81,7 @@ func Python(t *testing.T, environment map[string]string, module string, argument
 	return Run(t, merged, python, append([]string{"-m", module}, arguments...)...)
 }
 
-// Lines returns what the process has printed.
+// Lines returns the lines that the process has printed so far.
 func (p *Process) Lines() []string {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
@@ -112,12 +112,12 @@ func (p *Process) read(output io.Reader) {
 	_ = p.command.Wait()
 }
 
-// Eventually waits until the condition holds, and fails the test with a description if it does not.
-func Eventually(t *testing.T, what string, condition func() bool) {
+// Eventually waits until the condition holds; otherwise the test fails with the description.
+func Eventually(t *testing.T, description string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(Patience); !condition(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", Patience, what)
+			t.Fatalf("not within %s: %s", Patience, description)
 		}
 	}
 }
