@@ -93,7 +93,7 @@ lint: $(VENV)/.stamp ## Lint and type-check
 	PYTHONPATH=app $(VENV)/bin/lint-imports --no-cache
 
 .PHONY: bench
-bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 20 minutes; SHORT=1: two; ONLY=works; BASE=commit: compare with it in the same run; README=1: write sizing.md
+bench: $(VENV)/.stamp $(BIN)/js/.stamp ## Measure, 20 minutes; SHORT=1: two; ONLY=workloads; BASE=commit: compare with it in the same run; README=1: write sizing.md
 	@$(WITH_TOOLS) PYTHONPATH=app:tests $(VENV)/bin/python -m bench $(ONLY) $(if $(SHORT),--short) $(if $(BASE),--base '$(BASE)') $(if $(README),--readme '$(README)')
 
 .PHONY: lock

@@ -1,8 +1,7 @@
-"""Measures the forwarder: hub, sink and forwarder are processes of their own on loopback.
+"""Benchmark of the forwarder: hub, sink and forwarder are separate processes on loopback.
 
-Each work is carried for some seconds by the forwarder and, in turns, by what it is compared with,
-several times; the report has medians. CPU and memory are the forwarder's alone. No test asserts a
-figure.
+Each workload runs for some seconds on the forwarder and then on its baseline, for several rounds.
+The report has medians. CPU and memory are those of the forwarder only. No test asserts a figure.
 """
 
 import argparse
@@ -21,15 +20,15 @@ from rich.console import Console
 from bench import plots, report, sizing
 from bench.figures import Results
 from bench.run import run
-from bench.works import GROWTH, WORKS
+from bench.workloads import GROWTH, WORKLOADS
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / ".cache" / "bench"
-_BUSY = 10  # % of CPU that others use
+SAVED = ROOT / ".cache" / "bench"
+_BUSY = 10  # % of CPU used by other processes
 
 
 async def main(options: argparse.Namespace) -> int:
-    """Measure, print, keep, draw; 1 if a part failed, and sizing.md stays as it is then."""
+    """Measure, print, save and draw; return 1 if a part failed, then sizing.md is not written."""
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -37,19 +36,19 @@ async def main(options: argparse.Namespace) -> int:
     old = Results.read(Path(options.base)) if options.base.endswith(".json") else None
     app = "" if old or not options.base else earlier(options.base)
     if (busy := psutil.cpu_percent(interval=1)) > _BUSY:
-        console.print(f"[yellow]others use {busy:.0f} % of this machine's CPU: expect noise")
+        console.print(f"[yellow]other processes use {busy:.0f} % of the CPU: expect noise")
     started = time.monotonic()
-    whole = not (options.short or options.works)
-    names = options.works or [name for name in WORKS if WORKS[name].short or whole]
+    whole = not (options.short or options.workloads)
+    names = options.workloads or [name for name in WORKLOADS if WORKLOADS[name].short or whole]
     results = await run(names, GROWTH if whole else (), console, short=options.short, app=app)
     report.show(results, console)
-    kept = KEPT / time.strftime("%Y%m%d-%H%M%S.json")
-    results.write(kept)
+    saved = SAVED / time.strftime("%Y%m%d-%H%M%S.json")
+    results.write(saved)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"{minutes:.1f} minutes; kept in {kept.relative_to(ROOT)}", soft_wrap=True)
+    console.print(f"{minutes:.1f} minutes; saved as {saved.relative_to(ROOT)}", soft_wrap=True)
     if whole:
-        plots.draw(results, KEPT)
-        drawn = ", ".join(str(one.relative_to(ROOT)) for one in sorted(KEPT.glob("*.svg")))
+        plots.draw(results, SAVED)
+        drawn = ", ".join(str(one.relative_to(ROOT)) for one in sorted(SAVED.glob("*.svg")))
         console.print(f"drawn: {drawn}", soft_wrap=True)
     if old := old or results.earlier():
         report.compare(old, results, console)
@@ -61,10 +60,10 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def earlier(base: str) -> str:
-    """Return the `app` folder of a checkout, or of a commit, which is unpacked for that."""
+    """Return the `app` folder of a checkout, or of a commit, which is unpacked."""
     if Path(base).is_dir():
         return str(Path(base).resolve() / "app")
-    folder = KEPT / "versions" / base
+    folder = SAVED / "versions" / base
     folder.mkdir(parents=True, exist_ok=True)
     packed = subprocess.run(
         ["git", "-C", ROOT, "archive", base, "app"],
@@ -87,27 +86,31 @@ def write(results: Results) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "works", nargs="*", choices=[*WORKS, []], metavar="WORK", help=", ".join(WORKS)
+        "workloads",
+        nargs="*",
+        choices=[*WORKLOADS, []],
+        metavar="WORKLOAD",
+        help=", ".join(WORKLOADS),
     )
     parser.add_argument("--short", action="store_true", help="a minute, without growth")
     parser.add_argument(
         "--base",
         default="",
         metavar="COMMIT, FOLDER or JSON",
-        help="an earlier version to measure in turns with this one, or the results of a run of it",
+        help="an earlier version to measure alternately with this one, or its saved results",
     )
     parser.add_argument(
         "--readme",
         metavar="1 or JSON",
-        help="write sizing.md, after this run or from the results that an earlier one kept",
+        help="write sizing.md, after this run or from saved results",
     )
-    given = parser.parse_args()
-    if given.readme and (given.short or given.works):
-        parser.error("the documented figures come from a whole run")
-    if given.readme and given.readme != "1":
-        write(Results.read(Path(given.readme)))
+    options = parser.parse_args()
+    if options.readme and (options.short or options.workloads):
+        parser.error("the documented figures need a complete run")
+    if options.readme and options.readme != "1":
+        write(Results.read(Path(options.readme)))
         sys.exit()
     try:
-        sys.exit(asyncio.run(main(given)))
+        sys.exit(asyncio.run(main(options)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)

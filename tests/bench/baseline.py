@@ -1,4 +1,4 @@
-"""A plain forwarder to compare with: one event a POST, in turn, and a checkpoint a message."""
+"""A minimal forwarder for comparison: one event per POST, and one checkpoint per message."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ _JSON = {"Content-Type": "application/json"}
 
 
 async def forward(connection: str, url: str, store: EmbeddedCheckpointStore) -> None:
-    """Forward what is in the hub, and what comes, without end."""
+    """Forward all events of the hub, without end."""
     client = EventHubConsumerClient.from_connection_string(
         connection, "$Default", eventhub_name=_HUB
     )
     async with client, aiohttp.ClientSession() as http:
 
-        async def take(partition: PartitionContext, message: EventData | None) -> None:
+        async def receive(partition: PartitionContext, message: EventData | None) -> None:
             assert message
             for record in json.loads(message.body_as_str())["records"]:
                 event = record["properties"]["log"].strip().encode()
@@ -39,7 +39,7 @@ async def forward(connection: str, url: str, store: EmbeddedCheckpointStore) -> 
                 }
             )
 
-        await client.receive(take, starting_position="-1")
+        await client.receive(receive, starting_position="-1")
 
 
 if __name__ == "__main__":

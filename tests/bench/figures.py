@@ -1,4 +1,4 @@
-"""Figures: what rounds gave, kept as JSON, and compared with those of an earlier run."""
+"""Figures: results of rounds, saved as JSON and compared with those of an earlier run."""
 
 import json
 import os
@@ -15,14 +15,14 @@ import psutil
 
 from bench.rounds import Round
 from bench.sink import SLICE
-from bench.works import WORKS
+from bench.workloads import WORKLOADS
 
-_NOISE = 0.05  # a smaller change is not told, however clear
+_NOISE = 0.05  # a smaller change is not reported
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a round; or, if it `compares`, of a round and that of its comparison."""
+    """A quantity of a round; if it `compares`, of a round and the one of its baseline."""
 
     name: str
     of: Callable[[Round, Round], float]
@@ -34,8 +34,8 @@ class Measure:
 
 
 def _recovery(one: Round) -> float:
-    """Return the seconds from the first accepted event until nine tenths of the full rate."""
-    whole = one.slices[:-1] or one.slices  # the last one is cut short
+    """Return the seconds from the first accepted event to 90 % of the full rate."""
+    whole = one.slices[:-1] or one.slices  # the last one is incomplete
     full = statistics.median(sorted(whole)[len(whole) // 2 :])
     return next(i for i, events in enumerate(whole) if events >= 0.9 * full) * SLICE
 
@@ -51,12 +51,12 @@ MEASURES = {
     "recovery": Measure("first 2xx to full rate, s", lambda r, _: _recovery(r), digits=2),
     "drained": Measure("first 2xx to the last event, s", lambda r, _: r.drained, digits=1),
     "goodput": Measure(
-        "goodput, % of what the sink takes",
+        "goodput, % of the sink's capacity",
         lambda r, _: 100 * r.distinct / (r.drained or 1) / r.capacity,
         more=True,
     ),
     "copies": Measure(
-        "copies, % of events",
+        "duplicates, % of events",
         lambda r, _: 100 * (r.accepted - r.distinct) / max(1, r.distinct),
         digits=1,
     ),
@@ -66,13 +66,13 @@ MEASURES = {
         more=True,
     ),
     "gain": Measure(
-        "times the plain forwarder",
+        "times the minimal forwarder",
         lambda r, other: r.rate / other.rate,
         more=True,
         compares=True,
         unit=" x",
     ),
-    # What two would do on cores of their own: here they share two cores with hub and sink.
+    # The rate of two replicas with dedicated cores: here they share two cores with hub and sink.
     "scale": Measure(
         "times one, by CPU per event",
         lambda r, other: 2 * other.cpu_each / r.cpu_each,
@@ -99,15 +99,15 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of a work: its value in each round, and in the same rounds those of others."""
+    """A measure of a workload: its value in each round, and the values of the comparisons."""
 
     work: str
     measure: str
     now: list[float]
     baseline: list[float] = field(default_factory=list)
-    """Of what the work is compared with."""
+    """Values of the workload's baseline."""
     before: list[float] = field(default_factory=list)
-    """Of an earlier version."""
+    """Values of an earlier version."""
 
     @property
     def median(self) -> float:
@@ -116,26 +116,26 @@ class Figure:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times better than the baseline it was, in each round."""
+        """How many times better than the baseline, in each round."""
         more = MEASURES[self.measure].more
         pairs = zip(self.now, self.baseline, strict=False)
         return [now / then if more else then / now for now, then in pairs]
 
     @property
     def share(self) -> float | None:
-        """Its share of the earlier version's, the median of all rounds; None without one."""
+        """Ratio to the earlier version, the median of all rounds; None without one."""
         pairs = [one for one in zip(self.now, self.before, strict=False) if one[1]]
         return statistics.median(now / then for now, then in pairs) if pairs else None
 
     @property
     def target(self) -> float | None:
         """An absolute target."""
-        return WORKS[self.work].targets[self.measure]
+        return WORKLOADS[self.work].targets[self.measure]
 
     @property
     def aim(self) -> float | None:
-        """A target for its share of the earlier version's."""
-        return WORKS[self.work].ratios.get(self.measure)
+        """A target for the ratio to the earlier version."""
+        return WORKLOADS[self.work].ratios.get(self.measure)
 
     @property
     def met(self) -> bool | None:
@@ -149,7 +149,7 @@ class Figure:
 
 
 class Rounds(NamedTuple):
-    """A round, that of the comparison, and both of the earlier version."""
+    """A round, the one of the baseline, and both for the earlier version."""
 
     now: Round
     other: Round | None = None
@@ -158,8 +158,8 @@ class Rounds(NamedTuple):
 
 
 def figures(work: str, rounds: Sequence[Rounds]) -> Iterator[Figure]:
-    """Yield a work's figures from its rounds."""
-    for name in WORKS[work].targets:
+    """Yield the figures of a workload from its rounds."""
+    for name in WORKLOADS[work].targets:
         measure = MEASURES[name]
         now = [measure.of(one.now, one.other or one.now) for one in rounds]
         others = [one.other for one in rounds if one.other and not measure.compares]
@@ -171,7 +171,7 @@ def figures(work: str, rounds: Sequence[Rounds]) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class Grown:
-    """A round of a growth."""
+    """A round of a growth series."""
 
     growth: str
     series: str
@@ -183,13 +183,13 @@ class Grown:
 
     @classmethod
     def of(cls, growth: str, series: str, x: float, one: Round) -> Self:
-        """Take what is told of a round."""
+        """Return the reported quantities of a round."""
         return cls(growth, series, x, one.rate, one.cpu_each * 1e6, one.memory, one.drained)
 
 
 @dataclass
 class Results:
-    """All that a run measured."""
+    """The results of a run."""
 
     machine: str
     when: str
@@ -199,18 +199,18 @@ class Results:
 
     @classmethod
     def empty(cls) -> Self:
-        """Start a run on this machine."""
+        """Return empty results for this machine."""
         return cls(machine(), time.strftime("%Y-%m-%d"))
 
     @property
     def rounds(self) -> str:
-        """How many rounds figures are medians of: `3 to 5`."""
+        """The number of rounds of which figures are medians: `3 to 5`."""
         numbers = [len(one.now) for one in self.figures]
         return " to ".join(str(number) for number in sorted({min(numbers), max(numbers)}))
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Note that a part failed, and go on: what was measured is not thrown away."""
+        """Record that a part failed and continue: other results are not discarded."""
         try:
             yield
         except (ArithmeticError, RuntimeError, TimeoutError, ValueError) as error:
@@ -218,29 +218,29 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what a run kept."""
-        kept = json.loads(path.read_text())
-        kept["figures"] = [Figure(**one) for one in kept["figures"]]
-        kept["growth"] = [Grown(**one) for one in kept["growth"]]
-        return cls(**kept)
+        """Read the saved results of a run."""
+        saved = json.loads(path.read_text())
+        saved["figures"] = [Figure(**one) for one in saved["figures"]]
+        saved["growth"] = [Grown(**one) for one in saved["growth"]]
+        return cls(**saved)
 
     def write(self, path: Path) -> None:
-        """Keep them."""
+        """Save the results as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def earlier(self) -> Self | None:
-        """Return the figures of the earlier version that was measured in turns with this one."""
+        """Return the figures of the earlier version, if one was measured alternately."""
         found = [replace(one, now=one.before) for one in self.figures if one.before]
         return replace(self, figures=found, growth=[]) if found else None
 
     def medians(self) -> Mapping[tuple[str, str], float]:
-        """Return the figures' medians, by work and measure."""
+        """Return the medians of the figures, by workload and measure."""
         return {(one.work, one.measure): one.median for one in self.figures}
 
 
 def machine() -> str:
-    """Return this machine in a line."""
+    """Describe this machine in one line."""
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -253,11 +253,10 @@ def machine() -> str:
 
 
 def changes(old: Results, new: Results) -> Iterator[tuple[Figure, Figure, bool]]:
-    """Yield the figures that changed beyond the noise: old, new, and whether it is better.
+    """Yield the figures that changed by more than noise: old, new, and whether it is better.
 
-    They did if no round of the one run lies among those of the other, if the same is so of the
-    ratios to a baseline, for else it is the machine that changed, and if the medians are further
-    apart than 5 %.
+    The rounds of both runs must not overlap, and the medians must differ by more than 5 %. The
+    ratios to the baseline must not overlap either: otherwise the machine changed, not the code.
     """
     before = {(one.work, one.measure): one for one in old.figures}
     for now in new.figures:

@@ -1,6 +1,6 @@
-"""Fills a hub with a load and serves it: `python -m bench.hub LOAD FOLDER`; LOAD is JSON.
+"""Serves a hub that is filled with a load: `python -m bench.hub LOAD FOLDER`; LOAD is JSON.
 
-It prints its connection string, and that for TLS; the authority for this is FOLDER/ca.pem then.
+It prints its connection string, and the one for TLS. In this case FOLDER/ca.pem is the CA.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pathlib import Path
 import trustme
 import uvloop
 
-from bench.works import Load
+from bench.workloads import Load
 from support.eventhubs import Server
 from support.events import messages, real_events, typical_events
 
 HUB = "insights-logs-kube-audit"
-_TLS_HOST, _TLS_PORT = "127.0.0.9", 5671  # the client knows no other port with TLS
-_TEMPLATES = 400  # events, about, in the messages that are published over and over
+_TLS_HOST, _TLS_PORT = "127.0.0.9", 5671  # the client supports no other port with TLS
+_TEMPLATES = 400  # approximate number of events in the messages that are repeated
 
 EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
     "typical": typical_events,
@@ -36,7 +36,7 @@ EVENTS: dict[str, Callable[[], Sequence[bytes]]] = {
 
 
 def fill(server: Server, load: Load) -> None:
-    """Publish a load's messages, from partition to partition in turn."""
+    """Publish the messages of a load to the partitions in turn."""
     size = load.per_message
     whole = load.messages * size if load.unique else max(5, _TEMPLATES // size) * size
     made = list(messages(whole, per_message=size, events=EVENTS[load.events]()))
@@ -48,7 +48,7 @@ async def _serve(load: Load, folder: Path) -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(Server({HUB: load.partitions}))
         fill(server, load)
-        gc.freeze()  # a hundred thousand messages need no looking at
+        gc.freeze()  # do not scan a hundred thousand messages again
         strings = [server.connection_string()]
         if load.tls:
             ca, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -57,7 +57,7 @@ async def _serve(load: Load, folder: Path) -> None:
             secure = Server({}, host=_TLS_HOST, port=_TLS_PORT, tls=context)
             secure.hubs = server.hubs
             strings.append((await stack.enter_async_context(secure)).connection_string())
-        print(json.dumps(strings), flush=True)  # noqa: T201  whoever started it reads it
+        print(json.dumps(strings), flush=True)  # noqa: T201  the parent process reads it
         if not load.pace:
             await asyncio.Event().wait()
         made = messages(sys.maxsize, per_message=load.per_message, events=EVENTS[load.events]())

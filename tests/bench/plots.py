@@ -1,4 +1,4 @@
-"""Plots of the growths, as SVG: readable on a dark page and on a light one."""
+"""Plots of the growth series, as SVG: readable on dark and on light pages."""
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
@@ -15,7 +15,7 @@ _GREY = "#7a828c"
 _COLOURS = ("#2f81f7", "#e0752d", "#2da44e")
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "bench",  # the same picture is the same file
+    "svg.hashsalt": "bench",  # reproducible files
     "font.family": "sans-serif",
     "font.size": 11,
     "text.color": _GREY,
@@ -46,7 +46,7 @@ def _line(
 def _pair(
     canvas: Canvas, points: list[Grown], upper: tuple[str, Callable[[Grown], float]], x: str
 ) -> tuple[Axes, Axes]:
-    """Draw a quantity and the memory side by side."""
+    """Draw a quantity next to the memory."""
     left, right = canvas.subplots(1, 2)
     for axes, (title, y) in ((left, upper), (right, ("MiB of memory", lambda one: one.memory))):
         _line(axes, points, y)
@@ -86,7 +86,7 @@ def _latency(canvas: Canvas, points: list[Grown]) -> None:
     axes.set_xticks(sorted({one.x for one in points}))
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(_plain)
-    axes.set_xlabel("ms until the sink answers")
+    axes.set_xlabel("ms until the sink responds")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(_thousands)
     axes.legend()
@@ -97,7 +97,7 @@ DOCUMENTED = ("backlog", "latency")
 
 
 def draw(results: Results, folder: Path, names: Iterable[str] = tuple(_DRAWN)) -> None:
-    """Draw the growths of these names into files `NAME.svg`."""
+    """Draw these growth series into files `NAME.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         points = [one for one in results.growth if one.growth == name]

@@ -1,7 +1,7 @@
-"""`python -m bench.policy`: what an audit policy costs, in microseconds an event, here and now.
+"""`python -m bench.policy`: the cost of an audit policy, in microseconds per event.
 
-Messages of 22 real events are unpacked in this process with each policy in turn, over and over, and
-the best round of each counts: what else the machine does only ever adds.
+Messages of 22 real events are unpacked in this process with each policy in turn, for many rounds.
+The fastest round of each policy counts, because other load on the machine only adds time.
 """
 
 import json
@@ -54,7 +54,7 @@ POLICIES = {
 
 
 def main() -> None:
-    """Print a line a policy for typical events, up to 1,100 bytes, and for all of them."""
+    """Print one line per policy, for typical events (up to 1,100 bytes) and for all events."""
     for title, events in (("typical", typical_events()), ("real", real_events())):
         bodies = [one.body for one in messages(len(events), events=events)]
         best = dict.fromkeys(POLICIES, float("inf"))

@@ -1,4 +1,4 @@
-"""Hub, sink, store and what carries the load, as processes of their own on loopback."""
+"""Hub, sink, store and forwarders as separate processes on loopback."""
 
 import asyncio
 import json
@@ -17,12 +17,12 @@ from typing import Any
 import aiohttp
 import psutil
 
-from bench.works import Carrier, Load
+from bench.workloads import Load, Variant
 from support.azurite import Azurite, azurite
 from support.harness import Samples, free_port
 from support.process import APP
 
-_PATIENCE = 60  # seconds for what comes at once
+_PATIENCE = 60  # seconds, for actions that should be immediate
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def child(*arguments: str, app: str = "", **environment: str) -> AsyncIter
         },
         stdin=DEVNULL,
         stdout=DEVNULL if environment else PIPE,
-        start_new_session=True,  # Ctrl-C is for whoever started it
+        start_new_session=True,  # Ctrl-C must reach only the parent
     )
     try:
         yield process
@@ -49,8 +49,8 @@ async def child(*arguments: str, app: str = "", **environment: str) -> AsyncIter
         await process.wait()
 
 
-class Carriers:
-    """The processes that carry a load."""
+class Forwarders:
+    """The running processes of a variant."""
 
     def __init__(
         self, processes: list[Process], ports: list[int], http: aiohttp.ClientSession
@@ -61,12 +61,12 @@ class Carriers:
         self._watched = [psutil.Process(one.pid) for one in processes]
 
     def cpu(self) -> float:
-        """Seconds of CPU that all have used; RuntimeError if one has ended."""
+        """Return the seconds of CPU used by all; RuntimeError if one has ended."""
         self.check()
         return float(sum(sum(one.cpu_times()[:2]) for one in self._watched))
 
     def memory(self) -> float:
-        """MiB that the largest holds; RuntimeError if one has ended."""
+        """Return the memory of the largest in MiB; RuntimeError if one has ended."""
         self.check()
         return float(max(one.memory_info().rss for one in self._watched) / 2**20)
 
@@ -76,7 +76,7 @@ class Carriers:
             raise RuntimeError(f"a process that is measured ended with {ended[0].returncode}")
 
     async def balanced(self, partitions: int) -> None:
-        """Wait until each has its share of the partitions."""
+        """Wait until each owns its share of the partitions."""
         share = partitions / len(self._ports)
         async with asyncio.timeout(_PATIENCE):
             while not all([await self._owned(port) == share for port in self._ports]):
@@ -84,7 +84,7 @@ class Carriers:
                 await asyncio.sleep(0.1)
 
     async def records(self) -> dict[str, float]:
-        """Return how many records were received, by partition."""
+        """Return the number of received records, by partition."""
         counts: Counter[str] = Counter()
         for port in self._ports:
             for (name, labels), value in (await self._metrics(port)).items():
@@ -93,7 +93,7 @@ class Carriers:
         return dict(counts)
 
     async def _owned(self, port: int) -> float:
-        """Return how many partitions a forwarder has, -1 if it does not answer yet."""
+        """Return the number of partitions that a forwarder owns, -1 if it does not respond yet."""
         try:
             return (await self._metrics(port)).total("aks_audit_partitions_owned")
         except aiohttp.ClientConnectionError:
@@ -106,53 +106,53 @@ class Carriers:
 
 @dataclass(frozen=True)
 class Setup:
-    """A hub with a load, a sink and perhaps a store; what carries the load comes and goes."""
+    """A hub with a load, a sink, and an optional store, for several runs of variants."""
 
     load: Load
     http: aiohttp.ClientSession
     folder: Path
-    """Has the authority for TLS, if the load wants that."""
+    """Contains the CA for TLS, if the load uses it."""
     hubs: list[str]
-    """Connection strings: without TLS, and with it."""
+    """Connection strings: without and with TLS."""
     url: str
     store: Azurite | None
 
     async def counts(self, path: str = "stats") -> dict[str, Any]:
-        """Ask the sink; see `bench.sink.Counts.report`."""
+        """Get the counts of the sink; see `bench.sink.Counts.report`."""
         async with self.http.get(self.url.replace("k8s_audit", path)) as response:
             found: dict[str, Any] = await response.json()
             return found
 
     @asynccontextmanager
-    async def carried(self, carrier: Carrier) -> AsyncIterator[Carriers]:
-        """Have the load carried from its beginning."""
+    async def running(self, variant: Variant) -> AsyncIterator[Forwarders]:
+        """Run a variant that reads the load from the beginning."""
         async with AsyncExitStack() as stack:
-            shared = self.store.connection_string if carrier.shared and self.store else ""
+            shared = self.store.connection_string if variant.shared and self.store else ""
             container = f"bench{uuid.uuid4().hex}"
-            ports = [free_port() for _ in range(carrier.replicas)]
+            ports = [free_port() for _ in range(variant.replicas)]
             processes = [
                 await stack.enter_async_context(
                     child(
-                        carrier.module,
-                        app=carrier.app,
-                        EhubNamespaceConnectionString=self.hubs[carrier.tls],
+                        variant.module,
+                        app=variant.app,
+                        EhubNamespaceConnectionString=self.hubs[variant.tls],
                         WebSinkURL=self.url,
                         BlobStorageConnectionString=shared,
                         BlobContainerName=container,
                         StateDirectory=stack.enter_context(tempfile.TemporaryDirectory()),
                         HttpPort=str(port),
-                        SSL_CERT_FILE=str(self.folder / "ca.pem") if carrier.tls else "",
-                        **carrier.settings,
+                        SSL_CERT_FILE=str(self.folder / "ca.pem") if variant.tls else "",
+                        **variant.settings,
                     )
                 )
                 for port in ports
             ]
-            yield Carriers(processes, ports, self.http)
+            yield Forwarders(processes, ports, self.http)
 
 
 @asynccontextmanager
 async def setup(load: Load, *, store: bool = False) -> AsyncIterator[Setup]:
-    """Start hub, sink and perhaps a store for a load."""
+    """Start a hub, a sink and an optional store for a load."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -169,6 +169,6 @@ async def setup(load: Load, *, store: bool = False) -> AsyncIterator[Setup]:
 
 
 async def _printed(process: Process) -> str:
-    """Return what a child prints when it is ready."""
+    """Return the line that a child process prints when it is ready."""
     assert process.stdout
     return (await process.stdout.readline()).decode().strip()

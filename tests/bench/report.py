@@ -1,4 +1,4 @@
-"""Tables: for the terminal, and for sizing.md between its marks."""
+"""Tables for the terminal and for sizing.md."""
 
 import re
 import statistics
@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.figures import MEASURES, Figure, Results, changes
-from bench.works import WORKS
+from bench.workloads import WORKLOADS
 
 COLUMNS = ("figure", "now", "target", "before", "now/before", "other", "ratio", "spread")
 _BEFORE = COLUMNS[3:5]
 
 
 def cells(figure: Figure) -> dict[str, str]:
-    """Return a figure's row, by COLUMNS."""
+    """Return the row of a figure, by COLUMNS."""
     measure = MEASURES[figure.measure]
 
     def shown(value: float) -> str:
@@ -41,12 +41,12 @@ def cells(figure: Figure) -> dict[str, str]:
 
 
 def _columns(results: Results) -> list[str]:
-    """Return the columns that a run has something for."""
+    """Return the columns that are not empty."""
     return [one for one in COLUMNS if one not in _BEFORE or any(f.before for f in results.figures)]
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return how far values lie around their median: half their range, as a share of it."""
+    """Return half the range of the values, as a fraction of their median."""
     return (max(values) - min(values)) / 2 / (statistics.median(values) or 1)
 
 
@@ -62,7 +62,7 @@ def show(results: Results, console: Console) -> None:
         if figure.work != work:
             work = figure.work
             table.add_section()
-            table.add_row(f"[bold]{WORKS[work].title}")
+            table.add_row(f"[bold]{WORKLOADS[work].title}")
         row = cells(figure)
         row["now"] = colours[figure.met] + row["now"]
         table.add_row(*(f"  {row[one]}" if one == "figure" else row[one] for one in columns))
@@ -80,7 +80,7 @@ def _growth(results: Results) -> Table:
         "partitions": "partitions",
         "size": "KB per message",
         "backlog": "events waiting",
-        "latency": "ms to answer",
+        "latency": "ms to respond",
     }
     table = Table(box=SIMPLE)
     for column in ("", "events per second", "CPU per event, us", "memory, MiB", "s"):
@@ -98,7 +98,7 @@ def _growth(results: Results) -> Table:
 
 
 def compare(old: Results, new: Results, console: Console) -> None:
-    """Print what changed beyond the noise."""
+    """Print the figures that changed by more than noise."""
     if old.machine != new.machine:
         line = f"[yellow]the earlier run was on another machine: {old.machine}"
         console.print(line, soft_wrap=True)
@@ -106,23 +106,23 @@ def compare(old: Results, new: Results, console: Console) -> None:
     for then, now, better in found:
         measure = MEASURES[now.measure]
         console.print(
-            f"{'[green]better' if better else '[red]worse'}[/]  {WORKS[now.work].title}, "
+            f"{'[green]better' if better else '[red]worse'}[/]  {WORKLOADS[now.work].title}, "
             f"{measure.name}: {cells(then)['now']} → {cells(now)['now']} "
             f"({now.median / then.median - 1:+.0%})",
             soft_wrap=True,
         )
     if not found:
-        console.print("nothing changed beyond the noise")
+        console.print("no change beyond noise")
 
 
 def markdown(results: Results) -> str:
     """Return the table as Markdown."""
     columns = _columns(results)
-    lines = ["| work | " + " | ".join(columns) + " |"]
+    lines = ["| workload | " + " | ".join(columns) + " |"]
     lines.append("|---|---" + "|--:" * (len(columns) - 1) + "|")
     work = ""
     for figure in results.figures:
-        title = WORKS[figure.work].title if figure.work != work else ""
+        title = WORKLOADS[figure.work].title if figure.work != work else ""
         work = figure.work
         row = cells(figure)
         if figure.met:
@@ -133,7 +133,7 @@ def markdown(results: Results) -> str:
 
 
 def put(path: Path, mark: str, text: str) -> None:
-    """Replace what is between `<!-- mark -->` and `<!-- /mark -->` in a file."""
+    """Replace the text between `<!-- mark -->` and `<!-- /mark -->` in a file."""
     whole = path.read_text()
     between = re.compile(rf"(<!-- {mark} -->\n).*?(\n<!-- /{mark} -->)", re.DOTALL)
     written, found = between.subn(lambda marks: marks[1] + text + marks[2], whole)

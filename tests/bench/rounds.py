@@ -1,19 +1,19 @@
-"""A round: a load carried for some seconds, and what that took."""
+"""A round: a variant forwards a load for some seconds, and is measured."""
 
 import asyncio
 import time
 from dataclasses import dataclass
 
-from bench.processes import Carriers, Setup
-from bench.works import Carrier
+from bench.processes import Forwarders, Setup
+from bench.workloads import Variant
 
-_LOOK = 0.05  # seconds between two looks
+_INTERVAL = 0.05  # seconds between two polls
 _PATIENCE = 90  # seconds for the first event
 
 
 @dataclass(frozen=True)
 class Round:
-    """What was measured: `events` in `seconds`, for `cpu` seconds, in `memory` MiB at most."""
+    """The result: `events` in `seconds`, with `cpu` seconds and a peak of `memory` MiB."""
 
     rate: float
     """Events per second."""
@@ -24,15 +24,15 @@ class Round:
     start: float
     """Seconds from exec to the first event."""
     drained: float
-    """Seconds from the first event to the last one that came."""
+    """Seconds from the first event to the last one received."""
     ages: list[float]
     """Seconds from the creation of an event to its arrival, of POSTs of one event."""
     slices: list[int]
-    """Events in each slice of time since the first one; see bench.sink."""
+    """Events per time slice since the first one; see bench.sink."""
     distinct: int
-    """Different events that the sink has accepted since its start, if it counts them."""
+    """Distinct events that the sink has accepted since its start, if it counts them."""
     accepted: int
-    """Events that it has accepted since then."""
+    """Events that the sink has accepted since its start, including duplicates."""
     records: dict[str, float]
     """Records that a forwarder has unpacked, by partition."""
     capacity: float
@@ -49,36 +49,36 @@ class Round:
         return self.cpu / max(1, sum(self.records.values()))
 
 
-async def measure(setup: Setup, carrier: Carrier, seconds: float, settle: float = 0) -> Round:
-    """Have the load carried for so many seconds, or to its end.
+async def measure(setup: Setup, variant: Variant, seconds: float, settle: float = 0) -> Round:
+    """Measure a variant for this number of seconds, or until the load is forwarded.
 
-    The clock starts `settle` seconds after the first event; if the hub is empty or replicas share
-    the partitions, after all of these have a reader.
+    The measurement starts `settle` seconds after the first event. If the hub is empty or replicas
+    share the partitions, it starts `settle` seconds after all partitions have an owner.
     """
     load = setup.load
     await setup.counts("start")
     started = time.monotonic()
-    async with setup.carried(carrier) as carriers:
-        if carrier.shared or not (load.messages or load.pace):
-            await carriers.balanced(load.partitions)
+    async with setup.running(variant) as forwarders:
+        if variant.shared or not (load.messages or load.pace):
+            await forwarders.balanced(load.partitions)
         else:
-            await _first_event(setup, carriers, started)
+            await _first_event(setup, forwarders, started)
         await asyncio.sleep(settle)
-        ours = carrier.module == "forwarder"
-        records = await carriers.records() if ours else {}
+        has_metrics = variant.module == "forwarder"
+        records = await forwarders.records() if has_metrics else {}
         total = load.messages * load.per_message
         before = now = await setup.counts()
-        begun, used = time.monotonic(), carriers.cpu()
-        peak = carriers.memory()
+        begun, used = time.monotonic(), forwarders.cpu()
+        peak = forwarders.memory()
         while (passed := time.monotonic() - begun) < seconds:
-            await asyncio.sleep(min(_LOOK, seconds - passed))
+            await asyncio.sleep(min(_INTERVAL, seconds - passed))
             now = await setup.counts()
-            peak = max(peak, carriers.memory())
+            peak = max(peak, forwarders.memory())
             if 0 < total <= (now["distinct"] or now["events"]):
                 break
         passed = time.monotonic() - begun
-        cpu = carriers.cpu() - used
-        after = await carriers.records() if ours else {}
+        cpu = forwarders.cpu() - used
+        after = await forwarders.records() if has_metrics else {}
         events, drained = now["events"] - before["events"], now["last"] - now["first"]
         return Round(
             rate=now["events"] / drained if 0 < total <= now["events"] else events / passed,
@@ -97,9 +97,9 @@ async def measure(setup: Setup, carrier: Carrier, seconds: float, settle: float 
         )
 
 
-async def _first_event(setup: Setup, carriers: Carriers, started: float) -> None:
+async def _first_event(setup: Setup, forwarders: Forwarders, started: float) -> None:
     while not (await setup.counts())["events"]:
-        carriers.check()
+        forwarders.check()
         if time.monotonic() - started > _PATIENCE:
             raise RuntimeError(f"no event within {_PATIENCE} s")
-        await asyncio.sleep(_LOOK / 5)
+        await asyncio.sleep(_INTERVAL / 5)

@@ -1,8 +1,8 @@
-"""A sink that costs as little as possible: `python -m bench.sink LOAD` prints its URL.
+"""A sink that uses as little CPU as possible: `python -m bench.sink LOAD` prints its URL.
 
-LOAD is JSON. The sink answers after its `delay`. With a `capacity` it serves one POST at a time and
-also those whose client has gone. For `outage` seconds it answers 503. GET /stats reports
-what came since GET /start; with a `pace` also how old the first event of each POST was.
+LOAD is JSON. The sink responds after its `delay`. With a `capacity`, it processes one POST at a
+time, even after the client disconnected. For `outage` seconds it responds with 503. GET /stats
+reports the counts since GET /start; with a `pace`, also the age of the first event of each POST.
 """
 
 import asyncio
@@ -15,31 +15,31 @@ from typing import Any, cast
 
 import uvloop
 
-from bench.works import Load
+from bench.workloads import Load
 
 _END = b"\r\n\r\n"
 _ID = b'"auditID":'
 _STAMP = b'"stageTimestamp":"'
 _IDS = re.compile(rb'"auditID":"([^"]+)"')
 SLICE = 0.25
-"""Seconds that an entry of `slices` is for."""
+"""Seconds per entry of `slices`."""
 
 
 class Counts:
-    """What came since the start; times by the monotonic clock, ages in seconds."""
+    """Counts since the start; times by the monotonic clock, ages in seconds."""
 
     def __init__(self) -> None:
         self.events = 0
         self.first = self.last = 0.0
         self.ages: list[float] = []
         self.slices: list[int] = []
-        """Events accepted in each slice of time since the first one."""
+        """Events accepted per time slice since the first one."""
         self.ids: set[bytes] = set()
         self.began = self.free_at = 0.0
-        """When the first POST came, and when what is in the queue will have been served."""
+        """Time of the first POST, and when all queued POSTs will be processed."""
 
     def add(self, body: bytes, load: Load) -> None:
-        """Count the events of a POST that is accepted."""
+        """Count the events of an accepted POST."""
         self.last = time.monotonic()
         self.first = self.first or self.last
         number = body.count(_ID)
@@ -55,13 +55,13 @@ class Counts:
             self.ages.append((datetime.now(UTC) - made).total_seconds())
 
     def report(self) -> dict[str, Any]:
-        """Return what /stats says."""
+        """Return the content of /stats."""
         names = ("events", "first", "last", "ages", "slices")
         return {name: getattr(self, name) for name in names} | {"distinct": len(self.ids)}
 
 
 class Connection(asyncio.Protocol):
-    """A connection: one request after the other."""
+    """A connection, without pipelining."""
 
     counts = Counts()
 
@@ -71,7 +71,9 @@ class Connection(asyncio.Protocol):
         self._body = self._length = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # uvloop's class does not derive from it
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -91,35 +93,35 @@ class Connection(asyncio.Protocol):
         if path != b"/k8s_audit":
             if path == b"/start":
                 Connection.counts = Counts()
-            self._answer(json.dumps(self.counts.report()).encode())
+            self._respond(json.dumps(self.counts.report()).encode())
             return
         self._accept(body)
 
     def _accept(self, body: bytes) -> None:
-        """Serve a POST: at once, after the delay, or when its turn comes."""
+        """Process a POST: immediately, after the delay, or when its turn comes."""
         counts, load, now = self.counts, self._load, time.monotonic()
         counts.began = counts.began or now
         if now - counts.began < load.outage:
-            self._answer(b"", b"503 Service Unavailable")
+            self._respond(b"", b"503 Service Unavailable")
             return
         if not load.capacity:
             counts.add(body, load)
             if load.delay:
-                asyncio.get_running_loop().call_later(load.delay, self._answer, b"")
+                asyncio.get_running_loop().call_later(load.delay, self._respond, b"")
             else:
-                self._answer(b"")
+                self._respond(b"")
             return
         counts.free_at = max(now, counts.free_at) + body.count(_ID) / load.capacity
 
         def serve() -> None:
             if counts is Connection.counts:
                 counts.add(body, load)
-                self._answer(b"")
+                self._respond(b"")
 
         asyncio.get_running_loop().call_later(counts.free_at - now, serve)
 
-    def _answer(self, body: bytes, status: bytes = b"200 OK") -> None:
-        if self._transport.is_closing():  # the client has gone
+    def _respond(self, body: bytes, status: bytes = b"200 OK") -> None:
+        if self._transport.is_closing():  # the client disconnected
             return
         self._transport.write(
             b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -132,7 +134,7 @@ async def _serve(load: Load) -> None:
         lambda: Connection(load), "127.0.0.1", 0
     )
     port = listener.sockets[0].getsockname()[1]
-    print(f"http://127.0.0.1:{port}/k8s_audit", flush=True)  # noqa: T201  whoever started it reads it
+    print(f"http://127.0.0.1:{port}/k8s_audit", flush=True)  # noqa: T201  the parent process reads it
     await listener.serve_forever()
 
 

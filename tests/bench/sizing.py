@@ -1,4 +1,4 @@
-"""What to choose for so many clusters: arithmetic on limits of the service and measured figures."""
+"""Sizing by number of clusters, from limits of the service and measured figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,48 +6,48 @@ from math import ceil
 
 from bench.figures import Results
 
-# Of a cluster; sizing.md says how to measure one's own.
-EVENTS = 50.0  # a second, on average over a day
+# Assumptions about a cluster; sizing.md describes how to measure them.
+EVENTS = 50.0  # per second, on average over a day
 PEAK = 4.0  # times the average
-KB = 1.5  # an event, in the hub
+KB = 1.5  # per event, in the hub
 PER_MESSAGE = 22  # events
 
-# Of the service, Standard tier.
+# Limits of the service, Standard tier.
 UNIT_IN, UNIT_OUT = 1.0, 2.0  # MB/s of a throughput unit; of a partition too
 PARTITIONS = 32  # of a hub
 UNIT_HOLDS = 84  # GB that a throughput unit includes
 
-CATCH_UP = UNIT_OUT / UNIT_IN  # times the peak: as fast as the hub gives what waits
-CORE = 0.6  # share of a core to plan with
+CATCH_UP = UNIT_OUT / UNIT_IN  # times the peak: the maximum rate for a backlog
+CORE = 0.6  # planned utilization of a core
 MONTH = 730 * 3600  # seconds
-CHECKPOINT, BALANCING = 5, 10  # seconds, as by default
+CHECKPOINT, BALANCING = 5, 10  # seconds, the default settings
 
 
 def _up(value: float) -> int:
-    """Round up, but not what only rounding has put above a whole number."""
+    """Round up, but ignore rounding errors above a whole number."""
     return ceil(round(value, 6))
 
 
 @dataclass(frozen=True)
 class Size:
-    """What so many clusters need, in one namespace or several alike; `cpu` is us an event."""
+    """The resources for this number of clusters; `cpu` is in microseconds per event."""
 
     clusters: int
     cpu: float
 
     @property
     def namespaces(self) -> int:
-        """As many as keep each hub within its partitions."""
+        """Event Hubs namespaces, such that no hub exceeds the limit of partitions."""
         return _up(self.clusters * EVENTS * PEAK * KB / 1000 / (PARTITIONS * UNIT_IN))
 
     @property
     def each(self) -> float:
-        """Clusters a namespace."""
+        """Clusters per namespace."""
         return self.clusters / self.namespaces
 
     @property
     def events(self) -> float:
-        """Events a second on average."""
+        """Events per second on average."""
         return self.each * EVENTS
 
     @property
@@ -62,28 +62,28 @@ class Size:
 
     @property
     def partitions(self) -> int:
-        """Partitions: a power of two, 4 at least."""
+        """Partitions: a power of two, at least 4."""
         return max(4, 1 << (self.units - 1).bit_length())
 
     @property
     def cores(self) -> float:
-        """Cores while catching up at the peak."""
+        """Cores to catch up at the peak."""
         return self.events * PEAK * CATCH_UP * self.cpu / 1e6
 
     @property
     def replicas(self) -> int:
-        """Pods: two as soon as a pod that is lost would be missed."""
+        """Pods; at least two for more than one cluster."""
         return max(1 if self.clusters == 1 else 2, _up(self.cores / CORE))
 
     @property
     def writes(self) -> float:
-        """Metadata writes to the storage account in a month; a single replica needs none."""
+        """Metadata writes to the storage account per month; none for a single replica."""
         each = self.partitions * (1 / CHECKPOINT + 1 / BALANCING)
         return 0 if self.replicas == 1 else self.namespaces * each * MONTH
 
     @property
     def lists(self) -> float:
-        """List operations in a month: each replica lists ownerships and replicas."""
+        """List operations per month: each replica lists ownerships and replicas."""
         each = self.replicas * 2 / BALANCING
         return 0 if self.replicas == 1 else self.namespaces * each * MONTH
 
@@ -92,7 +92,7 @@ def markdown(results: Results) -> str:
     """Return the table for 1, 10, 100 and 1,000 clusters as Markdown."""
     cpu = results.medians()["tls", "cpu"]
     memory = results.medians()["many", "memory"]
-    limit = 64 * _up(2 * memory / 64)  # twice what was seen
+    limit = 64 * _up(2 * memory / 64)  # twice the measured value
     sizes = [Size(clusters, cpu) for clusters in (1, 10, 100, 1000)]
     rows: tuple[tuple[str, str, Callable[[Size], str]], ...] = (
         (

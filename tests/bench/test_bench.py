@@ -1,4 +1,4 @@
-"""The benchmark's parts work; no test asserts a figure."""
+"""The parts of the benchmark workload; no test asserts a figure."""
 
 import asyncio
 import io
@@ -12,7 +12,7 @@ from rich.console import Console
 from bench import baseline, plots, report, sizing
 from bench.figures import Figure, Grown, Results, changes
 from bench.run import run
-from bench.works import DRAIN, WORKS, Load, Point
+from bench.workloads import DRAIN, WORKLOADS, Load, Point
 from forwarder.checkpoints.sqlite import EmbeddedCheckpointStore
 from support import events
 from support.eventhubs import Server
@@ -22,8 +22,8 @@ from support.webhook import Webhook
 MESSAGES = 4
 
 
-class Told(EmbeddedCheckpointStore):
-    """Remembers how many events the sink had at each checkpoint."""
+class RecordingStore(EmbeddedCheckpointStore):
+    """Records how many events the sink had at each checkpoint."""
 
     def __init__(self, path: Path, webhook: Webhook) -> None:
         super().__init__(path)
@@ -38,7 +38,7 @@ class Told(EmbeddedCheckpointStore):
 async def test_baseline_posts_each_event_and_checkpoints_each_message(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    store = Told(tmp_path / "checkpoints.db", webhook)
+    store = RecordingStore(tmp_path / "checkpoints.db", webhook)
     made = list(events.messages(MESSAGES * 3, per_message=3))
     async with Server({HUB: 1}) as server:
         for message in made:
@@ -62,11 +62,11 @@ def results(*figures: Figure) -> Results:
         ("rate", [150, 140, 160], True),
         ("rate", [80, 79, 81], False),
         ("cpu", [80, 79, 81], True),
-        ("rate", [130, 105, 140], None),  # a round lies among those before
-        ("rate", [112, 112, 112], None),  # apart, but by less than 5 %
+        ("rate", [130, 105, 140], None),  # one round overlaps
+        ("rate", [112, 112, 112], None),  # no overlap, but less than 5 % difference
     ],
 )
-def test_comparison_tells_only_what_is_beyond_the_noise(
+def test_comparison_reports_only_changes_beyond_noise(
     measure: str,
     now: list[float],
     better: bool | None,  # noqa: FBT001  an example value
@@ -76,7 +76,7 @@ def test_comparison_tells_only_what_is_beyond_the_noise(
     assert [one for *_, one in found] == [better] * (better is not None)
 
 
-def test_comparison_takes_a_faster_machine_for_no_change() -> None:
+def test_a_faster_machine_is_not_reported_as_a_change() -> None:
     old = results(Figure("lists", "rate", [100.0, 101.0], [10.0, 10.0]))
     machine = results(Figure("lists", "rate", [200.0, 202.0], [20.0, 20.1]))
     code = results(Figure("lists", "rate", [200.0, 202.0], [10.0, 10.1]))
@@ -84,14 +84,14 @@ def test_comparison_takes_a_faster_machine_for_no_change() -> None:
     assert len(list(changes(old, code))) == 1
 
 
-def test_results_that_were_kept_are_read_again(tmp_path: Path) -> None:
-    kept = results(Figure("lists", "rate", [2.0], [1.0]))
-    kept.growth = [Grown("size", "", 1, 2, 3, 4, 5)]
-    kept.write(tmp_path / "old.json")
-    assert Results.read(tmp_path / "old.json") == kept
+def test_saved_results_can_be_read(tmp_path: Path) -> None:
+    saved = results(Figure("lists", "rate", [2.0], [1.0]))
+    saved.growth = [Grown("size", "", 1, 2, 3, 4, 5)]
+    saved.write(tmp_path / "old.json")
+    assert Results.read(tmp_path / "old.json") == saved
 
 
-def test_figures_and_sizes_are_put_between_their_marks(tmp_path: Path) -> None:
+def test_figures_and_sizes_are_written_between_their_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n")
     measured = results(
@@ -101,7 +101,7 @@ def test_figures_and_sizes_are_put_between_their_marks(tmp_path: Path) -> None:
     )
     report.put(readme, "bench", report.markdown(measured))
     text = readme.read_text()
-    assert text.startswith("a\n<!-- bench -->\n| work ")
+    assert text.startswith("a\n<!-- bench -->\n| workload ")
     assert text.endswith("1 to 3 rounds.\n<!-- /bench -->\nb\n")
     assert "| events per second | 91,000 | | 1,300 | 70 x | ± 1 % |" in text
     assert "| hub over TLS (to without) | CPU per event, us | 12.5 | | |" in text
@@ -109,7 +109,7 @@ def test_figures_and_sizes_are_put_between_their_marks(tmp_path: Path) -> None:
         report.put(readme, "sizing", sizing.markdown(measured))
 
 
-def test_sizes_keep_within_the_limits_of_the_service() -> None:
+def test_sizes_are_within_the_limits_of_the_service() -> None:
     for clusters in range(1, 2000, 7):
         size = sizing.Size(clusters, cpu=12)
         assert size.inward - 1e-6 <= size.units <= size.partitions <= 32
@@ -117,10 +117,12 @@ def test_sizes_keep_within_the_limits_of_the_service() -> None:
         assert size.each * size.namespaces == pytest.approx(clusters)
 
 
-async def test_smallest_work_gives_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_small_workload_gives_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = Load(messages=400)
-    work = replace(WORKS["lists"], load=load, rounds=1, seconds=0.5)
-    monkeypatch.setitem(WORKS, "lists", work)
+    workload = replace(WORKLOADS["lists"], load=load, rounds=1, seconds=0.5)
+    monkeypatch.setitem(WORKLOADS, "lists", workload)
     growth = [Point("partitions", load.partitions, load, seconds=DRAIN)]
     console = Console(file=io.StringIO(), width=100)
     measured = await run(["lists"], growth, console, short=False)

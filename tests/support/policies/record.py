@@ -138,7 +138,7 @@ def _same(value: Any) -> Any:
 def _lines(server: Etcd, name: str) -> list[bytes]:
     """Return the events of our requests under a policy, sorted, without tokens that were issued."""
     ours = {request.audit_id: number for number, request in enumerate(REQUESTS)}
-    lines = server.audited(_policy(name), REQUESTS).splitlines()
+    lines = server.audit_log(_policy(name), REQUESTS).splitlines()
     found = []
     for line in lines:
         event = json.loads(line)

@@ -1,4 +1,4 @@
-"""What is measured: loads, what carries them, and targets."""
+"""The workloads: loads, the variants that forward them, and targets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,65 +7,65 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Load:
-    """What a hub holds, in messages of `per_message` events, and how the sink behaves."""
+    """The content of the hub, in messages of `per_message` events, and the sink's behaviour."""
 
     per_message: int = 22
     events: Literal["typical", "all", "responses"] = "typical"
     messages: int = 60_000
     unique: bool = False
-    """Whether all events differ; if not, a few messages are published over and over."""
+    """Whether all events are distinct; otherwise, a few messages are repeated."""
     partitions: int = 4
     pace: float = 0
-    """Seconds between two messages, without end; with 0 all are there from the start."""
+    """Seconds between two messages, without end; with 0, all are published before the start."""
     delay: float = 0
-    """Seconds that the sink takes to answer."""
+    """Seconds until the sink responds."""
     capacity: float = 0
-    """Events per second of a sink that serves one POST at a time; 0 is no limit."""
+    """Events per second of a sink that processes one POST at a time; 0 is no limit."""
     outage: float = 0
-    """Seconds from the first POST on for which the sink answers 503."""
+    """Seconds from the first POST on during which the sink responds with 503."""
     tls: bool = False
-    """Whether the hub is served over TLS too."""
+    """Whether the hub also listens with TLS."""
 
 
 @dataclass(frozen=True)
-class Carrier:
-    """The processes that carry a load: a module with these settings."""
+class Variant:
+    """What is measured: a module with these settings, in one or more processes."""
 
     module: str = "forwarder"
     settings: Mapping[str, str] = field(default_factory=dict)
     replicas: int = 1
     shared: bool = False
-    """Whether checkpoints are in a storage account. The measurement then starts once each replica
-    has its share of the partitions."""
+    """Whether checkpoints are in a storage account. The measurement then starts when each replica
+    owns its share of the partitions."""
     tls: bool = False
-    """Whether the hub is read over TLS."""
+    """Whether it connects to the hub with TLS."""
     app: str = ""
     """The `app` folder of another version; "" is this one."""
 
 
-PLAIN = Carrier("bench.baseline")
-"""One event per POST, in turn, and a checkpoint per message."""
+MINIMAL = Variant("bench.baseline")
+"""One event per POST, sequentially, and one checkpoint per message."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """A load, what carries it, what else does for comparison, and targets by names of measures."""
+class Workload:
+    """A load, a variant to measure and its baseline, and targets by names of measures."""
 
     title: str
     load: Load
     targets: Mapping[str, float | None]
-    """Absolute ones."""
+    """Absolute targets."""
     ratios: Mapping[str, float] = field(default_factory=dict)
-    """Targets as a share of the version that is compared with."""
-    carrier: Carrier = field(default_factory=Carrier)
-    against: Carrier | None = None
+    """Targets for the ratio to the earlier version."""
+    variant: Variant = field(default_factory=Variant)
+    baseline: Variant | None = None
     seconds: float = 3
-    """How long a round is measured, at most, from the first event on."""
+    """Maximum duration of a round, from the first event on."""
     settle: float = 0
-    """Seconds, from the first event on, that are not measured."""
+    """Seconds after the first event that are not measured."""
     rounds: int = 5
     short: bool = True
-    """Whether the short run has it."""
+    """Whether it is part of the short run."""
 
 
 _SINGLE = {"WebSinkMaxEvents": "1"}
@@ -73,61 +73,61 @@ _SHARING = {"LoadBalancingInterval": "1"}
 _WIDE = Load(partitions=8, messages=90_000)
 _SLOW = 150  # events per second
 
-WORKS: dict[str, Work] = {
-    "lists": Work(
+WORKLOADS: dict[str, Workload] = {
+    "lists": Workload(
         "lists, messages of 33 KB",
         Load(),
         {"rate": None, "cpu": None, "memory": 80, "start": 1, "ramp": 2},
         {"cpu": 0.85},
-        against=PLAIN,
+        baseline=MINIMAL,
     ),
-    "large": Work(
+    "large": Workload(
         "lists, messages of 900 KB",
         Load(per_message=400, events="all", messages=4_000),
         {"rate": None, "cpu": None, "memory": 128},
-        against=PLAIN,
+        baseline=MINIMAL,
     ),
-    "responses": Work(
+    "responses": Workload(
         "events of 2.3 KB, with responses",
         Load(events="responses", messages=40_000),
         {"rate": None, "cpu": None},
         {"cpu": 0.85},
-        against=PLAIN,
+        baseline=MINIMAL,
         rounds=3,
         short=False,
     ),
-    "single": Work(
+    "single": Workload(
         "one event per POST",
         Load(messages=20_000),
         {"rate": None, "cpu": None, "ramp": 2},
         {"cpu": 0.75},
-        carrier=Carrier(settings=_SINGLE),
-        against=PLAIN,
+        variant=Variant(settings=_SINGLE),
+        baseline=MINIMAL,
     ),
-    "small": Work(
+    "small": Workload(
         "one partition, one record per message",
         Load(per_message=1, messages=60_000, partitions=1),
         {"rate": 10_000, "cpu": None},
         rounds=3,
         short=False,
     ),
-    "slow": Work(
-        "sink answers after 5 ms",
+    "slow": Workload(
+        "sink responds after 5 ms",
         Load(delay=0.005),
         {"rate": None, "gain": 25},
-        against=PLAIN,
+        baseline=MINIMAL,
         rounds=3,
     ),
-    "pressed": Work(
+    "pressed": Workload(
         f"sink takes {_SLOW} events per second, timeout 3 s",
         Load(messages=909, unique=True, capacity=_SLOW),
         {"goodput": 85, "copies": 5},
-        carrier=Carrier(settings={"WebSinkTimeout": "3"}),
+        variant=Variant(settings={"WebSinkTimeout": "3"}),
         seconds=30,
         rounds=2,
         short=False,
     ),
-    "recovery": Work(
+    "recovery": Workload(
         "sink back after 40 s of 503",
         Load(outage=40),
         {"recovery": 2},
@@ -135,7 +135,7 @@ WORKS: dict[str, Work] = {
         rounds=2,
         short=False,
     ),
-    "waiting": Work(
+    "waiting": Workload(
         "8,000 events after 40 s of 503",
         Load(messages=364, outage=40),
         {"drained": 5},
@@ -143,14 +143,14 @@ WORKS: dict[str, Work] = {
         rounds=2,
         short=False,
     ),
-    "live": Work(
+    "live": Workload(
         "a live event, 10 per second",
         Load(per_message=1, messages=0, pace=0.1),
         {"delay": 20},
         settle=1,
         rounds=3,
     ),
-    "idle": Work(
+    "idle": Workload(
         "4 quiet partitions",
         Load(messages=0),
         {"share": 2, "memory": 45},
@@ -158,27 +158,27 @@ WORKS: dict[str, Work] = {
         settle=2,
         rounds=3,
     ),
-    "idle_shared": Work(
+    "idle_shared": Workload(
         "4 quiet partitions, storage account",
         Load(messages=0),
         {"share": 2, "memory": 62},
-        carrier=Carrier(settings=_SHARING, shared=True),
+        variant=Variant(settings=_SHARING, shared=True),
         seconds=6,
         settle=2,
         rounds=2,
         short=False,
     ),
-    "idle_tls": Work(
+    "idle_tls": Workload(
         "32 quiet partitions, over TLS",
         Load(messages=0, partitions=32, tls=True),
         {"share": 1, "memory": None},
-        carrier=Carrier(tls=True),
+        variant=Variant(tls=True),
         seconds=20,
         settle=5,
         rounds=2,
         short=False,
     ),
-    "wide": Work(
+    "wide": Workload(
         "32 partitions, messages of 900 KB",
         Load(per_message=400, events="all", messages=4_000, partitions=32),
         {"rate": None, "memory": 110},
@@ -186,57 +186,57 @@ WORKS: dict[str, Work] = {
         short=False,
     ),
     **{
-        f"policy_{name}": Work(
+        f"policy_{name}": Workload(
             f"policy `{name}` (to none)",
             Load(events="all", messages=30_000),
             {"added": 3},
-            carrier=Carrier(settings={"AuditPolicyFile": name}),
-            against=Carrier(),
+            variant=Variant(settings={"AuditPolicyFile": name}),
+            baseline=Variant(),
             rounds=3,
             short=False,
         )
         for name in ("quiet", "security")
     },
-    "tls": Work(
+    "tls": Workload(
         "hub over TLS (to without)",
         Load(tls=True),
         {"rate": None, "cpu": None},
-        carrier=Carrier(tls=True),
-        against=Carrier(),
+        variant=Variant(tls=True),
+        baseline=Variant(),
         rounds=3,
         short=False,
     ),
-    "level": Work(
+    "level": Workload(
         "log level 4 (to level 2)",
         Load(),
         {"rate": None, "cpu": None, "dearer": 2},
-        carrier=Carrier(settings={"VerboseLevel": "4"}),
-        against=Carrier(),
+        variant=Variant(settings={"VerboseLevel": "4"}),
+        baseline=Variant(),
         rounds=3,
         short=False,
     ),
-    "replicas": Work(
+    "replicas": Workload(
         "2 replicas, 8 partitions (to 1)",
         _WIDE,
         {"rate": None, "cpu": None, "scale": 1.8},
-        carrier=Carrier(settings=_SHARING, replicas=2, shared=True),
-        against=Carrier(settings=_SHARING, shared=True),
+        variant=Variant(settings=_SHARING, replicas=2, shared=True),
+        baseline=Variant(settings=_SHARING, shared=True),
         rounds=3,
         short=False,
     ),
-    "four": Work(
+    "four": Workload(
         "4 replicas, 8 partitions",
         Load(partitions=8, messages=120_000),
         {"rate": None, "slowest": None, "memory": None},
-        carrier=Carrier(settings=_SHARING, replicas=4, shared=True),
+        variant=Variant(settings=_SHARING, replicas=4, shared=True),
         rounds=3,
         short=False,
     ),
-    "many": Work(
+    "many": Workload(
         "4 replicas, 32 partitions",
         Load(partitions=32, messages=120_000),
         {"rate": None, "slowest": None, "cpu": None, "memory": None},
-        carrier=Carrier(settings=_SHARING, replicas=4, shared=True),
+        variant=Variant(settings=_SHARING, replicas=4, shared=True),
         rounds=3,
         short=False,
     ),
@@ -245,7 +245,7 @@ WORKS: dict[str, Work] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A round of a growth: what grew, to how much, with what load and settings."""
+    """A round of a growth series: the varied quantity, its value, load and settings."""
 
     growth: str
     x: float
@@ -255,7 +255,7 @@ class Point:
     seconds: float = 3
 
 
-DRAIN = 200.0  # seconds, at most, for what is measured to its end
+DRAIN = 200.0  # maximum seconds for a load that is measured until its end
 PER_MESSAGE = (1, 7, 22, 70, 220, 640)  # events of 1.5 KB: 1.5 KB to 965 KB
 DELAYS = (0, 0.005, 0.05, 0.5)  # seconds
 
