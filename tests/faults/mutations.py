@@ -89,7 +89,7 @@ MUTATIONS: dict[str, Mutation] = {
     "drain": Mutation("consumer.owned.cancel()", scenario("stopped while the sink is slow")),
     "drain-before-release": Mutation(
         "pass",
-        "tests/integration/test_balancer.py::test_adding_and_stopping_replicas_causes_no_duplicates",
+        "tests/integration/test_balancer.py::test_adding_and_stopping_replicas_cause_no_duplicates",
     ),
     "away-from-hub": Mutation("return False", scenario("replica cut off from the hub")),
     "cancel-until-done": Mutation(
@@ -163,7 +163,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "buffer-limit": Mutation("return True", "tests/unit/delivery/test_buffer.py"),
     "bounded-response": Mutation(
-        "content = await response.content.read()", "tests/integration/test_lying_sinks.py"
+        "content = await response.content.read()", "tests/integration/test_misbehaving_sinks.py"
     ),
     "recreated-hub": Mutation("if False:", scenario("hub recreated")),
     "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub recreated")),
@@ -200,7 +200,7 @@ MUTATIONS: dict[str, Mutation] = {
         "if True:", f"{STORES}::test_close_waits_for_the_statement_of_a_cancelled_task"
     ),
     "html-is-logged": Mutation(
-        'return body[:64].lstrip()[:1] == b"<"', "tests/integration/test_lying_sinks.py"
+        'return body[:64].lstrip()[:1] == b"<"', "tests/integration/test_misbehaving_sinks.py"
     ),
 }
 

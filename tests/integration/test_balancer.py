@@ -163,7 +163,7 @@ async def test_partitions_of_a_reader_that_releases_none_are_stolen_one_by_one()
         assert len(one.owned) == 2
 
 
-async def test_adding_and_stopping_replicas_causes_no_duplicates(tmp_path: Path) -> None:
+async def test_adding_and_stopping_replicas_cause_no_duplicates(tmp_path: Path) -> None:
     """Events in flight are delivered and checkpointed before their partition is released."""
     async with azurite() as account, environment(tmp_path, partitions=8) as env:
         env.webhook.rule = lambda post: Answer(env.ledger.answer(post), delay=0.5)

@@ -177,7 +177,7 @@ async def unknown_client(installation: Installation) -> Broken:
     listener = installation.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     def refuse() -> None:
-        """Send the TLS alert, which servers of asyncio drop."""
+        """Send the TLS alert, which asyncio servers drop."""
         with suppress(OSError):  # the listener is closed
             while True:
                 wrapped = tls.wrap_socket(

@@ -274,7 +274,7 @@ async def test_the_sinks_response_is_classified_and_the_post_can_be_skipped(
     assert len(webhook.posts) == before
 
 
-async def test_a_web_page_as_response_is_a_warning(
+async def test_a_web_page_response_is_a_warning(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     fill(server)
@@ -482,7 +482,7 @@ async def test_dead_letters_are_counted_by_reason(
 async def test_a_file_share_without_locks_is_reported_with_alternatives(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """On Azure Files, SQLite finds its file locked forever, as another connection locks it here."""
+    """On Azure Files, SQLite finds its file locked forever; here, another connection locks it."""
     fill(server)
     with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
@@ -496,7 +496,7 @@ async def test_a_file_share_without_locks_is_reported_with_alternatives(
 
 
 async def test_a_draining_pod_is_reported(server: Server, webhook: Webhook, tmp_path: Path) -> None:
-    """The old pod of a rollout drains for long if its sink is down."""
+    """The old pod of a rollout keeps draining while its sink is down."""
     fill(server)
     environment = settings(server, webhook.url, tmp_path, HttpPort=str(free_port()))
     webhook.rule = lambda _: Answer(delay=1000)

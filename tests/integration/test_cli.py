@@ -92,7 +92,7 @@ async def test_version_is_the_charts_app_version_and_needs_no_settings() -> None
     assert str(yaml.safe_load(CHART.read_text())["appVersion"]) == __version__
 
 
-async def test_an_unwritable_state_directory_fails_the_startup(
+async def test_an_unwritable_state_directory_prevents_startup(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -131,7 +131,7 @@ async def test_a_second_process_on_a_state_directory_fails_until_the_first_has_e
         await third.wait_for("partition claimed")
 
 
-async def test_an_http_port_in_use_fails_the_startup(env: Environment) -> None:
+async def test_an_http_port_in_use_prevents_startup(env: Environment) -> None:
     async with Listener() as listener:
         async with env.forwarder(HttpPort=str(listener.port)) as forwarder:
             assert await forwarder.wait() == 1
@@ -152,7 +152,7 @@ def handled_signals(forwarder: Forwarder) -> int:
     return int(dict(line.split(":\t") for line in lines)["SigCgt"], 16)
 
 
-# Seconds after signals are handled. Imports take about one second, so all hit the startup.
+# Seconds after signals are handled. Imports take about one second, so all hit startup.
 @pytest.mark.parametrize("delay", [0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 async def test_a_signal_during_startup_stops_the_forwarder_gracefully(
@@ -237,7 +237,7 @@ async def test_a_second_signal_ends_a_drain_at_once(env: Environment) -> None:
     assert not forwarder.entries("stopped")
 
 
-async def test_a_second_signal_ends_the_startup_at_once(env: Environment) -> None:
+async def test_a_second_signal_ends_startup_at_once(env: Environment) -> None:
     async with env.forwarder() as forwarder:
         await until_signals_are_handled(forwarder)
         forwarder.process.send_signal(signal.SIGSTOP)  # so that both arrive during imports

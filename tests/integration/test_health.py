@@ -150,7 +150,7 @@ async def test_a_receiver_whose_connection_hangs_is_reopened(
 async def test_with_start_position_latest_a_silent_receiver_is_detected_from_the_start(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    """Messages published after the start are read, with any receiver, but none before it."""
+    """Only messages published after the start are received, even if the receiver is reopened."""
     publish(hub, 3, partition=1)
     server.faults.mute(1, more=1)
     variables = {"StallTimeout": "3", "StartPosition": "latest"}

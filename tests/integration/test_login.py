@@ -6,7 +6,7 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def token(claims: dict[str, Any]) -> str:
 
 
 class Entra:
-    """Entra ID and the managed-identity endpoint: responds to token requests."""
+    """Responds to token requests, as Entra ID and as the managed-identity endpoint."""
 
     def __init__(self) -> None:
         self.response: Response = granted(3600)
@@ -275,12 +275,6 @@ async def test_the_subject_is_taken_from_the_refusal_if_the_token_has_none(
     async with Forwarder(settings) as forwarder:
         reason = (await forwarder.wait_for("hub does not answer"))["reason"]
     assert f"--subject '{SUBJECT}'" in reason
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(90):
-        while not condition():  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.1)
 
 
 async def test_logins_are_retried_with_backoff_and_recover(world: World) -> None:

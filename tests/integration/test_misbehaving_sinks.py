@@ -169,7 +169,7 @@ async def test_misbehaviour_is_bounded_and_posts_are_retried(tmp_path: Path) -> 
     [Answer(headers={"Content-Type": "text/html"}), Answer(204), Answer(body=f"\n{PAGE}")],
     ids=["by Content-Type", "no page", "by its start"],
 )
-async def test_a_web_page_as_response_is_acceptance_and_is_logged_once(
+async def test_a_web_page_response_is_acceptance_and_is_logged_once(
     answer: Answer, tmp_path: Path
 ) -> None:
     """kube-apiserver accepts any 2xx, but a web page most likely comes from a proxy."""
