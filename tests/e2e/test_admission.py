@@ -1,4 +1,4 @@
-"""An admission policy requires labels, limits and probes; changes of the checkpoint store."""
+"""Under an admission policy for labels, limits and probes: changes of the checkpoint store."""
 
 import json
 from collections.abc import Iterator

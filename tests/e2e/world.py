@@ -145,7 +145,7 @@ class World:
                 for audit_id, stage, _, digest in events
                 if self._published.get((audit_id, stage)) != digest
             }
-        assert not changed, f"events that nobody published, or with other bytes: {changed}"
+        assert not changed, f"events that were not published, or changed: {changed}"
         counts = Counter({(audit_id, stage): count for audit_id, stage, count, _ in events})
         return self._before + counts
 

@@ -1,4 +1,4 @@
-"""A env: hub, sink, store and forwarders, faults upon them, and one verdict at the end."""
+"""The environment of a fault test: hub, sink, store and forwarders, and the final checks."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 class FaultEnvironment(Environment):
-    """An environment with a store, the forwarders in it by name, and what is asked of the sink."""
+    """An environment with a store, forwarders by name, and a rule for the sink."""
 
     def __init__(
         self, server: Server, webhook: Webhook, folder: Path, blob_store: FaultyStore | None
@@ -35,103 +35,108 @@ class FaultEnvironment(Environment):
         self.folder = folder
         self.store = blob_store
         self.defaults: Mapping[str, str] = {}
-        """Settings of every forwarder; `{folder}` stands for the environment's own."""
+        """Settings of every forwarder; `{folder}` is replaced with the environment's folder."""
         self.running: dict[str, Forwarder] = {}
         self.ended: list[Forwarder] = []
         self.sink: Rule | None = None
-        """Asked for each POST before the ledger is."""
-        self.again = False
-        """Whether the sink takes events and cannot say so: they come again."""
+        """Called for each POST before the ledger."""
+        self.duplicates_allowed = False
+        """Whether any event may be duplicated: the sink accepted events without a response."""
         self.peak = 0
-        """Most bytes that a forwarder was seen to hold."""
-        self.remade = 0.0
-        """Just before the hub was recreated, in Unix seconds: older checkpoints do not count."""
+        """Highest memory of any forwarder so far, in bytes."""
+        self.recreated_at = 0.0
+        """Unix time just before the hub was recreated; older checkpoints are ignored."""
         self.stack = AsyncExitStack()
-        self._looking = asyncio.Lock()
-        webhook.rule = self._answer
+        self._checking = asyncio.Lock()
+        webhook.rule = self._respond
 
     async def start(self, name: str = "one") -> Forwarder:
-        """Start a forwarder, or one again that has ended."""
+        """Start a forwarder, or restart one that has ended."""
         settings = {"PYTHONPATH": f"{CHILD}:{APP}"}
         settings |= {key: text.format(folder=self.folder) for key, text in self.defaults.items()}
-        made = (
+        forwarder = (
             self.replica(name, self.store.front, **settings)
             if self.store
             else self.forwarder(None, **settings)
         )
-        self.running[name] = await self.stack.enter_async_context(made)
-        return made
+        self.running[name] = await self.stack.enter_async_context(forwarder)
+        return forwarder
 
     async def kill(self, name: str = "one") -> None:
-        """Send SIGKILL; what is in the store by then is where others go on."""
+        """Send SIGKILL; others resume from the checkpoints that are in the store by then."""
         self.running[name].kill()
-        await self.dies(signal.SIGKILL, name)
+        await self.wait_ended_by(signal.SIGKILL, name)
 
-    async def dies(self, number: signal.Signals, name: str = "one") -> None:
-        """Wait until a forwarder has died of a signal."""
+    async def wait_ended_by(self, number: signal.Signals, name: str = "one") -> None:
+        """Wait until a signal has ended a forwarder."""
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
         assert await forwarder.wait() == -number, forwarder.lines[-20:]
-        self.ledger.restarted(await self.look())
+        self.ledger.restarted(await self.check_checkpoints())
 
     async def stop(self, name: str = "one") -> None:
-        """Send SIGTERM; unless it says otherwise, all that it took is settled and checkpointed."""
+        """Send SIGTERM; all it received is settled and checkpointed, unless it logs otherwise."""
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
-        if await _waited_in_vain(forwarder):
-            self.again = True
+        if await _timed_out(forwarder):
+            self.duplicates_allowed = True
         forwarder.terminate()
         ended = (await forwarder.wait(), forwarder.stderr)
-        assert ended == (0, ""), (ended, self.said(forwarder))
-        stored = await self.look()
+        assert ended == (0, ""), (ended, self.log_tail(forwarder))
+        stored = await self.check_checkpoints()
         unfinished = ("stopping with messages undelivered", "checkpoints cannot be written")
-        # What was under way when a partition was lost is delivered, and not ours to checkpoint.
+        # Messages in flight when a partition was lost are delivered; its new owner checkpoints.
         lost = any(
             entry["reason"] == "OWNERSHIP_LOST" for entry in forwarder.entries("partition given up")
         )
-        if self.running or self.again or lost or any(map(forwarder.entries, unfinished)):
+        if (
+            self.running
+            or self.duplicates_allowed
+            or lost
+            or any(map(forwarder.entries, unfinished))
+        ):
             self.ledger.restarted(stored)
         else:
             self.ledger.judge_stop(stored)
 
     @asynccontextmanager
-    async def moving(self) -> AsyncIterator[None]:
-        """Expect partitions to change hands in the block: what was under way comes again."""
-        before = await self.look()
+    async def owners_change(self) -> AsyncIterator[None]:
+        """Expect partitions to change owner in the block: messages in flight may be duplicated."""
+        before = await self.check_checkpoints()
         yield
         self.ledger.restarted(before)
 
-    async def says(self, message: str) -> None:
-        """Wait until a forwarder, running or ended, has a log entry whose message begins so."""
+    async def wait_for_log(self, message: str) -> None:
+        """Wait until a forwarder, running or ended, has a log entry that begins with this text."""
 
-        async def said() -> bool:
+        async def logged() -> bool:
             return any(one.entries(message) for one in (*self.ended, *self.running.values()))
 
-        await eventually(said, lambda: f"nobody says {message!r}")
+        await eventually(logged, lambda: f"no log entry {message!r}")
 
-    async def once(self) -> None:
-        """Assert that no event came twice, unless its answer took too long on a busy machine."""
-        late = [await _waited_in_vain(forwarder) for forwarder in self.running.values()]
-        assert any(late) or not self.webhook.duplicates
+    async def assert_no_duplicates(self) -> None:
+        """Assert that no event was duplicated, unless a POST timed out on a busy machine."""
+        timed_out = [await _timed_out(forwarder) for forwarder in self.running.values()]
+        assert any(timed_out) or not self.webhook.duplicates
 
     async def stored(self) -> Stored:
-        """Return the checkpoints, read from behind the faulty store."""
+        """Return the checkpoints, read without the faults of the store."""
         if self.store is None:
-            # A forwarder that is frozen while it writes has a lock, and this loop is to wake it.
-            return await asyncio.to_thread(stores.embedded, self.state, self.remade)
-        return await stores.shared(self.store.back, self.remade)
+            # A frozen forwarder may hold the lock of the database; this loop has to resume it.
+            return await asyncio.to_thread(stores.embedded, self.state, self.recreated_at)
+        return await stores.shared(self.store.back, self.recreated_at)
 
-    async def look(self) -> Stored:
-        """Return the checkpoints; none is past an unsettled event, and none has gone back."""
-        async with self._looking:  # of two looks at once one would be old
-            remade = None
-            while remade != self.remade:  # else what was read is an earlier hub's
-                remade = self.remade
+    async def check_checkpoints(self) -> Stored:
+        """Return the checkpoints; none may be past an unsettled event, and none may move back."""
+        async with self._checking:  # concurrent reads could be out of order
+            recreated_at = None
+            while recreated_at != self.recreated_at:  # else these are of the previous hub
+                recreated_at = self.recreated_at
                 stored = await self.stored()
                 await self._read_dead_letters()
             try:
                 self.ledger.judge_checkpoints(stored)
-            except AssertionError:  # a dead letter was perhaps on its way from a file into a blob
+            except AssertionError:  # a dead letter may have moved from a file to a blob
                 await self._read_dead_letters()
                 self.ledger.judge_checkpoints(stored)
             return stored
@@ -141,91 +146,93 @@ class FaultEnvironment(Environment):
             self.ledger.blobs = await stores.dead_letters(self.store.back, self.ledger.blobs)
 
     async def owned(self, **expected: int) -> None:
-        """Wait until these forwarders own so many partitions each."""
+        """Wait until these forwarders own this number of partitions each."""
         found: dict[str, int] = {}
 
-        async def divided() -> bool:
+        async def matches() -> bool:
             found.update({name: await _owned(self.running[name]) for name in expected})
             return found == expected
 
-        await eventually(divided, lambda: f"owned {found} instead of {expected}")
+        await eventually(matches, lambda: f"owned {found} instead of {expected}")
 
     async def settled(self, seconds: float = 180) -> None:
-        """Wait until what is published by now is accounted for, and checkpoints are behind it."""
+        """Wait until everything published so far is settled and checkpointed."""
         published = set(self.ledger.published)
         ends = {log.id: log.last for log in self.hub.partitions if log.last >= 0}
 
-        async def accounted() -> bool:
+        async def all_settled() -> bool:
             for forwarder in self.running.values():
-                assert forwarder.process.returncode is None, "it has ended by itself"
+                assert forwarder.process.returncode is None, "it ended unexpectedly"
             await self._read_dead_letters()
             return published.isdisjoint(self.ledger.unsettled())
 
         await eventually(
-            accounted,
+            all_settled,
             lambda: f"events are not settled: {self.ledger.unsettled_positions()}",
             seconds,
         )
         stored: Stored = {}
 
-        async def written() -> bool:
+        async def checkpointed() -> bool:
             nonlocal stored
-            stored = await self.look()
+            stored = await self.check_checkpoints()
             return all(stored.get(number, -1) >= end for number, end in ends.items())
 
-        await eventually(written, lambda: f"checkpoints {stored} do not come to {ends}")
+        await eventually(checkpointed, lambda: f"checkpoints {stored} do not reach {ends}")
 
-    async def verdict(self, rss: float = 160) -> None:
-        """Settle, stop everything and judge; `rss` is in MiB."""
+    async def verify(self, rss: float = 160) -> None:
+        """Wait until all is settled, stop all forwarders, check the result; `rss` is in MiB."""
         await self.settled()
         for forwarder in self.running.values():
-            await eventually(partial(_sums, forwarder), lambda: "records are no sum")
+            await eventually(
+                partial(_sums_match, forwarder), lambda: "records and outcomes do not add up"
+            )
             judge_sums(await forwarder.metrics())
-            self._keep_secrets((await forwarder.get("/metrics"))[1].encode())
+            self._assert_no_key((await forwarder.get("/metrics"))[1].encode())
         for name in list(self.running):
             await self.stop(name)
-        self.ledger.classify(again=self.again)
-        self._judge_lost()
-        wrong = [entry for one in self.ended for entry in one.entries("internal error")]
-        assert not wrong, wrong
+        self.ledger.classify(again=self.duplicates_allowed)
+        self._check_lost()
+        errors = [entry for one in self.ended for entry in one.entries("internal error")]
+        assert not errors, errors
         for file in filter(Path.is_file, self.state.rglob("*")):
-            self._keep_secrets(file.read_bytes())
+            self._assert_no_key(file.read_bytes())
         assert self.peak < rss * MIB, f"{self.peak / MIB:.0f} MiB"
 
     async def watch(self) -> None:
-        """Look at the memory of what runs and at its checkpoints, for ever."""
+        """Poll the memory of the forwarders and their checkpoints, until cancelled."""
         while True:
             for _ in range(5):
                 self.peak = max([self.peak, *(one.rss() for one in self.running.values())])
                 await asyncio.sleep(0.1)
-            asked = time.monotonic()
-            await self.look()
-            await asyncio.sleep(4 * (time.monotonic() - asked))  # as in `eventually`
+            started = time.monotonic()
+            await self.check_checkpoints()
+            await asyncio.sleep(4 * (time.monotonic() - started))  # as in `eventually`
 
     @staticmethod
-    def said(forwarder: Forwarder) -> list[str]:
-        """Return the end of a forwarder's log, without a line a message."""
+    def log_tail(forwarder: Forwarder) -> list[str]:
+        """Return the end of a forwarder's log, without the entries per message."""
         return [line for line in forwarder.lines if '"hub message"' not in line][-30:]
 
     def signal(self, number: signal.Signals, name: str = "one") -> None:
         """Send a signal that does not end a forwarder."""
         os.kill(self.running[name].pid, number)
 
-    def _answer(self, post: Post) -> Answer | int:
-        ordered = self.sink and self.sink(post)
-        return ordered or self.ledger.answer(post)
+    def _respond(self, post: Post) -> Answer | int:
+        chosen = self.sink and self.sink(post)
+        return chosen or self.ledger.answer(post)
 
-    def _judge_lost(self) -> None:
-        """Assert that just what the hub forgot is said to be lost, each message once."""
-        said = [
+    def _check_lost(self) -> None:
+        """Assert that exactly the expired messages are logged as lost, each once."""
+        logged = [
             (entry["partition"], number)
             for forwarder in self.ended
             for entry in forwarder.entries("messages lost")
             for number in range(entry["first"], entry["last"] + 1)
         ]
-        assert sorted(said) == sorted(self.ledger.lost)
+        assert sorted(logged) == sorted(self.ledger.lost)
 
-    def _keep_secrets(self, text: bytes) -> None:
+    def _assert_no_key(self, text: bytes) -> None:
         keys = [*self.server.keys.values(), *([self.store.key] if self.store else [])]
         assert not [key for key in keys if key.encode() in text]
 
@@ -234,44 +241,44 @@ class FaultEnvironment(Environment):
 async def fault_environment(
     folder: Path, *, blobs: bool = False, tls: bool = False, partitions: int = 4
 ) -> AsyncIterator[FaultEnvironment]:
-    """Start it in a folder; `tls` gives the sink a certificate and leaves its CA there."""
+    """Start an environment; `tls` gives the sink a certificate, with its CA in the folder."""
     (folder / "token").write_text("first")
     context = _tls(folder) if tls else None
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(Server({HUB: partitions}))
         webhook = await stack.enter_async_context(Webhook(tls=context))
-        found = FaultEnvironment(
+        env = FaultEnvironment(
             server,
             webhook,
             folder,
             await stack.enter_async_context(faulty_store()) if blobs else None,
         )
-        await stack.enter_async_context(found.stack)
-        watching = asyncio.create_task(found.watch())
+        await stack.enter_async_context(env.stack)
+        watching = asyncio.create_task(env.watch())
         stack.callback(watching.cancel)
         try:
-            yield found
+            yield env
             if watching.done():
                 watching.result()
         except BaseException as error:
-            for forwarder in (*found.ended, *found.running.values()):
-                lines = [f"{forwarder.pid}:", *found.said(forwarder), forwarder.stderr]
+            for forwarder in (*env.ended, *env.running.values()):
+                lines = [f"{forwarder.pid}:", *env.log_tail(forwarder), forwarder.stderr]
                 error.add_note("\n".join(lines))
             raise
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[bool]], told: Callable[[], str], seconds: float = 120
+    condition: Callable[[], Awaitable[bool]], describe: Callable[[], str], seconds: float = 120
 ) -> None:
-    """Wait until a condition holds."""
+    """Wait until a condition holds; `describe` returns the text of the error."""
     deadline = time.monotonic() + seconds
     while True:
-        asked = time.monotonic()
+        started = time.monotonic()
         if await condition():
             return
         if (now := time.monotonic()) > deadline:
-            raise TimeoutError(told())
-        await asyncio.sleep(max(0.1, 4 * (now - asked)))  # hub and sink have work to do meanwhile
+            raise TimeoutError(describe())
+        await asyncio.sleep(max(0.1, 4 * (now - started)))  # leave CPU to hub and sink
 
 
 def _tls(folder: Path) -> ssl.SSLContext:
@@ -286,23 +293,23 @@ def _tls(folder: Path) -> ssl.SSLContext:
 async def _owned(forwarder: Forwarder) -> int:
     try:
         return int((await forwarder.metrics()).total("aks_audit_partitions_owned"))
-    except OSError:  # it does not listen yet
+    except OSError:  # it is not listening yet
         assert forwarder.process.returncode is None, forwarder.stderr
         return -1
 
 
-async def _waited_in_vain(forwarder: Forwarder) -> bool:
-    """Tell whether a post was repeated that the sink perhaps took."""
+async def _timed_out(forwarder: Forwarder) -> bool:
+    """Whether a POST timed out and was retried, although the sink may have accepted it."""
     try:
         samples = await forwarder.metrics()
-    except OSError:  # it does not listen yet
+    except OSError:  # it is not listening yet
         return False
     return samples.total("aks_audit_post_retries_total", reason="timeout") > 0
 
 
-async def _sums(forwarder: Forwarder) -> bool:
+async def _sums_match(forwarder: Forwarder) -> bool:
     try:
         judge_sums(await forwarder.metrics())
-    except AssertionError:  # a post is still under way, of what another has delivered
+    except AssertionError:  # a POST of events that another one delivered is in flight
         return False
     return True

@@ -1,4 +1,4 @@
-"""Faults of the hub. Each lasts for the given seconds and is over when it returns."""
+"""Faults of the hub. Each lasts for the given seconds and has ended when it returns."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ from support.harness import HUB
 _HIGHER = 9  # than a forwarder's owner level
 
 
-async def away(env: FaultEnvironment, seconds: float) -> None:
-    """Connections drop, and nobody listens."""
+async def unavailable(env: FaultEnvironment, seconds: float) -> None:
+    """Connections drop, and new ones are refused."""
     env.server.faults.refuse_connections()
     env.server.faults.drop()
     await asyncio.sleep(seconds)
@@ -20,7 +20,7 @@ async def away(env: FaultEnvironment, seconds: float) -> None:
 
 
 async def drops(env: FaultEnvironment, seconds: float) -> None:
-    """Every connection drops, again and again."""
+    """All connections drop every second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         await asyncio.sleep(min(1, seconds))
@@ -28,40 +28,40 @@ async def drops(env: FaultEnvironment, seconds: float) -> None:
 
 
 async def drops_mid_message(env: FaultEnvironment, seconds: float) -> None:
-    """Connections drop in the middle of messages of several frames."""
+    """Connections drop in the middle of messages that have several frames."""
     faults = env.server.faults
     for _ in range(3):
         faults.drop_mid_message = True
         env.ledger.publish(200, per_message=200)
         end = time.monotonic() + seconds
-        while faults.drop_mid_message and time.monotonic() < end:  # noqa: ASYNC110 - nothing tells
+        while faults.drop_mid_message and time.monotonic() < end:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.05)
     faults.drop_mid_message = False
 
 
 async def delivers_twice(env: FaultEnvironment, seconds: float) -> None:
-    """Messages come twice."""
+    """Messages are delivered twice."""
     env.server.faults.duplicates = 20
     await asyncio.sleep(seconds)
     env.server.faults.duplicates = 0
 
 
 async def delays(env: FaultEnvironment, seconds: float) -> None:
-    """Messages come late."""
+    """Messages are delivered late."""
     env.server.faults.delay = 0.3
     await asyncio.sleep(seconds)
     env.server.faults.delay = 0
 
 
 async def is_silent(env: FaultEnvironment, seconds: float) -> None:
-    """Nothing is read, answered or delivered; connections stay."""
+    """The hub does not read, respond or deliver; connections stay open."""
     env.server.faults.silence()
     await asyncio.sleep(seconds)
     env.server.faults.wake()
 
 
 async def detaches(env: FaultEnvironment, seconds: float) -> None:
-    """Receivers are detached, for every reason that is no theft."""
+    """Receivers are detached, with each error except that of a stolen link."""
     for condition in ("amqp:internal-error", "com.microsoft:timeout", "amqp:link:detach-forced"):
         env.server.faults.detach(condition)
         await asyncio.sleep(seconds / 3)
@@ -75,96 +75,96 @@ async def _refuses(env: FaultEnvironment, seconds: float, condition: str) -> Non
 
 
 async def is_busy(env: FaultEnvironment, seconds: float) -> None:
-    """Receivers are refused: the throughput is used up."""
+    """Receivers are refused: the throughput limit is reached."""
     await _refuses(env, seconds, "com.microsoft:server-busy")
 
 
 async def is_full(env: FaultEnvironment, seconds: float) -> None:
-    """Receivers are refused: a quota is reached, such as five of them on one group."""
+    """Receivers are refused: a quota is reached, such as five receivers per group."""
     await _refuses(env, seconds, "amqp:resource-limit-exceeded")
 
 
 async def revokes_the_key(env: FaultEnvironment, seconds: float) -> None:
-    """The key is not accepted for a while: put-token answers 401."""
+    """The key is rejected for a while: put-token returns 401."""
     env.server.faults.refuse("put-token", 401)
     env.server.faults.drop()
     await asyncio.sleep(seconds)
     env.server.faults.accept()
 
 
-async def lacks_the_group(env: FaultEnvironment, seconds: float) -> None:
-    """The consumer group is deleted, and made again."""
+async def recreates_the_group(env: FaultEnvironment, seconds: float) -> None:
+    """The consumer group is deleted and recreated."""
     env.hub.groups.remove("$Default")
     env.server.faults.drop()
     await asyncio.sleep(seconds)
     env.hub.groups.add("$Default")
 
 
-async def lets_steal(env: FaultEnvironment, seconds: float) -> None:
-    """Another reader, with a higher owner level, takes two partitions, and leaves."""
-    async with env.moving():
-        thief = EventHubConsumerClient.from_connection_string(
+async def partitions_stolen(env: FaultEnvironment, seconds: float) -> None:
+    """Another client takes two partitions with a higher owner level, then disconnects."""
+    async with env.owners_change():
+        client = EventHubConsumerClient.from_connection_string(
             env.server.connection_string(HUB), "$Default"
         )
-        async with thief:
-            thefts = [asyncio.create_task(_steal(thief, number)) for number in ("0", "1")]
-            end = time.monotonic() + 90  # for the hub may be away
-            while not _stolen(env) and time.monotonic() < end:  # noqa: ASYNC110 - nothing tells
+        async with client:
+            receivers = [asyncio.create_task(_receive(client, number)) for number in ("0", "1")]
+            end = time.monotonic() + 90  # the hub may be unavailable
+            while not _both_stolen(env) and time.monotonic() < end:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.05)
             await asyncio.sleep(seconds)
-            for theft in thefts:
-                theft.cancel()
-            await asyncio.wait(thefts)
+            for receiver in receivers:
+                receiver.cancel()
+            await asyncio.wait(receivers)
         await asyncio.sleep(1)  # until they are claimed again
 
 
-def _stolen(env: FaultEnvironment) -> bool:
+def _both_stolen(env: FaultEnvironment) -> bool:
     return sum(receiver.epoch == _HIGHER for receiver in env.server.receivers) == 2
 
 
-async def _steal(thief: EventHubConsumerClient, partition: str) -> None:
-    async def forget(*_: object) -> None:
+async def _receive(client: EventHubConsumerClient, partition: str) -> None:
+    async def ignore(*_: object) -> None:
         pass
 
-    await thief.receive(forget, partition_id=partition, owner_level=_HIGHER)
+    await client.receive(ignore, partition_id=partition, owner_level=_HIGHER)
 
 
-async def grows(env: FaultEnvironment, _: float) -> None:
-    """The hub gets as many partitions again."""
-    async with env.moving():
+async def adds_partitions(env: FaultEnvironment, _: float) -> None:
+    """The number of partitions is doubled."""
+    async with env.owners_change():
         env.hub.add_partitions(len(env.hub.partitions))
         await env.owned(one=len(env.hub.partitions))
 
 
 async def is_recreated(env: FaultEnvironment, seconds: float) -> None:
-    """The hub is deleted and made again, with numbers that soon are where the old ones were."""
-    env.remade = time.time() - 0.1
+    """The hub is recreated; sequence numbers and offsets soon reach the old ones."""
+    env.recreated_at = time.time() - 0.1
     env.server.recreate(HUB)
-    gone = env.ledger.hub_recreated()
-    env.ledger.publish(600, per_message=2)  # where the old offset points, others stand behind
+    unsettled = env.ledger.hub_recreated()
+    env.ledger.publish(600, per_message=2)  # there are messages after the old offset
     await asyncio.sleep(seconds)
-    env.ledger.drop_undelivered(gone)
-    env.ledger.restarted({})  # receivers may have gone on in it before that was noticed
+    env.ledger.drop_undelivered(unsettled)
+    env.ledger.restarted({})  # receivers may have resumed in it before this was noticed
 
 
-async def is_recreated_unseen(env: FaultEnvironment, seconds: float) -> None:
-    """The same while nobody reads."""
+async def is_recreated_while_stopped(env: FaultEnvironment, seconds: float) -> None:
+    """The hub is recreated while no forwarder is running."""
     await env.stop()
-    await asyncio.sleep(2)  # a blob's time is told in whole seconds
+    await asyncio.sleep(2)  # the timestamps of blobs have a resolution of a second
     await is_recreated(env, seconds)
     await env.start()
 
 
 async def mutes(env: FaultEnvironment, seconds: float) -> None:
-    """A receiver gets nothing more, then neither does the one that follows it."""
-    async with env.moving():
+    """A receiver gets no more messages; the second time, its replacement gets none either."""
+    async with env.owners_change():
         for more in (0, 1):
             env.server.faults.mute(1, more=more)
             await asyncio.sleep(seconds)
 
 
-async def forgets(env: FaultEnvironment, seconds: float) -> None:
-    """Messages expire while nobody reads them."""
+async def expires_messages(env: FaultEnvironment, seconds: float) -> None:
+    """Messages expire while no forwarder is running."""
     await env.stop()
     env.ledger.publish(400)
     await asyncio.sleep(seconds)

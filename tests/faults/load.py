@@ -1,4 +1,4 @@
-"""Messages of every size, and masses of what cannot be delivered."""
+"""Large messages, and large numbers of dead letters."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ async def many_records(env: FaultEnvironment, _: float) -> None:
 
 
 async def large_record(env: FaultEnvironment, size: float) -> None:
-    """Messages of one record that is so many bytes long, the last of them a refused one."""
+    """Messages with one record of `size` bytes."""
     event = json.loads(SMALL[0])
     event["requestObject"] = {"data": {"large": "x" * int(size)}}
     body = json.dumps(event, separators=(",", ":")).encode()
@@ -27,7 +27,7 @@ async def large_record(env: FaultEnvironment, size: float) -> None:
 
 
 async def dead_letters(env: FaultEnvironment, number: float) -> None:
-    """Events with other text behind them, which are not posted."""
-    spoilt = [event + b" text" for event in SMALL]
-    env.ledger.publish(int(number), per_message=100, refuse=1, templates=spoilt)
+    """Events followed by other text: they become dead letters without a POST."""
+    malformed = [event + b" text" for event in SMALL]
+    env.ledger.publish(int(number), per_message=100, refuse=1, templates=malformed)
     await env.settled(400)

@@ -1,9 +1,9 @@
-"""The lines that guard against loss, and for each the test that fails when it is changed.
+"""The lines that guard against loss, and the test that fails when such a line is changed.
 
-Such a line ends with the comment `# guard: name`, or has it on the line above. `MUTATIONS` lists
-what the line becomes. `make faults MUTATE=1` (`python -m faults.mutations [PART_OF_A_NAME ...]`)
-changes one line at a time in a copy of the app, runs the test named for it there, and reports
-every mutation that the test did not notice.
+Such a line ends with the comment `# guard: name`, or has it on the line above. `MUTATIONS` has the
+replacements. `make faults MUTATE=1` (`python -m faults.mutations [PART_OF_A_NAME ...]`) changes one
+line at a time in a copy of the app, runs the test for this line, and reports every mutation that
+the test did not detect.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from support.process import APP
 ROOT = APP.parent
 AT_ONCE = 3
 SECONDS = 1000.0
-"""Each test has a shorter time limit of its own, at which it fails."""
+"""Limit for a run; each test has a shorter timeout of its own."""
 
 STORES = "tests/integration/test_checkpoint_stores.py"
 WATERMARK = "tests/unit/delivery/test_watermark.py"
@@ -35,9 +35,9 @@ _MARK = re.compile(r"^(?P<indent> *)(?P<code>.*?) *# guard: (?P<name>[a-z0-9-]+)
 
 
 class Mutation(NamedTuple):
-    """What a marked line becomes, without its indentation, and the test that must fail."""
+    """The replacement of a marked line, without indentation, and the test that must fail."""
 
-    becomes: str
+    replacement: str
     test: str
 
 
@@ -50,7 +50,7 @@ class Guard(NamedTuple):
 
 
 def scenario(name: str) -> str:
-    """Return the test that runs a line of the table."""
+    """Return the test of a scenario."""
     return f"tests/faults/test_scenarios.py::test_nothing_is_lost[{name}]"
 
 
@@ -63,12 +63,12 @@ def guards(app: Path) -> Iterator[tuple[str, Guard]]:
 
 
 def guard_of(mutation: str) -> str:
-    """Return the name of the mark; several mutations of one line are told apart after a colon."""
+    """Return the name of the mark; it is followed by a colon if a line has several mutations."""
     return mutation.partition(":")[0]
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink away")),
+    "contiguous-acknowledgement": Mutation("while self._messages:", scenario("sink unavailable")),
     "checkpoint-in-order": Mutation("self.position = self._messages.pop()", scenario("killed")),
     "pending-records": Mutation("message.pending = 0", WATERMARK),
     "acknowledged-records": Mutation("message.pending = 0", WATERMARK),
@@ -81,7 +81,7 @@ MUTATIONS: dict[str, Mutation] = {
         "dropped = 0",
         "tests/integration/test_disk.py::test_delivery_continues_while_writes_fail_and_dead_letters_are_written_later",
     ),
-    "loss-is-counted": Mutation("elif lost := 0:", scenario("hub forgets")),
+    "loss-is-counted": Mutation("elif lost := 0:", scenario("messages expired")),
     "already-received": Mutation("return message", scenario("hub drops")),
     "nothing-received-while-stopping": Mutation(
         "pass", "tests/integration/test_shutdown.py::test_stops_at_any_moment"
@@ -109,26 +109,28 @@ MUTATIONS: dict[str, Mutation] = {
         "blob.set_blob_metadata(metadata)",
         f"{STORES}::TestBlob::test_a_checkpoint_behind_that_of_another_process_is_not_written",
     ),
-    "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clocks of replicas jump")),
-    "quarantine-after-three-deaths": Mutation("return False", scenario("poison")),
-    "count-starts": Mutation("self._notes.starts[partition] = checkpoint, 1", scenario("poison")),
+    "ownership-age-by-store-clock": Mutation("ahead = 0.0", scenario("clock of a replica jumps")),
+    "quarantine-after-three-deaths": Mutation("return False", scenario("poison message")),
+    "count-starts": Mutation(
+        "self._notes.starts[partition] = checkpoint, 1", scenario("poison message")
+    ),
     "survivor-is-cleared": Mutation('name = ""', "tests/unit/checkpoints/test_quarantine.py"),
-    "end-of-one-by-one": Mutation("pass", scenario("poison")),
+    "end-of-one-by-one": Mutation("pass", scenario("poison message")),
     "start-is-written": Mutation("if False:", START),
     "start-replaces-nothing": Mutation(
         "if False:", f"{STORES}::TestBlob::test_a_start_position_does_not_replace_a_checkpoint"
     ),
-    "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store away")),
+    "failed-checkpoint-is-retried": Mutation("raise errors[0]", scenario("store unavailable")),
     "accepted-statuses": Mutation(
-        "if status == 500 or status in range(200, 300):", scenario("sink answers badly")
+        "if status == 500 or status in range(200, 300):", scenario("sink returns errors")
     ),
     "rejected-statuses: 429": Mutation(
-        "_REJECTING: Final = {400, 413, 415, 422, 429}", scenario("sink answers badly")
+        "_REJECTING: Final = {400, 413, 415, 422, 429}", scenario("sink returns errors")
     ),
     "rejected-statuses: 404": Mutation(
-        "_REJECTING: Final = {400, 404, 413, 415, 422}", scenario("sink answers badly")
+        "_REJECTING: Final = {400, 404, 413, 415, 422}", scenario("sink returns errors")
     ),
-    "no-response-is-retried": Mutation("return", scenario("sink away")),
+    "no-response-is-retried": Mutation("return", scenario("sink unavailable")),
     "timeout-is-retried": Mutation("return", scenario("sink slow")),
     "post-timeout": Mutation("timeout=aiohttp.ClientTimeout(total=None),", scenario("sink slow")),
     "token-reread": Mutation("if not self._versions:", scenario("token rotated")),
@@ -168,7 +170,7 @@ MUTATIONS: dict[str, Mutation] = {
     "recreated-hub": Mutation("if False:", scenario("hub recreated")),
     "gap-asks-the-hub": Mutation("if last is None or number > last:", scenario("hub recreated")),
     "checkpoint-of-this-hub: created": Mutation(
-        "if written < self.created - _RESOLUTION:", scenario("hub recreated while nobody reads")
+        "if written < self.created - _RESOLUTION:", scenario("hub recreated while stopped")
     ),
     "checkpoint-of-this-hub: written": Mutation(
         "if created not in {None, self.created}:",
@@ -178,7 +180,7 @@ MUTATIONS: dict[str, Mutation] = {
     "checkpoint-passed-by-hub": Mutation("if False:", ANOTHER_HUB),
     "stale-checkpoint": Mutation("return True", ANOTHER_HUB),
     "stale-checkpoint-has-no-position": Mutation("rest = dict(entry)", ANOTHER_HUB),
-    "checkpoint-names-its-hub": Mutation("pass", scenario("hub recreated while nobody reads")),
+    "checkpoint-names-its-hub": Mutation("pass", scenario("hub recreated while stopped")),
     "added-partitions": Mutation("if False:", scenario("partitions added")),
     "silent-receiver: ignored": Mutation(
         "if not behind or partition.watermark.oldest or reader.blocked or behind:",
@@ -205,20 +207,20 @@ MUTATIONS: dict[str, Mutation] = {
 }
 
 
-def mutate(guard: Guard, becomes: str) -> None:
+def mutate(guard: Guard, replacement: str) -> None:
     """Change the marked line in its module."""
     lines = guard.module.read_text().splitlines()
     line = lines[guard.line]
-    lines[guard.line] = line[: len(line) - len(line.lstrip())] + becomes
+    lines[guard.line] = line[: len(line) - len(line.lstrip())] + replacement
     guard.module.write_text("\n".join(lines) + "\n")
 
 
 async def survives(name: str, mutation: Mutation) -> str:
-    """Return why a mutation was not noticed; empty if it was."""
+    """Return why a mutation was not detected; empty if it was."""
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "app"
         shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
-        mutate(dict(guards(app))[guard_of(name)], mutation.becomes)
+        mutate(dict(guards(app))[guard_of(name)], mutation.replacement)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pytest", "--exitfirst", "-m", "", "-p", "no:cacheprovider"),
             *("-o", f"pythonpath={app} {ROOT / 'tests'}", "--basetemp", Path(folder) / "tests"),
@@ -233,12 +235,12 @@ async def survives(name: str, mutation: Mutation) -> str:
             process.kill()
             await process.wait()
             return f"no result after {SECONDS:g} s"
-        # 1: a test failed. Anything else but success is no verdict on the line.
-        return {0: "nobody noticed", 1: ""}.get(process.returncode or 0, output.decode()[-500:])
+        # 1: a test failed. Any other status except 0 is an error of the run itself.
+        return {0: "not detected", 1: ""}.get(process.returncode or 0, output.decode()[-500:])
 
 
 async def main(names: Sequence[str]) -> int:
-    """Run the mutations whose names contain one of these, all if none is given; print survivors."""
+    """Run the mutations whose names contain one of these, or all; return 1 if one survived."""
     chosen = [one for one in MUTATIONS if not names or any(name in one for name in names)]
     turns = asyncio.Semaphore(AT_ONCE)
     survivors = 0
@@ -248,7 +250,7 @@ async def main(names: Sequence[str]) -> int:
         async with turns:
             why = await survives(name, MUTATIONS[name])
         survivors += bool(why)
-        print(f"{'SURVIVED' if why else 'noticed ':8} {name}{': ' * bool(why)}{why}", flush=True)  # noqa: T201 - the tool's output
+        print(f"{'SURVIVED' if why else 'detected':8} {name}{': ' * bool(why)}{why}", flush=True)  # noqa: T201 - the tool's output
 
     await asyncio.gather(*map(run, chosen))
     print(f"{len(chosen)} mutations, {survivors} survived")  # noqa: T201 - as above

@@ -1,4 +1,4 @@
-"""Faults of a forwarder. Each is over, and all forwarders run again, when it returns."""
+"""Faults of a forwarder. Each has ended, and all forwarders are running, when it returns."""
 
 import asyncio
 import json
@@ -14,34 +14,34 @@ Fault = Callable[[FaultEnvironment, float], Awaitable[None]]
 
 
 async def killed(env: FaultEnvironment, seconds: float, name: str = "one") -> None:
-    """SIGKILL, and another start so many seconds later."""
+    """SIGKILL, and a restart after the given seconds."""
     await env.kill(name)
     await asyncio.sleep(seconds)
     await env.start(name)
     await env.running[name].wait_for("partition claimed")
 
 
-async def killed_over_and_over(env: FaultEnvironment, seconds: float) -> None:
-    """SIGKILL at any moment of its first second, and started again at once."""
-    chance = random.Random(seconds)
+async def killed_repeatedly(env: FaultEnvironment, seconds: float) -> None:
+    """SIGKILL at a random moment of its first second, and an immediate restart."""
+    rng = random.Random(seconds)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if chance.random() < 0.6:  # else it may not have come to a message yet
+        if rng.random() < 0.6:  # else it may not have received a message yet
             await env.running["one"].wait_for("hub message")
-        await asyncio.sleep(chance.uniform(0, 0.6))
+        await asyncio.sleep(rng.uniform(0, 0.6))
         await env.kill()
         await env.start()
 
 
-async def poisoned(env: FaultEnvironment, seconds: float) -> None:
-    """It dies of a message, and is started again each time until it does not."""
+async def receives_a_poison_message(env: FaultEnvironment, seconds: float) -> None:
+    """It crashes at a message, and is restarted until the message is a dead letter."""
     event = real_events()[0].replace(b'"verb":"', b'"verb":"deadly-')
     env.ledger.publish(10, 1, refuse=1, templates=[event])
     async with asyncio.timeout(seconds):
         while not env.running["one"].entries("the process died of a message"):
             ended = env.running["one"].process.returncode
             if ended is not None:
-                await env.dies(signal.SIGSEGV)
+                await env.wait_ended_by(signal.SIGSEGV)
                 await env.start()
             await asyncio.sleep(0.05)
         await env.running["one"].wait_for("messages are processed concurrently again")
@@ -52,16 +52,16 @@ async def poisoned(env: FaultEnvironment, seconds: float) -> None:
 
 
 async def stopped(env: FaultEnvironment, seconds: float, name: str = "one") -> None:
-    """SIGTERM, and another start so many seconds later."""
+    """SIGTERM, and a restart after the given seconds."""
     await env.stop(name)
     await asyncio.sleep(seconds)
     await env.start(name)
 
 
 async def frozen(env: FaultEnvironment, seconds: float, name: str = "one") -> None:
-    """SIGSTOP, and SIGCONT so many seconds later."""
-    env.again = True  # what was posted when it froze it posts again when it wakes
-    async with env.moving():
+    """SIGSTOP, and SIGCONT after the given seconds."""
+    env.duplicates_allowed = True  # it retries the POSTs that were in flight
+    async with env.owners_change():
         env.signal(signal.SIGSTOP, name)
         await asyncio.sleep(seconds)
         env.signal(signal.SIGCONT, name)
@@ -77,13 +77,13 @@ async def clock_jumps(env: FaultEnvironment, seconds: float, name: str = "one") 
 
 
 def together(*faults: Fault) -> Fault:
-    """Return a fault that injects these at once, each a little after the one before."""
+    """Return a fault that injects these concurrently, each a little after the previous one."""
 
-    async def all_of_them(env: FaultEnvironment, seconds: float) -> None:
+    async def all_faults(env: FaultEnvironment, seconds: float) -> None:
         async def later(index: int, fault: Fault) -> None:
             await asyncio.sleep(0.2 * index)
             await fault(env, seconds)
 
         await asyncio.gather(*(later(index, fault) for index, fault in enumerate(faults)))
 
-    return all_of_them
+    return all_faults

@@ -1,4 +1,4 @@
-"""Faults of two forwarders that share a store. After each they have two partitions each."""
+"""Faults of two replicas that share a store. After each fault, each owns two partitions."""
 
 import asyncio
 import signal
@@ -9,15 +9,15 @@ from faults.processes import clock_jumps
 
 
 async def joins(env: FaultEnvironment, _: float) -> None:
-    """A second one comes, and gets its half."""
-    async with env.moving():
+    """A second replica starts and takes over half of the partitions."""
+    async with env.owners_change():
         await env.start("two")
         await env.owned(one=2, two=2)
 
 
 async def leaves(env: FaultEnvironment, _: float) -> None:
-    """One is stopped: the other has its partitions before they expire, for they were given up."""
-    async with env.moving():
+    """A replica stops and releases its partitions: the other owns them before they expire."""
+    async with env.owners_change():
         await env.stop("one")
         stopped = time.monotonic()
         await env.owned(two=4)
@@ -27,8 +27,8 @@ async def leaves(env: FaultEnvironment, _: float) -> None:
 
 
 async def loses_the_hub(env: FaultEnvironment, seconds: float) -> None:
-    """One reaches the store but not the hub: the other one has all partitions until it does."""
-    async with env.moving():
+    """A replica reaches the store but not the hub: meanwhile, the other owns all partitions."""
+    async with env.owners_change():
         env.server.faults.cut_off = env.running["two"].pid
         env.server.faults.drop()
         await env.owned(one=4, two=0)
@@ -37,14 +37,14 @@ async def loses_the_hub(env: FaultEnvironment, seconds: float) -> None:
         assert samples.total("aks_audit_hub_up") == 0
         await asyncio.sleep(seconds)
         await env.owned(one=4, two=0)
-    async with env.moving():
+    async with env.owners_change():
         env.server.faults.cut_off = None
         await env.owned(one=2, two=2)
 
 
 async def is_killed(env: FaultEnvironment, _: float) -> None:
-    """One is killed, and started again when the other has its partitions."""
-    async with env.moving():
+    """A replica is killed, and restarted when the other owns its partitions."""
+    async with env.owners_change():
         await env.kill("one")
         await env.owned(two=4)
         await env.start("one")
@@ -52,43 +52,43 @@ async def is_killed(env: FaultEnvironment, _: float) -> None:
 
 
 async def is_frozen(env: FaultEnvironment, _: float) -> None:
-    """One is frozen until the other has its partitions: what it knows is old when it wakes."""
-    env.again = True  # what was under way when it froze it posts again
-    async with env.moving():
+    """A replica is suspended until the other owns its partitions: its state is then outdated."""
+    env.duplicates_allowed = True  # it retries the POSTs that were in flight
+    async with env.owners_change():
         env.signal(signal.SIGSTOP, "one")
         await env.owned(two=4)
         await env.settled()
         env.signal(signal.SIGCONT, "one")
         end = time.monotonic() + 5
-        while time.monotonic() < end:  # the other one soon sets right what this one may have spoilt
-            await env.look()
+        while time.monotonic() < end:  # the other one would soon overwrite a wrong checkpoint
+            await env.check_checkpoints()
             await asyncio.sleep(0.02)
         await env.owned(one=2, two=2)
 
 
-async def have_clocks_that_jump(env: FaultEnvironment, seconds: float) -> None:
-    """The clock of one jumps: nothing changes hands, no time-out fires, and it is given up well.
+async def clock_jumps_in_one(env: FaultEnvironment, seconds: float) -> None:
+    """The clock of a replica jumps: owners do not change, nothing times out, it can be stopped.
 
-    To connect it needs the right time: the hub refuses a token that was made an hour ago.
+    It can connect only with the right time: the hub rejects a token that was issued an hour ago.
     """
 
-    def told() -> int:
+    def count_entries() -> int:
         kinds = ("partition ", "receiving failed", "sink down", "checkpoint")
         return sum(len(one.entries(kind)) for one in env.running.values() for kind in kinds)
 
-    before = told()
+    before = count_entries()
     await clock_jumps(env, seconds)
-    assert told() == before
+    assert count_entries() == before
     env.signal(signal.SIGUSR1)
     await leaves(env, 0)
 
 
-async def die_while_a_clock_is_wrong(env: FaultEnvironment, _: float) -> None:
-    """One is killed while the other's clock is an hour back: it takes over all the same."""
-    async with env.moving():
+async def is_killed_while_a_clock_is_wrong(env: FaultEnvironment, _: float) -> None:
+    """A replica is killed while the clock of the other is an hour back: it still takes over."""
+    async with env.owners_change():
         env.signal(signal.SIGUSR2, "two")
         await env.kill("one")
         await env.owned(two=4)
-        env.signal(signal.SIGUSR1, "two")  # for a new connection the hub wants a token of now
+        env.signal(signal.SIGUSR1, "two")  # a new connection needs a current token
         await env.start("one")
         await env.owned(one=2, two=2)

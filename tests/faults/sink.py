@@ -1,4 +1,4 @@
-"""Faults of the sink. Each lasts for the given seconds and is over when it returns."""
+"""Faults of the sink. Each lasts for the given seconds and has ended when it returns."""
 
 import asyncio
 import math
@@ -13,70 +13,70 @@ from faults.environment import FaultEnvironment
 from support.webhook import Answer, Rule
 
 SHORT_TIMEOUT = {"WebSinkTimeout": "2"}
-"""For a sink that hangs. Elsewhere a POST has 20 seconds: it may take more than two on a busy
-machine, and a forwarder that was killed cannot tell whether it repeated one."""
+"""For a sink that hangs. Otherwise, the timeout is 20 seconds: a POST may take more than two on a
+busy machine, and a killed forwarder has no metric that shows whether it retried one."""
 
 
-async def away(env: FaultEnvironment, seconds: float) -> None:
-    """Nobody listens, and connections are closed."""
-    env.again = True  # an answer may be on its way
+async def unavailable(env: FaultEnvironment, seconds: float) -> None:
+    """Connections are closed, and new ones are refused."""
+    env.duplicates_allowed = True  # a response may be in flight
     await env.webhook.stop()
     await asyncio.sleep(seconds)
     await env.webhook.start()
 
 
 async def restarts(env: FaultEnvironment, seconds: float) -> None:
-    """It is restarted every second."""
+    """It restarts every second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         await asyncio.sleep(0.7)
-        await away(env, 0.3)
+        await unavailable(env, 0.3)
 
 
-async def _answers(env: FaultEnvironment, seconds: float, rule: Rule) -> None:
+async def _responds(env: FaultEnvironment, seconds: float, rule: Rule) -> None:
     env.sink = rule
     await asyncio.sleep(seconds)
     env.sink = None
 
 
 async def is_slow(env: FaultEnvironment, seconds: float) -> None:
-    """It takes events, each post in a second."""
-    await _answers(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=1))
+    """It accepts events; each POST takes a second."""
+    await _responds(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=1))
 
 
-async def answers_too_late(env: FaultEnvironment, seconds: float) -> None:
-    """It takes events, and says so when nobody waits any more."""
-    env.again = True
-    await _answers(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=3))
+async def responds_too_late(env: FaultEnvironment, seconds: float) -> None:
+    """It accepts events, but responds after the timeout."""
+    env.duplicates_allowed = True
+    await _responds(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=3))
 
 
 async def hangs(env: FaultEnvironment, seconds: float) -> None:
-    """It answers nothing and takes nothing."""
-    await _answers(env, seconds, lambda _: Answer(503, delay=math.inf))
+    """It does not respond and accepts no events."""
+    await _responds(env, seconds, lambda _: Answer(503, delay=math.inf))
 
 
 async def fails(env: FaultEnvironment, seconds: float) -> None:
-    """It answers with 500."""
-    await _answers(env, seconds, lambda _: 500)
+    """It responds with 500."""
+    await _responds(env, seconds, lambda _: 500)
 
 
 async def is_busy(env: FaultEnvironment, seconds: float) -> None:
-    """It answers with 429 and says when to come back."""
-    await _answers(env, seconds, lambda _: Answer(429, {"Retry-After": "1"}))
+    """It responds with 429 and Retry-After."""
+    await _responds(env, seconds, lambda _: Answer(429, {"Retry-After": "1"}))
 
 
-async def is_gone(env: FaultEnvironment, seconds: float) -> None:
-    """It answers with 404, as behind a path that is not there."""
-    await _answers(env, seconds, lambda _: 404)
+async def is_not_found(env: FaultEnvironment, seconds: float) -> None:
+    """It responds with 404, as for a wrong path."""
+    await _responds(env, seconds, lambda _: 404)
 
 
 async def drops(env: FaultEnvironment, seconds: float) -> None:
-    """It closes connections without an answer."""
-    await _answers(env, seconds, lambda _: Answer(drop=True))
+    """It closes connections without a response."""
+    await _responds(env, seconds, lambda _: Answer(drop=True))
 
 
 async def changes_its_token(env: FaultEnvironment, seconds: float) -> None:
-    """It wants another token, which comes into the file some seconds later."""
+    """It requires another token, which is written to the file after the given seconds."""
     token = env.folder / "token"
     new = f"{token.read_text()}-and-more"
     env.sink = lambda post: None if post.headers["Authorization"] == f"Bearer {new}" else 401
@@ -86,13 +86,13 @@ async def changes_its_token(env: FaultEnvironment, seconds: float) -> None:
     replaced.replace(token)  # as the kubelet does
 
 
-async def lets_its_certificate_expire(env: FaultEnvironment, seconds: float) -> None:
-    """Its certificate is out of date, and renewed some seconds later."""
+async def certificate_expires(env: FaultEnvironment, seconds: float) -> None:
+    """Its certificate is expired, and renewed after the given seconds."""
     context = env.webhook.tls
     assert context
     yesterday = datetime.now(UTC) - timedelta(days=1)
     _certify(env, context, yesterday)
-    await away(env, 0)  # connections that stand would not notice
+    await unavailable(env, 0)  # open connections would not notice
     await asyncio.sleep(seconds)
     _certify(env, context, None)
 

@@ -1,4 +1,4 @@
-"""Faults of the blob store. Each is over when it returns."""
+"""Faults of the blob store. Each has ended when it returns."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def _of(env: "FaultEnvironment") -> FaultyStore:
-    assert env.store, "it has no store in an account"
+    assert env.store, "it has no storage account"
     return env.store
 
 
-async def away(env: "FaultEnvironment", seconds: float) -> None:
-    """Nobody listens."""
+async def unavailable(env: "FaultEnvironment", seconds: float) -> None:
+    """Connections are refused."""
     await _of(env).stop()
     await asyncio.sleep(seconds)
     await _of(env).start()
 
 
-async def away_at_the_start(env: "FaultEnvironment", seconds: float) -> None:
-    """Nobody listens when a forwarder starts, until it has noticed."""
+async def unavailable_at_start(env: "FaultEnvironment", seconds: float) -> None:
+    """Connections are refused when a forwarder starts, until it has noticed."""
     await env.kill()
     await _of(env).stop()
     forwarder = await env.start()
@@ -32,21 +32,21 @@ async def away_at_the_start(env: "FaultEnvironment", seconds: float) -> None:
 
 
 async def slow(env: "FaultEnvironment", seconds: float) -> None:
-    """Every answer takes a second."""
+    """Every response takes a second."""
     _of(env).delay = 1
     await asyncio.sleep(seconds)
     _of(env).delay = 0
 
 
 async def hangs(env: "FaultEnvironment", seconds: float) -> None:
-    """Requests are taken and not answered while it lasts."""
+    """Requests are accepted, but there is no response during the fault."""
     _of(env).delay = seconds
     await asyncio.sleep(seconds)
     _of(env).delay = 0
 
 
-async def _answers(env: "FaultEnvironment", seconds: float, status: int) -> None:
-    async with env.moving():  # a claim that is refused is lost, and claimed again
+async def _responds(env: "FaultEnvironment", seconds: float, status: int) -> None:
+    async with env.owners_change():  # a refused claim loses the partition until the next claim
         _of(env).status = status
         await asyncio.sleep(seconds)
         _of(env).status = 0
@@ -54,20 +54,20 @@ async def _answers(env: "FaultEnvironment", seconds: float, status: int) -> None
 
 
 async def conflicts(env: "FaultEnvironment", seconds: float) -> None:
-    """Whatever is written is answered with 409."""
-    await _answers(env, seconds, 409)
+    """Every write gets the status 409."""
+    await _responds(env, seconds, 409)
 
 
 async def refuses_conditions(env: "FaultEnvironment", seconds: float) -> None:
-    """Whatever is written is answered with 412, as if somebody else had been faster."""
-    await _answers(env, seconds, 412)
+    """Every write gets the status 412, as if another process had been faster."""
+    await _responds(env, seconds, 412)
 
 
 async def busy(env: "FaultEnvironment", seconds: float) -> None:
-    """Whatever is written is answered with 503."""
-    await _answers(env, seconds, 503)
+    """Every write gets the status 503."""
+    await _responds(env, seconds, 503)
 
 
 async def forbids(env: "FaultEnvironment", seconds: float) -> None:
-    """Whatever is written is answered with 403, as with an expired key."""
-    await _answers(env, seconds, 403)
+    """Every write gets the status 403, as with an expired key."""
+    await _responds(env, seconds, 403)

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what a message of the hub passes; see `faults.fuzz`."""
+"""Coverage-guided fuzzing of all external input; see `faults.fuzz`."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_fuzzing_finds_no_message_that_is_lost_or_raises(tmp_path: Path) -> None:
-    """Ten minutes, or FUZZ_SECONDS, of the time that the tests beside it leave."""
+    """Runs for ten minutes, or FUZZ_SECONDS, with low priority beside other tests."""
     path = os.pathsep.join([str(ROOT / "app"), str(ROOT / "tests")])
     done = subprocess.run(
         ["nice", sys.executable, "-m", "faults.fuzz", os.environ.get("FUZZ_SECONDS", "600")],

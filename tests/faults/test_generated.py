@@ -1,4 +1,4 @@
-"""Faults of hub, sink, store and processes at once, drawn by a seed.
+"""Random faults of hub, sink, store and processes at the same time, by a seed.
 
 `make faults ONLY=seed-17` repeats a seed: the same faults in the same order.
 """
@@ -20,7 +20,7 @@ QUICK = {3, 8}
 SECONDS = 8.0
 
 HUB: Sequence[Fault] = (
-    hub.away,
+    hub.unavailable,
     hub.delays,
     hub.delivers_twice,
     hub.detaches,
@@ -28,21 +28,21 @@ HUB: Sequence[Fault] = (
     hub.is_busy,
     hub.is_full,
     hub.is_silent,
-    hub.lets_steal,
+    hub.partitions_stolen,
     hub.revokes_the_key,
 )
 SINK: Sequence[Fault] = (
-    sink.answers_too_late,
-    sink.away,
+    sink.responds_too_late,
+    sink.unavailable,
     sink.drops,
     sink.fails,
     sink.is_busy,
-    sink.is_gone,
+    sink.is_not_found,
     sink.is_slow,
     sink.restarts,
 )
 STORE: Sequence[Fault] = (
-    store.away,
+    store.unavailable,
     store.busy,
     store.conflicts,
     store.forbids,
@@ -64,40 +64,40 @@ def _seed(number: int) -> object:
 
 
 async def inject(
-    env: FaultEnvironment, faults: Sequence[Fault], seed: str, told: list[str]
+    env: FaultEnvironment, faults: Sequence[Fault], seed: str, injected: list[str]
 ) -> None:
-    """Inject one fault after the other, with pauses, for SECONDS in all."""
-    chance = random.Random(seed)
+    """Inject one fault after the other, with pauses, for SECONDS in total."""
+    rng = random.Random(seed)
     left = SECONDS
-    while (left := left - (pause := chance.uniform(0.1, 1))) > 0:
+    while (left := left - (pause := rng.uniform(0.1, 1))) > 0:
         await asyncio.sleep(pause)
-        fault, seconds = chance.choice(faults), round(chance.uniform(0.2, 2.5), 1)
-        told.append(f"{fault.__module__}.{fault.__name__} {seconds}")
+        fault, seconds = rng.choice(faults), round(rng.uniform(0.2, 2.5), 1)
+        injected.append(f"{fault.__module__}.{fault.__name__} {seconds}")
         await fault(env, seconds)
         left -= seconds
 
 
-async def inject_at_once(env: FaultEnvironment, seed: int, told: list[str]) -> None:
-    """Inject faults of all kinds at once while events come."""
+async def inject_concurrently(env: FaultEnvironment, seed: int, injected: list[str]) -> None:
+    """Inject faults of all kinds concurrently while events are published."""
     kinds = (HUB, SINK, PROCESSES, *([STORE] if env.store else []))
-    async with env.traffic(300, refuse=1000), env.moving(), asyncio.TaskGroup() as group:
+    async with env.traffic(300, refuse=1000), env.owners_change(), asyncio.TaskGroup() as group:
         for faults in kinds:
-            group.create_task(inject(env, faults, f"{seed} {faults[0].__module__}", told))
+            group.create_task(inject(env, faults, f"{seed} {faults[0].__module__}", injected))
 
 
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("seed", [_seed(number) for number in range(SEEDS)])
 async def test_nothing_is_lost(seed: int, tmp_path: Path) -> None:
-    """Whatever fails at once, the verdict is that of every scenario."""
-    told: list[str] = []
+    """The checks are those of the scenarios, for any combination of faults."""
+    injected: list[str] = []
     try:
         async with fault_environment(tmp_path, blobs=bool(seed % 2)) as env:
             env.defaults = sink.SHORT_TIMEOUT
             await env.start()
             async with asyncio.timeout(600):
-                await inject_at_once(env, seed, told)
+                await inject_concurrently(env, seed, injected)
                 env.ledger.publish(100)
-                await env.verdict()
+                await env.verify()
     except BaseException as error:
-        error.add_note(f"what befell: {', '.join(told)}\nagain: make faults ONLY=seed-{seed}")
+        error.add_note(f"faults: {', '.join(injected)}\nto repeat: make faults ONLY=seed-{seed}")
         raise

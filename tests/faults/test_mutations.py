@@ -1,4 +1,4 @@
-"""The marks in the code, the table of mutations and the tests it names keep up with each other."""
+"""The marks in the code, the table of mutations and the tests in it are consistent."""
 
 import ast
 from collections import Counter
@@ -12,20 +12,20 @@ from faults.test_scenarios import SCENARIOS
 from support.process import APP
 
 
-def test_each_mark_is_there_once_and_has_a_mutation() -> None:
+def test_each_mark_is_unique_and_has_a_mutation() -> None:
     marks = Counter(name for name, _ in mutations.guards(APP))
     assert marks == dict.fromkeys(map(mutations.guard_of, MUTATIONS), 1)
 
 
 @pytest.mark.parametrize(("name", "mutation"), MUTATIONS.items(), ids=MUTATIONS)
-def test_a_mutation_changes_its_line_and_leaves_python(
+def test_a_mutation_changes_its_line_and_is_valid_python(
     name: str, mutation: Mutation, tmp_path: Path
 ) -> None:
     guard = dict(mutations.guards(APP))[mutations.guard_of(name)]
     before = guard.module.read_text()
     copy = tmp_path / "module.py"
     copy.write_text(before)
-    mutations.mutate(guard._replace(module=copy), mutation.becomes)
+    mutations.mutate(guard._replace(module=copy), mutation.replacement)
     assert ast.dump(ast.parse(copy.read_text())) != ast.dump(ast.parse(before))
 
 

@@ -1,6 +1,6 @@
-"""Each line of the table is a scenario: what runs, what fails, and what must be logged.
+"""A table of fault scenarios: settings, faults, and expected log entries.
 
-What must hold is the same for all, and stands in `FaultEnvironment.verdict`.
+The checks are the same for all scenarios: see `FaultEnvironment.verify`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,111 +16,122 @@ from faults.processes import Fault, together
 
 @dataclass(frozen=True)
 class Scenario:
-    """A line of the table."""
+    """A row of the table."""
 
     faults: Sequence[tuple[Fault, float]]
-    """One after the other, each for so many seconds while events come; then all must settle."""
+    """Injected in turn, for these seconds, under traffic; everything must then be settled."""
     blobs: bool = False
-    """Whether checkpoints are kept in a storage account, or in the state directory."""
-    said: Sequence[str] = ()
-    """Log entries that tell an operator."""
+    """Whether checkpoints are in a storage account instead of the state directory."""
+    logged: Sequence[str] = ()
+    """Log entries that must be there."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    once: bool = False
-    """Whether no event may come twice, not even behind a checkpoint."""
+    no_duplicates: bool = False
+    """Whether no event may be duplicated, not even one after a checkpoint."""
     tls: bool = False
     traffic: int = 400
-    """Events a second; every fiftieth is one that the sink refuses."""
+    """Events per second; the sink rejects every fiftieth."""
     rss: float = 160
-    """MiB that a forwarder may hold."""
+    """Maximum memory of a forwarder, in MiB."""
     quick: bool = False
-    """Whether `make test` runs it too."""
+    """Whether `make test` includes it."""
 
 
 TOKEN = {"WebSinkTokenFile": "{folder}/token"}
 CA = {"WebSinkCAFile": "{folder}/ca.pem"}
-LOOKS = {"StallTimeout": "6"}
-"""Looks at the hub every second, and reopens a silent partition after two."""
+FAST_POLLS = {"StallTimeout": "6"}
+"""The hub is polled every second, and a silent partition is reopened after two."""
 REPLICAS = {"OwnershipExpiry": "30", "LoadBalancingInterval": "2"}
-"""On a busy machine a round takes seconds: a claim must not expire before the next one."""
-WHOLE = {"WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
+"""On a busy machine, a balancing round takes seconds: claims must not expire between two."""
+LARGE_BATCHES = {"WebSinkMaxBytes": "1048576", "WebSinkMaxEvents": "100"}
 
 SCENARIOS: dict[str, Scenario] = {
-    # The hub: reading goes on by itself, without a duplicate.
+    # The hub: reading resumes automatically, without duplicates.
     "hub drops": Scenario(
         [(hub.drops, 3), (hub.drops_mid_message, 5), (hub.delivers_twice, 1), (hub.delays, 1)],
-        once=True,
+        no_duplicates=True,
         quick=True,
     ),
-    "hub refuses": Scenario(
-        [(hub.is_busy, 2), (hub.is_full, 2), (hub.detaches, 1.5)], once=True, quick=True
+    "hub refuses receivers": Scenario(
+        [(hub.is_busy, 2), (hub.is_full, 2), (hub.detaches, 1.5)], no_duplicates=True, quick=True
     ),
-    "hub away": Scenario([(hub.away, 12)], said=["hub does not answer", "hub answers"], once=True),
-    "hub silent": Scenario([(hub.is_silent, 3)], once=True),
-    "key revoked and given back": Scenario([(hub.revokes_the_key, 3)], once=True),
-    "consumer group deleted and made again": Scenario([(hub.lacks_the_group, 3)], once=True),
-    "hub forgets": Scenario([(hub.forgets, 1)], said=["messages lost"], quick=True),
-    "hub recreated": Scenario([(hub.is_recreated, 2)], said=["hub was recreated"], quick=True),
-    "hub recreated while nobody reads": Scenario(
-        [(hub.is_recreated_unseen, 0)], said=["hub was recreated"], settings=LOOKS
+    "hub unavailable": Scenario(
+        [(hub.unavailable, 12)], logged=["hub does not answer", "hub answers"], no_duplicates=True
     ),
-    "hub recreated while nobody reads, with a storage account": Scenario(
-        [(hub.is_recreated_unseen, 0)], said=["hub was recreated"], settings=LOOKS, blobs=True
+    "hub silent": Scenario([(hub.is_silent, 3)], no_duplicates=True),
+    "key revoked and restored": Scenario([(hub.revokes_the_key, 3)], no_duplicates=True),
+    "consumer group deleted and recreated": Scenario(
+        [(hub.recreates_the_group, 3)], no_duplicates=True
+    ),
+    "messages expired": Scenario([(hub.expires_messages, 1)], logged=["messages lost"], quick=True),
+    "hub recreated": Scenario([(hub.is_recreated, 2)], logged=["hub was recreated"], quick=True),
+    "hub recreated while stopped": Scenario(
+        [(hub.is_recreated_while_stopped, 0)], logged=["hub was recreated"], settings=FAST_POLLS
+    ),
+    "hub recreated while stopped, with a storage account": Scenario(
+        [(hub.is_recreated_while_stopped, 0)],
+        logged=["hub was recreated"],
+        settings=FAST_POLLS,
+        blobs=True,
     ),
     "hub recreated, with a storage account": Scenario(
-        [(hub.is_recreated, 2)], said=["hub was recreated"], settings=LOOKS, blobs=True
+        [(hub.is_recreated, 2)], logged=["hub was recreated"], settings=FAST_POLLS, blobs=True
     ),
     "partitions added": Scenario(
-        [(hub.grows, 0)], said=["partitions added"], settings=LOOKS, quick=True
+        [(hub.adds_partitions, 0)], logged=["partitions added"], settings=FAST_POLLS, quick=True
     ),
     "receivers silent": Scenario(
-        [(hub.mutes, 8)], said=["stalled", "still stalled", "recovered"], settings=LOOKS
+        [(hub.mutes, 8)], logged=["stalled", "still stalled", "recovered"], settings=FAST_POLLS
     ),
-    "partitions stolen": Scenario([(hub.lets_steal, 2)], said=["partition given up"]),
-    # The sink: nothing is lost, nothing is checkpointed, nobody is hammered.
-    "sink away": Scenario(
-        [(sink.away, 5)], said=["sink down", "sink up"], settings={"CheckpointInterval": "0.1"}
+    "partitions stolen": Scenario([(hub.partitions_stolen, 2)], logged=["partition given up"]),
+    # The sink: nothing is lost, and nothing undelivered is checkpointed.
+    "sink unavailable": Scenario(
+        [(sink.unavailable, 5)],
+        logged=["sink down", "sink up"],
+        settings={"CheckpointInterval": "0.1"},
     ),
     "sink restarted every second": Scenario([(sink.restarts, 6)]),
-    "sink answers badly": Scenario(
-        [(sink.fails, 2), (sink.is_busy, 2), (sink.drops, 2), (sink.is_gone, 2)],
-        said=["sink down", "sink up"],
-        once=True,
+    "sink returns errors": Scenario(
+        [(sink.fails, 2), (sink.is_busy, 2), (sink.drops, 2), (sink.is_not_found, 2)],
+        logged=["sink down", "sink up"],
+        no_duplicates=True,
         quick=True,
     ),
     "sink slow": Scenario(
-        [(sink.is_slow, 2), (sink.hangs, 12), (sink.answers_too_late, 6)],
-        said=["sink down"],
+        [(sink.is_slow, 2), (sink.hangs, 12), (sink.responds_too_late, 6)],
+        logged=["sink down"],
         settings=sink.SHORT_TIMEOUT,
     ),
-    "token rotated": Scenario([(sink.changes_its_token, 8)], settings=TOKEN, said=["sink up"]),
+    "token rotated": Scenario([(sink.changes_its_token, 8)], settings=TOKEN, logged=["sink up"]),
     "certificate expired and renewed": Scenario(
-        [(sink.lets_its_certificate_expire, 8)],
+        [(sink.certificate_expires, 8)],
         settings=CA,
         tls=True,
-        said=["sink down", "sink up"],
+        logged=["sink down", "sink up"],
     ),
-    # The store: checkpoints wait for it, events do not.
-    "store away": Scenario(
-        [(store.away, 8), (store.hangs, 3), (store.slow, 3)],
+    # The store: checkpoints are delayed, events are not.
+    "store unavailable": Scenario(
+        [(store.unavailable, 8), (store.hangs, 3), (store.slow, 3)],
         blobs=True,
-        said=["checkpoints cannot be written"],
+        logged=["checkpoints cannot be written"],
     ),
-    "store refuses": Scenario(
+    "store refuses writes": Scenario(
         [(store.busy, 2), (store.conflicts, 2), (store.refuses_conditions, 2), (store.forbids, 2)],
         blobs=True,
     ),
-    "store away at the start": Scenario([(store.away_at_the_start, 1)], blobs=True),
-    "store away at the stop": Scenario([(together(store.away, processes.stopped), 3)], blobs=True),
-    # Processes: the next one goes on from a checkpoint that is behind all that is settled.
-    "killed": Scenario([(processes.killed, 0.1)] * 3, quick=True),
-    "killed fifty times in a minute": Scenario([(processes.killed_over_and_over, 60)]),
-    "killed over and over while the sink hangs": Scenario(
-        [(together(sink.hangs, processes.killed_over_and_over), 15)], settings=sink.SHORT_TIMEOUT
+    "store unavailable at start": Scenario([(store.unavailable_at_start, 1)], blobs=True),
+    "store unavailable at shutdown": Scenario(
+        [(together(store.unavailable, processes.stopped), 3)], blobs=True
     ),
-    "poison": Scenario(
-        [(processes.poisoned, 300)],
+    # Processes: the next one resumes from a checkpoint that is past no unsettled message.
+    "killed": Scenario([(processes.killed, 0.1)] * 3, quick=True),
+    "killed fifty times in a minute": Scenario([(processes.killed_repeatedly, 60)]),
+    "killed repeatedly while the sink hangs": Scenario(
+        [(together(sink.hangs, processes.killed_repeatedly), 15)], settings=sink.SHORT_TIMEOUT
+    ),
+    "poison message": Scenario(
+        [(processes.receives_a_poison_message, 300)],
         settings={"DIES_OF": "deadly-"},
-        said=["the process died again and again", "messages are processed concurrently again"],
+        logged=["the process died again and again", "messages are processed concurrently again"],
     ),
     "frozen": Scenario([(processes.frozen, 3)], quick=True),
     "stopped": Scenario([(processes.stopped, 0.1)] * 3),
@@ -131,14 +142,14 @@ SCENARIOS: dict[str, Scenario] = {
         [(together(sink.hangs, processes.stopped), 2)],
         settings={"ShutdownGrace": "1", **sink.SHORT_TIMEOUT},
     ),
-    # Replicas: partitions change hands, checkpoints never go back.
-    "replicas come and go": Scenario(
+    # Replicas: partitions change owner, checkpoints never move back.
+    "replicas join and leave": Scenario(
         [(replicas.joins, 0), (replicas.leaves, 0)], blobs=True, quick=True, settings=REPLICAS
     ),
     "replica cut off from the hub": Scenario(
         [(replicas.joins, 0), (replicas.loses_the_hub, 2)],
         blobs=True,
-        said=["hub does not answer", "hub answers"],
+        logged=["hub does not answer", "hub answers"],
         settings=REPLICAS,
     ),
     "replica killed": Scenario(
@@ -149,41 +160,44 @@ SCENARIOS: dict[str, Scenario] = {
         blobs=True,
         settings={"CheckpointInterval": "1", **REPLICAS},
     ),
-    "clocks of replicas jump": Scenario(
+    "clock of a replica jumps": Scenario(
         [
             (replicas.joins, 0),
-            (replicas.have_clocks_that_jump, 12),
-            (replicas.die_while_a_clock_is_wrong, 0),
+            (replicas.clock_jumps_in_one, 12),
+            (replicas.is_killed_while_a_clock_is_wrong, 0),
         ],
         blobs=True,
         settings=REPLICAS,
     ),
     "clock jumps": Scenario(
-        [(processes.clock_jumps, 6), (together(sink.fails, processes.clock_jumps), 6)], once=True
+        [(processes.clock_jumps, 6), (together(sink.fails, processes.clock_jumps), 6)],
+        no_duplicates=True,
     ),
-    # Load: bounded by bytes, whatever a message is made of.
-    "5,000 records a message": Scenario(
-        [(load.many_records, 0)], once=True, settings=WHOLE, rss=224
+    # Load: memory is bounded by bytes, for any size of messages and records.
+    "5,000 records per message": Scenario(
+        [(load.many_records, 0)], no_duplicates=True, settings=LARGE_BATCHES, rss=224
     ),
-    "one record of a megabyte": Scenario([(load.large_record, 2**20)], once=True, settings=WHOLE),
-    "one record of ten megabytes": Scenario(
-        [(load.large_record, 10 * 2**20)], once=True, settings=WHOLE, rss=256
+    "one record of 1 MiB": Scenario(
+        [(load.large_record, 2**20)], no_duplicates=True, settings=LARGE_BATCHES
+    ),
+    "one record of 10 MiB": Scenario(
+        [(load.large_record, 10 * 2**20)], no_duplicates=True, settings=LARGE_BATCHES, rss=256
     ),
     "100,000 dead letters": Scenario(
         [(load.dead_letters, 100_000)],
-        once=True,
-        settings={"DeadLetterMaxBytes": "200000000", **WHOLE},
+        no_duplicates=True,
+        settings={"DeadLetterMaxBytes": "200000000", **LARGE_BATCHES},
     ),
 }
 
 
-def _line(name: str) -> object:
+def _parameter(name: str) -> object:
     marks = [] if SCENARIOS[name].quick else [pytest.mark.full]
     return pytest.param(SCENARIOS[name], id=name, marks=marks)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("scenario", [_line(name) for name in SCENARIOS])
+@pytest.mark.parametrize("scenario", [_parameter(name) for name in SCENARIOS])
 async def test_nothing_is_lost(scenario: Scenario, tmp_path: Path) -> None:
     """Published = delivered + dead letters + counted lost; no checkpoint is early."""
     async with fault_environment(tmp_path, blobs=scenario.blobs, tls=scenario.tls) as env:
@@ -196,10 +210,10 @@ async def test_nothing_is_lost(scenario: Scenario, tmp_path: Path) -> None:
                 await fault(env, seconds)
             env.ledger.publish(100, refuse=50)
             await env.settled()
-        if scenario.once:
-            await env.once()
-            # No receiver was closed for its count of errors, to be opened a balancing later.
+        if scenario.no_duplicates:
+            await env.assert_no_duplicates()
+            # No receiver was closed because of errors and reopened in a later balancing round.
             assert not any(one.entries("partition given up") for one in env.running.values())
-        for message in scenario.said:
-            await env.says(message)
-        await env.verdict(scenario.rss)
+        for message in scenario.logged:
+            await env.wait_for_log(message)
+        await env.verify(scenario.rss)

@@ -1,6 +1,6 @@
-"""Where a partition without a checkpoint starts is decided once, when it is first claimed.
+"""The start position of a partition without a checkpoint is decided once, at its first claim.
 
-Events that come after that are delivered, however the forwarder ends before it has delivered any.
+Later events are delivered, even if the forwarder stops or crashes before it has delivered any.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ async def killed(env: FaultEnvironment) -> None:
 
 
 async def taken_over(env: FaultEnvironment) -> None:
-    """A second replica has its share, then the first one dies.
+    """A second replica gets its share, then the first one is killed.
 
-    What waits for the sink is not drained for so long that the second one steals.
+    The first one stops draining early enough that the second one does not steal the partitions.
     """
     await env.start("two")
     await env.owned(one=PARTITIONS // 2, two=PARTITIONS // 2)
@@ -38,7 +38,7 @@ async def taken_over(env: FaultEnvironment) -> None:
 
 
 def publish_old(env: FaultEnvironment) -> None:
-    """Publish what is not to be delivered."""
+    """Publish events that must not be delivered."""
     for message in events.messages(40, per_message=5):
         env.hub.publish(int(env.hub.choose(None).id), message.body)
 
@@ -80,11 +80,11 @@ async def test_nothing_is_lost_between_the_first_claim_and_the_first_delivery(
             await env.start()
         env.sink = None
         await env.settled()
-        await env.verdict()
+        await env.verify()
 
 
-async def test_a_place_before_the_first_message_is_read_by_any_sdk(tmp_path: Path) -> None:
-    """All take the offset "-1" for it; the number is the one before the first."""
+async def test_a_position_before_the_first_message_is_valid_for_any_sdk(tmp_path: Path) -> None:
+    """All use the offset "-1" for it; the sequence number is the one before the first."""
     async with fault_environment(tmp_path, blobs=True) as env:
         env.ledger.publish(10, 0)
         first = await env.start()
@@ -93,15 +93,15 @@ async def test_a_place_before_the_first_message_is_read_by_any_sdk(tmp_path: Pat
         assert env.store
         found = await stores.blobs(env.store.back)
         assert found["0"]["sequencenumber"] == "0"
-        places = {(one["offset"], one["sequencenumber"]) for n, one in found.items() if n != "0"}
-        assert places == {("-1", "-1")}
+        positions = {(one["offset"], one["sequencenumber"]) for n, one in found.items() if n != "0"}
+        assert positions == {("-1", "-1")}
 
 
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 async def test_a_partition_is_not_read_while_its_start_cannot_be_written(
     tmp_path: Path, start: str
 ) -> None:
-    """Unless it is the earliest message, before which nothing can be lost."""
+    """Except with `earliest`: there is no earlier message to lose."""
     async with fault_environment(tmp_path, blobs=True) as env:
         assert env.store
         env.defaults = {"StartPosition": start, "StallTimeout": "6"}  # the hub is polled meanwhile
@@ -116,4 +116,4 @@ async def test_a_partition_is_not_read_while_its_start_cannot_be_written(
             assert not env.webhook.taken
         env.store.refused_path = ""
         await env.settled()
-        await env.verdict()
+        await env.verify()

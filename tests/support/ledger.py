@@ -97,7 +97,7 @@ class Ledger:
         return self.published.keys() - self._webhook.taken.keys() - self.dead().keys()
 
     def unsettled_positions(self) -> list[tuple[str, int, bool]]:
-        """List partition, sequence number and whether the sink rejects it, of unsettled events."""
+        """List unsettled events: partition, sequence number, and whether the sink rejects them."""
         unsettled = self.unsettled()
         return sorted((*self.published[name][:2], name in self.refused) for name in unsettled)
 
@@ -140,7 +140,7 @@ class Ledger:
         self.refused -= unsettled.keys() - done
 
     def judge_checkpoints(self, stored: Stored) -> None:
-        """Assert that all up to a checkpoint is settled, and that none moved back or vanished."""
+        """Assert that all up to a checkpoint is settled, and that none moved back or is missing."""
         unsettled = self.unsettled()
         early = {
             name: self.published[name][:2]
@@ -176,7 +176,7 @@ class Ledger:
         """
         taken, dead = self._webhook.taken, self.dead()
         assert not self.unsettled(), f"{len(self.unsettled())} of {len(self.published)} missing"
-        assert taken.keys() <= self.published.keys(), "events nobody published"
+        assert taken.keys() <= self.published.keys(), "events that were not published"
         assert dead.keys() == self.refused, "dead letters are not what the sink refuses"
         assert not taken.keys() & dead.keys(), "both delivered and dead letters"
         changed = [n for n in taken if self._webhook.bytes[n] != self.published[n].event]

@@ -25,7 +25,7 @@ SCOPE = {
 
 
 def embedded(state: Path, since: float = 0) -> Stored:
-    """Return the checkpoints in a state directory; a forwarder may be running or may be killed.
+    """Return the checkpoints in a state directory, of a forwarder that is running or was killed.
 
     Checkpoints of a hub created before `since`, in Unix seconds, are ignored.
     """

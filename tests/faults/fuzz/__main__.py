@@ -1,9 +1,9 @@
-"""`python -m faults.fuzz SECONDS [KIND]`: coverage-guided fuzzing of all that is read from outside.
+"""`python -m faults.fuzz SECONDS [KIND]`: coverage-guided fuzzing of all external input.
 
-Messages of the hub, logs that were cut off, policies, answers of the sink, and stored state.
+Messages of the hub, truncated logs, policies, responses of the sink, and stored state.
 
-Needs `tests/faults/fuzz/requirements.txt`. Any exception ends it; the input is then written to the
-current folder as crash-…, and given as an argument it is tried again.
+Needs `tests/faults/fuzz/requirements.txt`. An exception ends the run, and the input is written to
+the current folder as crash-…; to reproduce the error, pass this file as the argument.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ FILTERS = [
     *(filter_for(document.load(name), ["*/a*"], annotates=True) for name in document.PRESETS),
 ]
 
-# An empty list of records; the envelope may be cut off behind it.
+# An empty list of records; the envelope may be truncated after it.
 EMPTY = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*\]|\{\s*"records"\s*:\s*\[\s*\]\s*\}?)\s*')
 
 
 def check(message: bytes, unpacked: Unpacked) -> None:
-    """Check what holds for any message: each record has its end, and each event can be posted."""
+    """Check the invariants of a message: each record is accounted for, each event is valid."""
     found = unpacked.records
     assert found or EMPTY.fullmatch(message), message
     for event in unpacked.events:
@@ -59,7 +59,7 @@ def check(message: bytes, unpacked: Unpacked) -> None:
 
 
 def message(data: bytes) -> None:
-    """Unpack bytes as a message of the hub, and the same as a log, with each policy."""
+    """Unpack bytes as a message of the hub, and as a log, with each policy."""
     inside = record(data.decode("utf-8", "ignore"))
     for body in data, wrap([inside, inside[: len(inside) // 2]]):
         for one in FILTERS:
@@ -67,7 +67,7 @@ def message(data: bytes) -> None:
 
 
 def text(data: bytes) -> None:
-    """Complete bytes as an event that was cut off, and read them as a policy."""
+    """Complete bytes as a truncated event, and parse them as a policy."""
     log = data.decode("utf-8", "ignore")
     try:
         completed = complete(log, TIME)
@@ -80,59 +80,62 @@ def text(data: bytes) -> None:
         document.parse(log)
 
 
-def answer(data: bytes) -> None:
-    """Take bytes for an answer of the sink: a status, Retry-After, and a body."""
+def response(data: bytes) -> None:
+    """Classify bytes as a response of the sink: a status, Retry-After, and a body."""
     status, header = int.from_bytes(data[:2]) % 700, data[2:].partition(b"\n")[0]
     body = data[3 + len(header) :]
     is_html("text/plain", body)
-    after, said = 0.0, ""
+    after, reason = 0.0, ""
     try:
         classify(status, body, header.decode("utf-8", "surrogateescape"))
     except RetryableError as error:
-        after, said = error.after, str(error)
+        after, reason = error.after, str(error)
     except Rejected as error:
-        said = str(error)
-    assert bool(said) == (status not in range(200, 300))
+        reason = str(error)
+    assert bool(reason) == (status not in range(200, 300))
     assert 0 <= after <= 300
-    assert "\n" not in said
+    assert "\n" not in reason
 
 
 class Listed:
-    """A checkpoint store with the entries that were read last."""
+    """A checkpoint store that returns given entries."""
 
     entries: Sequence[dict[str, Any]] = ()
 
     async def list_checkpoints(self, _: object) -> Sequence[dict[str, Any]]:
-        """Return them."""
+        """Return the entries."""
         return self.entries
 
 
-PLACE = dict(zip((*listing.SCOPE, "partition_id"), ("n", "h", "g", "0"), strict=True))
+PARTITION = dict(zip((*listing.SCOPE, "partition_id"), ("n", "h", "g", "0"), strict=True))
 FIELDS = b"sequence_number", b"offset", b"hub_created", b"enqueued", b"written"
 METADATA = ("sequencenumber", "offset", "hubcreated", "enqueued")
 NAME = re.compile(r"[0-9]+T[0-9.]+Z-[0-9a-f]{16}-[a-z-]+\.jsonl")
 
 
 def checkpoint(data: bytes) -> None:
-    """Read bytes as a row of the embedded store, its fields, and as the metadata of a blob."""
+    """Parse bytes as a row of the embedded store, its fields, and the metadata of a blob."""
     value = data.decode("utf-8", "replace")
     found = []
-    for row in value, f"{json.dumps(PLACE | {'sequence_number': 7, 'offset': '8'})[:-1]},{value}}}":
+    for row in (
+        value,
+        f"{json.dumps(PARTITION | {'sequence_number': 7, 'offset': '8'})[:-1]},{value}}}",
+    ):
         with suppress(*sqlite.UNUSABLE):
             found.append(sqlite.decode("n/h/g/0/", row))
     blob = BlobProperties(name="n/h/g/checkpoint/0")
     blob.last_modified = datetime.now(UTC)
     blob.metadata = dict(zip(METADATA, value.split("\n"), strict=False))
-    found.append({**PLACE, **listing.entry(blob)})
+    found.append({**PARTITION, **listing.entry(blob)})
     STORE.entries = found
-    for one in LOOP.run_until_complete(GenerationStore(STORE).list_checkpoints(PLACE)):
+    for one in LOOP.run_until_complete(GenerationStore(STORE).list_checkpoints(PARTITION)):
         assert one["sequence_number"] is None or -1 <= one["sequence_number"] < 2**63
         assert all(math.isfinite(one.get(name) or 0) for name in ("written", "hub_created"))
         datetime.fromtimestamp(one.get("enqueued") or 0, UTC)
 
 
 def dead_letters(data: bytes) -> None:
-    """Read bytes as dead letters, and write what they hold again."""
+    """Parse bytes as dead letters, and write the result again."""
     lines = list(parse(data))
     assert data.startswith(b"".join(line for line, _ in lines))
     found = [one for _, one in lines if one]
@@ -146,7 +149,7 @@ def dead_letters(data: bytes) -> None:
 
 KINDS = [
     kind
-    for kind in (message, message, text, answer, checkpoint, dead_letters)
+    for kind in (message, message, text, response, checkpoint, dead_letters)
     if kind.__name__ in sys.argv[2:] or not sys.argv[2:]
 ]
 STORE: Any = Listed()
@@ -154,19 +157,19 @@ LOOP = asyncio.new_event_loop()
 
 
 def one_input(data: bytes) -> None:
-    """Try an input; its first byte chooses what it is taken for."""
+    """Process an input; its first byte selects the kind."""
     KINDS[(data or b"\0")[0] % len(KINDS)](data[1:])
 
 
 def main() -> None:
-    """Fuzz for the seconds given, from the odd messages and real events."""
+    """Fuzz for the given seconds; the corpus has the odd messages and real events."""
     log.silence()
     events = real_events()[:30]
     dead_letter = Record.of("0", 7, Unusable(events[0], "refused by the sink: 400"))
     inputs = {
         message: [*(odd.body for odd in ODD if len(odd.body) < 20_000), *events],
         text: [*(one[: len(one) * 2 // 3] for one in events), document.text("quiet").encode()],
-        answer: [
+        response: [
             b"\x01\xf7Wed, 21 Oct 2026 07:28:00 GMT\n<html>", b"\x01\xf7120\n", b"\x01\x90\nno"
         ],
         checkpoint: [
