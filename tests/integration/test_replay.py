@@ -168,11 +168,11 @@ async def test_whole_messages_are_unpacked_again_and_unusable_records_are_kept(
     assert set(webhook.bytes.values()) == {originals[n] for n in (0, 2, 4, 5, 7)}
     first, second, *others = stored_lines(tmp_path)
     assert bodies(others) == bodies(before[3:])
-    was, one, two = (json.loads(line) for line in (before[0], first, second))
+    whole, one, two = (json.loads(line) for line in (before[0], first, second))
     assert [one.pop("body"), two.pop("body")] == [originals[1].decode(), originals[3].decode()]
     assert one == two
     assert one.pop("reason").startswith("refused by the sink: 422")
-    assert one == {name: was[name] for name in ("time", "partition", "sequenceNumber")}
+    assert one == {name: whole[name] for name in ("time", "partition", "sequenceNumber")}
 
 
 async def test_unreadable_lines_are_kept_and_an_incomplete_last_line_is_removed(

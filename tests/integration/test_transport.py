@@ -66,7 +66,7 @@ async def test_a_body_that_the_sdk_cannot_decode_is_received() -> None:
         assert (second.sequence_number, second.body, second.problem) == (1, b"next", "")
 
 
-async def test_a_session_that_the_service_ends_is_noticed() -> None:
+async def test_a_session_that_the_service_ends_is_detected() -> None:
     """The SDK's link stays silent without an error."""
     async with Server({HUB: 1}) as server, _client(server) as client:
         link = await open_link(client, "0", owner=True)

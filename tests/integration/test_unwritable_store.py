@@ -16,7 +16,7 @@ CHECKPOINTS = "/checkpoint/"
 
 
 async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -> None:
-    """None can store its ownerships, so the hub is asked which partitions have a reader."""
+    """No replica can store its ownerships, so the hub is asked which partitions have a reader."""
     async with environment(tmp_path) as env, faulty_store() as store:
         env.ledger.publish(400)
         async with (

@@ -1,4 +1,4 @@
-"""Images have only the packages of app/requirements.txt; tests have more and would miss none."""
+"""Images have only the packages of app/requirements.txt, the environment of tests has more."""
 
 import ast
 import re

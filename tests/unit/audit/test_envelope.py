@@ -148,8 +148,10 @@ def test_a_message_truncated_anywhere_yields_its_whole_records_and_keeps_the_res
         whole = sum(end <= cut for end in ends)
         assert bodies(unpacked) == EVENTS[:whole]
         rest = message[ends[whole - 1] : cut].strip(b", ") if whole else message[:cut]
-        glue = rest in (b"", b"]") and whole
-        assert [unusable.body for unusable in unpacked.unusable] == ([] if glue else [rest])
+        only_separators = rest in (b"", b"]") and whole
+        assert [unusable.body for unusable in unpacked.unusable] == (
+            [] if only_separators else [rest]
+        )
 
 
 def _ends(count: int) -> list[int]:
@@ -177,8 +179,8 @@ def test_fragments_of_an_envelope_are_never_lost(message: bytes) -> None:
     assert not unpacked.events
     kept = b"".join(unusable.body for unusable in unpacked.unusable)
     if not unpacked.skipped:
-        glue = b' {}[]:,"records'
-        assert len(kept.translate(None, glue)) >= len(message.translate(None, glue)) - 1
+        separators = b' {}[]:,"records'
+        assert len(kept.translate(None, separators)) >= len(message.translate(None, separators)) - 1
 
 
 @given(st.lists(st.one_of(_fragments, st.sampled_from(RECORDS[:5]), st.binary(max_size=20))))
@@ -282,7 +284,7 @@ def test_a_message_with_too_many_open_objects_is_kept_as_unusable() -> None:
 
 @pytest.mark.timeout(600)  # 6 s of CPU time, which is also what it measures
 def test_a_hostile_megabyte_takes_at_most_a_thousand_times_as_long_as_a_normal_one() -> None:
-    """The normal message takes some ms; quadratic parsing would take minutes."""
+    """A normal message takes a few ms; quadratic parsing would take minutes."""
     normal = envelope([EVENTS[n % len(EVENTS)] for n in range(MEGABYTE // 1500)])
     unit = min(_seconds(normal) for _ in range(3))
     slow = {name: took for name, body in HOSTILE.items() if (took := _seconds(body)) > 1000 * unit}
@@ -302,14 +304,14 @@ def test_a_megabyte_of_characters_to_escape_takes_few_megabytes(unit: bytes) -> 
     message = wrap([b'{"category":"kube-audit","properties":{"log":"%b"}}' % log])
     tracemalloc.start()
     unpack_and_check(message)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 48 * MEGABYTE
+    assert peak < 48 * MEGABYTE
 
 
 @pytest.mark.parametrize("record", [b"0", b"{}", b'{"category":1}'])
 def test_the_size_of_a_message_limits_the_number_of_its_records(record: bytes) -> None:
-    """Each dead letter takes some hundred bytes of memory and disk space."""
+    """Each dead letter takes several hundred bytes of memory and disk space."""
     message = b"[%b]" % b",".join([record] * (MEGABYTE // (len(record) + 1)))
     assert unpack_and_check(message).records <= MEGABYTE // len(b'{"category":1},')
 

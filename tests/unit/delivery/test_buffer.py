@@ -61,19 +61,19 @@ async def test_the_buffer_fills_exactly_to_its_limit(size: int, fits: bool) -> N
 
 async def test_every_waiter_is_served_and_the_limit_holds() -> None:
     buffer = ReceiveBuffer(100)
-    most = 0
+    peak = 0
 
     async def hold(size: int) -> None:
-        nonlocal most
+        nonlocal peak
         await buffer.acquire(size)
-        most = max(most, buffer.used)
+        peak = max(peak, buffer.used)
         await asyncio.sleep(0)
         buffer.release(size)
 
     sizes = [1 + n * 37 % 90 for n in range(200)]
     await asyncio.wait_for(asyncio.gather(*map(hold, sizes)), 60)
     assert buffer.used == 0
-    assert 80 < most <= 100
+    assert 80 < peak <= 100
 
 
 async def test_a_large_message_is_not_overtaken_by_small_ones() -> None:

@@ -81,7 +81,9 @@ def is_not_probe(event: Event) -> bool:
 
 
 def shares_host(event: Event) -> bool:
-    return any(get(event, f"requestObject/spec/host{what}") for what in ("IPC", "PID", "Network"))
+    return any(
+        get(event, f"requestObject/spec/host{namespace}") for namespace in ("IPC", "PID", "Network")
+    )
 
 
 def privileged(event: Event) -> bool:
@@ -274,8 +276,8 @@ PATHS = ("/healthz", "/healthz/etcd", "/livez?a", "/readyz", "/version", "/api",
 
 def synthetic() -> Iterator[Event]:
     """Yield events of every user, verb, target and stage, allowed and forbidden."""
-    for who, stage, code in itertools.product(USERS, STAGES, (201, 403)):
-        common = {"level": "RequestResponse", "auditID": "1", "stage": stage, "user": who}
+    for requester, stage, code in itertools.product(USERS, STAGES, (201, 403)):
+        common = {"level": "RequestResponse", "auditID": "1", "stage": stage, "user": requester}
         common |= {"responseStatus": {"code": code}}
         for path, verb in itertools.product(PATHS, ("get", "head", "post")):
             yield {**common, "requestURI": path, "verb": verb}

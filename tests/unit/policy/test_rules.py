@@ -373,7 +373,7 @@ def test_a_hidden_request_without_a_resource_is_kept_for_rules_on_paths() -> Non
     assert kept_by(engine({"level": "None", "nonResourceURLs": ["/a"]}), event) == event
 
 
-def test_presets_keep_real_requests_that_hide() -> None:
+def test_presets_keep_real_requests_that_lost_verb_and_user() -> None:
     for event in REAL:
         cut = event[: event.index(b'"verb"') - 10].decode()
         hidden = complete(cut, "2026-01-01T00:00:00Z").encode()

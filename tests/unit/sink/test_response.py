@@ -99,7 +99,7 @@ def test_retry_after_may_be_a_date() -> None:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_date_in_retry_after_is_relative_to_the_clock_of_the_sink(hours: int) -> None:
-    """By the local clock, one that is ahead would ask for the maximum, and one behind for none."""
+    """By the local clock, a sink that is an hour ahead would cause the maximum delay."""
     now = datetime.now(UTC) + timedelta(hours=hours)
     dates = [format_datetime(now + timedelta(seconds=n), usegmt=True) for n in (3, 0)]
     error = _outcome(503, b"", *dates)
