@@ -491,7 +491,7 @@ async def test_a_file_share_without_locks_is_reported_with_alternatives(
                 lambda: [one for one in forwarder.log if one["level"] == "error"], 60
             )
     reason = next(one["reason"] for one in forwarder.log if one["level"] == "error")
-    assert "where SQLite cannot lock its file" in reason
+    assert "SQLite cannot lock its file" in reason
     assert "use a disk (persistence.storageClass: managed-csi), or a storage account" in reason
 
 
