@@ -98,7 +98,7 @@ class EmbeddedCheckpointStore:
                 return self._database.execute(statement, values).fetchall()
 
     def _replace(self) -> None:
-        """Make the file again, which was deleted or replaced while it was open."""
+        """Recreate the file, which was deleted or replaced while it was open."""
         log.error("checkpoints were deleted or moved, they are written again", file=str(self._path))
         rows = self._database.execute("SELECT key, value FROM checkpoint").fetchall()
         database = _open(self._path)
