@@ -429,7 +429,7 @@ def unknown(expression: str, exported: Samples) -> Iterator[str]:
 
 async def trigger_outcomes(env: Environment) -> None:
     """Trigger every outcome that is counted with its own label."""
-    env.webhook.answers.append(503)
+    env.webhook.responses.append(503)
     env.hub.publish(0, b"no JSON")
 
 
@@ -462,7 +462,7 @@ async def test_every_panel_has_data_and_every_rule_works_in_a_real_prometheus(
         environment(tmp_path, partitions=2) as env,
         env.forwarder(AuditPolicyFile=policy) as forwarder,
     ):
-        await forwarder.listening()
+        await forwarder.wait_until_listening()
         target = f"127.0.0.1:{forwarder.port}"
         labels = {"namespace": "sysdig-agent", "app_kubernetes_io_instance": "aks-audit"}
         async with prometheus(tmp_path, target, written, **labels) as server:

@@ -24,7 +24,7 @@ from support.eventhubs import Server
 from support.events import Key, Message, key, messages, real_events, record, wrap
 from support.events.odd import KEPT_BY_AKS
 from support.process import Forwarder
-from support.webhook import Answer, Rule, Webhook
+from support.webhook import Response, Rule, Webhook
 
 EVENTS = 20_000
 HUB = "insights-logs-kube-audit"
@@ -44,7 +44,7 @@ class Account:
     unusable: set[str] = field(default_factory=set)
     """Logs that were cut off before the stage: they become dead letters."""
 
-    def dead(self) -> set[str]:
+    def dead_lettered(self) -> set[str]:
         """Return the bodies of the dead letters."""
         files = sorted((self.state / "deadletters").glob("*.jsonl"))
         return {json.loads(one)["body"] for file in files for one in file.read_text().splitlines()}
@@ -52,11 +52,11 @@ class Account:
     @property
     def delivered(self) -> int:
         """Number of distinct published events that the sink has accepted."""
-        return len(self.published & self.webhook.taken.keys())
+        return len(self.published & self.webhook.accepted.keys())
 
     def missing(self) -> int:
         """Return how many of all events are neither delivered nor dead letters."""
-        return self.total - self.delivered - len(self.unusable & self.dead())
+        return self.total - self.delivered - len(self.unusable & self.dead_lettered())
 
 
 @dataclass
@@ -80,7 +80,7 @@ async def show(
 ) -> int:
     """Run the demo; return the exit status. It ends after `patience` seconds without progress."""
     async with Server({HUB: 4}) as server, Webhook() as webhook:
-        webhook.rule = rule or (lambda _: Answer(delay=SLOW))
+        webhook.rule = rule or (lambda _: Response(delay=SLOW))
         with TemporaryDirectory(prefix="aks-audit-") as directory:
             account = Account(webhook, Path(directory), count)
             connection = server.connection_string()
@@ -130,7 +130,7 @@ async def _run(
             await first.wait()
         console.print(f"Killed with SIGKILL after {account.delivered:,} events; restarting.")
         async with Forwarder(settings) as second:
-            await second.listening()
+            await second.wait_until_listening()
             await progress_until(lambda: not account.missing(), second)
             update()
             _, metrics = await second.get("/metrics")
@@ -212,7 +212,7 @@ def _summary(console: Console, account: Account, usage: Usage, seconds: float) -
             f"{webhook.duplicates:,}",
             "duplicates: sent before SIGKILL, not yet checkpointed",
         ),
-        (f"{len(account.dead()):,}", "dead letters: cut off before the stage"),
+        (f"{len(account.dead_lettered()):,}", "dead letters: cut off before the stage"),
         (f"[bold {'red' if missing else 'green'}]{missing:,}[/]", "missing"),
         (
             f"{webhook.total / seconds:,.0f}",

@@ -22,7 +22,7 @@ from forwarder.audit.envelope import Event
 from support import events
 from support.eventhubs import Server
 from support.harness import free_port
-from support.webhook import Answer, Post
+from support.webhook import Post, Response
 
 ROOT = Path(__file__).parents[2]
 HUB = "insights-logs-kube-audit"
@@ -101,8 +101,8 @@ async def test_it_fails_when_an_event_is_missing() -> None:
     """The sink returns 200 but discards POSTs with one kind of event."""
     discarded = b'"subresource":"binding"'
 
-    def rule(post: Post) -> Answer:
-        return Answer(delay=0.05, lose=discarded in post.body)
+    def rule(post: Post) -> Response:
+        return Response(delay=0.05, discard=discarded in post.body)
 
     shown = io.StringIO()
     assert any(discarded in event for event in events.real_events())

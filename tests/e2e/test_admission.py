@@ -76,7 +76,7 @@ def upgrade(world: World, values: str, flag: str = "--reuse-values") -> None:
 def publish_and_settle(world: World) -> None:
     """Publish events and wait until the sink has all of them."""
     world.publish([event for message in messages(100) for event in message.events])
-    world.settled()
+    world.wait_until_settled()
 
 
 def test_pods_and_the_pod_of_helm_test_are_admitted(world: World) -> None:
@@ -99,7 +99,7 @@ def test_pods_and_the_pod_of_helm_test_are_admitted(world: World) -> None:
         f'--set eventHub.connectionString="{world.hub}"'
     )
     world.rolled()
-    world.settled()
+    world.wait_until_settled()
     assert "all parts answer" in run_in_shell(f"helm test aks-audit --namespace {NAMESPACE} --logs")
 
 

@@ -48,7 +48,7 @@ def test_one_command_installs_it_under_restricted_pod_security(
     run_in_shell(block("install"), CONNECTION_STRING=world.hub)
     world.rolled()
     note("install: command to ready pod", lap())
-    world.settled()
+    world.wait_until_settled()
     pod = name(world)
     began = world.metric(pod, "process_start_time_seconds")
     first = json.loads(world.kubectl("logs", pod).splitlines()[0])["timestamp"]
@@ -64,7 +64,7 @@ def test_the_commands_of_the_notes_work_as_printed(world: World) -> None:
     until("checkpoints", lambda: world.metric(pod, "aks_audit_lag_messages") == 0)
     outputs = {command: run_in_shell(command) for command in notes("aks-audit", world.namespace)}
     assert len(outputs) == 4
-    assert str(world.settled()) in {text.strip() for text in outputs.values()}
+    assert str(world.wait_until_settled()) in {text.strip() for text in outputs.values()}
     assert any("0 behind the checkpoints" in text for text in outputs.values())
     assert any("Phase:          Succeeded" in text for text in outputs.values())
 
@@ -77,7 +77,7 @@ def test_the_quick_start_shows_the_log_and_changes_its_level(world: World) -> No
     run_in_shell(block("level"))
     world.rolled()
     world.publish(new_events())
-    world.settled()
+    world.wait_until_settled()
     assert '"audit event"' in world.kubectl("logs", name(world))
 
 
@@ -101,11 +101,11 @@ def test_a_real_exec_is_delivered_to_the_sink(world: World, note: Note) -> None:
     note("events of the cluster's own audit log" if feed.path else "events", len(feed.published))
     if feed.path:
         assert [event for event in feed.published if b"command=a-stranger-was-here" in event]
-    world.settled()
+    world.wait_until_settled()
 
 
 def test_an_upgrade_and_a_rollback_replace_the_pod(world: World, note: Note, lap: Lap) -> None:
-    before = name(world), world.settled(), world.duplicates()
+    before = name(world), world.wait_until_settled(), world.duplicates()
     with Feed(world, 100) as feed:
         lap()
         upgrade("verboseLevel=4")
@@ -118,7 +118,7 @@ def test_an_upgrade_and_a_rollback_replace_the_pod(world: World, note: Note, lap
         run("helm", "rollback", "aks-audit", "1", "--namespace", NAMESPACE)
         world.rolled()
         note("rollout: helm rollback to ready pod", lap())
-    assert world.settled() >= before[1] + len(feed.published)
+    assert world.wait_until_settled() >= before[1] + len(feed.published)
     duplicates = world.duplicates() - before[2]
     note("duplicates after two rollouts under load", duplicates)
     assert duplicates <= IN_FLIGHT
@@ -189,7 +189,7 @@ ENDS: dict[str, Callable[[World], None]] = {
 @pytest.mark.parametrize("end", ENDS)
 def test_nothing_is_lost_when_the_pod_ends(world: World, note: Note, lap: Lap, end: str) -> None:
     pod = world.pod()
-    before = world.settled(), world.duplicates()
+    before = world.wait_until_settled(), world.duplicates()
     with Feed(world, 100) as feed:
         time.sleep(3)
         lap()
@@ -197,12 +197,12 @@ def test_nothing_is_lost_when_the_pod_ends(world: World, note: Note, lap: Lap, e
         until("another pod or a restart", lambda: world.pods() and world.pods()[0] != pod)
         until("a ready pod", world.ready, 180)
         note(f"{end}: to a ready pod again", lap())
-    assert world.settled(120) >= before[0] + len(feed.published)
+    assert world.wait_until_settled(120) >= before[0] + len(feed.published)
     note(f"{end}: duplicates", world.duplicates() - before[1])
 
 
 def test_an_unavailable_sink_only_makes_the_pod_unready(world: World, note: Note, lap: Lap) -> None:
-    world.settled()
+    world.wait_until_settled()
     world.keep_counts()
     pod = world.pod()
     world.kubectl("scale", "deployment", "sysdig-agent", "--replicas=0")
@@ -217,7 +217,7 @@ def test_an_unavailable_sink_only_makes_the_pod_unready(world: World, note: Note
         lap()
         until("a ready pod", world.ready, 120)
         note("sink back: to ready", lap())
-    world.settled(120)
+    world.wait_until_settled(120)
     note("sink back: all delivered, events", f"{lap()}, {len(feed.published)}")
     after = world.pod()
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]

@@ -46,7 +46,7 @@ def test_it_continues_from_the_checkpoint(world: World, note: Note, lap: Lap) ->
         run_in_shell(copy, NAMESPACE)
         run_in_shell(stop, NAMESPACE)
         until("no old pod", lambda: not world.get("pods", f"--selector=app={OLD}"))
-        from_old = len(world.taken())
+        from_old = len(world.accepted())
         time.sleep(3)
         lap()
         run_in_shell(install, NAMESPACE)
@@ -58,7 +58,7 @@ def test_it_continues_from_the_checkpoint(world: World, note: Note, lap: Lap) ->
     taken_over = [json.loads(line) for line in run_in_shell(claims, NAMESPACE).splitlines()]
     assert {one["partition"] for one in taken_over} == set("0123")
     assert None not in [one["checkpoint"] for one in taken_over]
-    published = world.settled(120)
+    published = world.wait_until_settled(120)
     assert published == len(feed.published)
     note(
         "migration: events from the old one, from the new one",

@@ -42,13 +42,13 @@ def test_three_replicas_share_the_partitions(world: World, note: Note, lap: Lap)
 def test_one_is_deleted_under_load(world: World, note: Note, lap: Lap) -> None:
     with Feed(world, RATE) as feed:
         time.sleep(5)
-        before = world.settled(), world.duplicates()
+        before = world.wait_until_settled(), world.duplicates()
         lap()
         world.kubectl("delete", "pod", world.pods()[0]["metadata"]["name"], "--wait=false")
         time.sleep(1)
         balanced(world)
         note("replica deleted: partitions balanced again after", lap())
-    assert world.settled(120) >= before[0]
+    assert world.wait_until_settled(120) >= before[0]
     note(
         "replica deleted: events, duplicates",
         f"{len(feed.published)}, {world.duplicates() - before[1]}",
@@ -56,7 +56,7 @@ def test_one_is_deleted_under_load(world: World, note: Note, lap: Lap) -> None:
 
 
 def test_all_are_restarted_under_load(world: World, note: Note, lap: Lap) -> None:
-    before = world.settled(), world.duplicates()
+    before = world.wait_until_settled(), world.duplicates()
     old = {pod["metadata"]["uid"] for pod in world.pods()}
     with Feed(world, RATE) as feed:
         time.sleep(2)
@@ -66,7 +66,7 @@ def test_all_are_restarted_under_load(world: World, note: Note, lap: Lap) -> Non
         note("rollout restart of three: to ready pods", lap())
         balanced(world)
         note("rollout restart of three: partitions balanced again after", lap())
-    assert world.settled(120) >= before[0] + len(feed.published)
+    assert world.wait_until_settled(120) >= before[0] + len(feed.published)
     assert not old & {pod["metadata"]["uid"] for pod in world.pods()}
     note(
         "rollout restart: events, duplicates",

@@ -47,7 +47,7 @@ def test_an_upgrade_keeps_volume_and_checkpoints(world: World, note: Note, lap: 
     )  # fmt: skip
     world.publish(real_events())
     world.rolled()
-    world.settled()
+    world.wait_until_settled()
     time.sleep(CHECKPOINTED)
     claim = world.get("persistentvolumeclaim", "aks-audit")["spec"]["volumeName"]
     lap()
@@ -56,7 +56,7 @@ def test_an_upgrade_keeps_volume_and_checkpoints(world: World, note: Note, lap: 
     note("upgrade from the previous version: to ready pod", lap())
     assert world.pod()["spec"]["containers"][0]["image"] == IMAGE
     world.publish([event for message in messages(500) for event in message.events])
-    assert world.settled() == len(real_events()) + 500
+    assert world.wait_until_settled() == len(real_events()) + 500
     assert world.duplicates() == 0
     assert world.get("persistentvolumeclaim", "aks-audit")["spec"]["volumeName"] == claim
 

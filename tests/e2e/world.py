@@ -134,9 +134,9 @@ class World:
 
     def keep_counts(self) -> None:
         """Keep the counts of the sink, which is about to be stopped."""
-        self._before = self.taken()
+        self._before = self.accepted()
 
-    def taken(self) -> Counter[Key]:
+    def accepted(self) -> Counter[Key]:
         """Return how often each event was accepted, by all sinks so far."""
         events = self.proxy.get(self._service("sysdig-agent:7765", "/events"))
         with self._lock:
@@ -149,7 +149,7 @@ class World:
         counts = Counter({(audit_id, stage): count for audit_id, stage, count, _ in events})
         return self._before + counts
 
-    def settled(self, timeout: float = 90) -> int:
+    def wait_until_settled(self, timeout: float = 90) -> int:
         """Wait until the sink has all events published so far; return their number."""
         with self._lock:
             published = set(self._published)
@@ -157,7 +157,7 @@ class World:
 
         def none_missing() -> bool:
             nonlocal missing
-            missing = published - self.taken().keys()
+            missing = published - self.accepted().keys()
             return not missing
 
         try:
@@ -168,7 +168,7 @@ class World:
 
     def duplicates(self) -> int:
         """Return the number of repeated deliveries of events."""
-        return sum(count - 1 for count in self.taken().values())
+        return sum(count - 1 for count in self.accepted().values())
 
     def _service(self, service: str, path: str) -> str:
         name = service.replace("sysdig-agent", "sink")

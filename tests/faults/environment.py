@@ -17,10 +17,10 @@ from support.environment import APP, CHILD, Environment
 from support.eventhubs import Server
 from support.faulty_store import FaultyStore, faulty_store
 from support.harness import HUB
-from support.ledger import judge_sums
+from support.ledger import check_sums
 from support.process import Forwarder
 from support.stores import Stored
-from support.webhook import Answer, Post, Rule, Webhook
+from support.webhook import Post, Response, Rule, Webhook
 
 MIB = 2**20
 
@@ -72,7 +72,7 @@ class FaultEnvironment(Environment):
         forwarder = self.running.pop(name)
         self.ended.append(forwarder)
         assert await forwarder.wait() == -number, forwarder.lines[-20:]
-        self.ledger.restarted(await self.check_checkpoints())
+        self.ledger.reader_restarted(await self.check_checkpoints())
 
     async def stop(self, name: str = "one") -> None:
         """Send SIGTERM; all it received is settled and checkpointed, unless it logs otherwise."""
@@ -95,16 +95,16 @@ class FaultEnvironment(Environment):
             or lost
             or any(map(forwarder.entries, unfinished))
         ):
-            self.ledger.restarted(stored)
+            self.ledger.reader_restarted(stored)
         else:
-            self.ledger.judge_stop(stored)
+            self.ledger.check_stop(stored)
 
     @asynccontextmanager
     async def owners_change(self) -> AsyncIterator[None]:
         """Expect partitions to change owner in the block: messages in flight may be duplicated."""
         before = await self.check_checkpoints()
         yield
-        self.ledger.restarted(before)
+        self.ledger.reader_restarted(before)
 
     async def wait_for_log(self, message: str) -> None:
         """Wait until a forwarder, running or ended, has a log entry that begins with this text."""
@@ -135,10 +135,10 @@ class FaultEnvironment(Environment):
                 stored = await self.stored()
                 await self._read_dead_letters()
             try:
-                self.ledger.judge_checkpoints(stored)
+                self.ledger.check_checkpoints(stored)
             except AssertionError:  # a dead letter may have moved from a file to a blob
                 await self._read_dead_letters()
-                self.ledger.judge_checkpoints(stored)
+                self.ledger.check_checkpoints(stored)
             return stored
 
     async def _read_dead_letters(self) -> None:
@@ -155,7 +155,7 @@ class FaultEnvironment(Environment):
 
         await eventually(matches, lambda: f"owned {found} instead of {expected}")
 
-    async def settled(self, seconds: float = 180) -> None:
+    async def wait_until_settled(self, seconds: float = 180) -> None:
         """Wait until everything published so far is settled and checkpointed."""
         published = set(self.ledger.published)
         ends = {log.id: log.last for log in self.hub.partitions if log.last >= 0}
@@ -182,16 +182,16 @@ class FaultEnvironment(Environment):
 
     async def verify(self, rss: float = 160) -> None:
         """Wait until all is settled, stop all forwarders, check the result; `rss` is in MiB."""
-        await self.settled()
+        await self.wait_until_settled()
         for forwarder in self.running.values():
             await eventually(
                 partial(_sums_match, forwarder), lambda: "records and outcomes do not add up"
             )
-            judge_sums(await forwarder.metrics())
+            check_sums(await forwarder.metrics())
             self._assert_no_key((await forwarder.get("/metrics"))[1].encode())
         for name in list(self.running):
             await self.stop(name)
-        self.ledger.classify(again=self.duplicates_allowed)
+        self.ledger.verify(duplicates_allowed=self.duplicates_allowed)
         self._check_lost()
         errors = [entry for one in self.ended for entry in one.entries("internal error")]
         assert not errors, errors
@@ -218,9 +218,9 @@ class FaultEnvironment(Environment):
         """Send a signal that does not end a forwarder."""
         os.kill(self.running[name].pid, number)
 
-    def _respond(self, post: Post) -> Answer | int:
+    def _respond(self, post: Post) -> Response | int:
         chosen = self.sink and self.sink(post)
-        return chosen or self.ledger.answer(post)
+        return chosen or self.ledger.respond(post)
 
     def _check_lost(self) -> None:
         """Assert that exactly the expired messages are logged as lost, each once."""
@@ -309,7 +309,7 @@ async def _timed_out(forwarder: Forwarder) -> bool:
 
 async def _sums_match(forwarder: Forwarder) -> bool:
     try:
-        judge_sums(await forwarder.metrics())
+        check_sums(await forwarder.metrics())
     except AssertionError:  # a POST of events that another one delivered is in flight
         return False
     return True

@@ -57,7 +57,7 @@ async def is_silent(env: FaultEnvironment, seconds: float) -> None:
     """The hub does not read, respond or deliver; connections stay open."""
     env.server.faults.silence()
     await asyncio.sleep(seconds)
-    env.server.faults.wake()
+    env.server.faults.resume()
 
 
 async def detaches(env: FaultEnvironment, seconds: float) -> None:
@@ -144,7 +144,7 @@ async def is_recreated(env: FaultEnvironment, seconds: float) -> None:
     env.ledger.publish(600, per_message=2)  # there are messages after the old offset
     await asyncio.sleep(seconds)
     env.ledger.drop_undelivered(unsettled)
-    env.ledger.restarted({})  # receivers may have resumed in it before this was noticed
+    env.ledger.reader_restarted({})  # receivers may have resumed in it before this was noticed
 
 
 async def is_recreated_while_stopped(env: FaultEnvironment, seconds: float) -> None:

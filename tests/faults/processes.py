@@ -36,7 +36,7 @@ async def killed_repeatedly(env: FaultEnvironment, seconds: float) -> None:
 async def receives_a_poison_message(env: FaultEnvironment, seconds: float) -> None:
     """It crashes at a message, and is restarted until the message is a dead letter."""
     event = real_events()[0].replace(b'"verb":"', b'"verb":"deadly-')
-    env.ledger.publish(10, 1, refuse=1, templates=[event])
+    env.ledger.publish(10, 1, reject_every=1, templates=[event])
     async with asyncio.timeout(seconds):
         while not env.running["one"].entries("the process died of a message"):
             ended = env.running["one"].process.returncode

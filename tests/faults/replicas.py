@@ -32,7 +32,7 @@ async def loses_the_hub(env: FaultEnvironment, seconds: float) -> None:
         env.server.faults.cut_off = env.running["two"].pid
         env.server.faults.drop()
         await env.owned(one=4, two=0)
-        await env.settled()
+        await env.wait_until_settled()
         samples = await env.running["two"].metrics()
         assert samples.total("aks_audit_hub_up") == 0
         await asyncio.sleep(seconds)
@@ -57,7 +57,7 @@ async def is_frozen(env: FaultEnvironment, _: float) -> None:
     async with env.owners_change():
         env.signal(signal.SIGSTOP, "one")
         await env.owned(two=4)
-        await env.settled()
+        await env.wait_until_settled()
         env.signal(signal.SIGCONT, "one")
         end = time.monotonic() + 5
         while time.monotonic() < end:  # the other one would soon overwrite a wrong checkpoint

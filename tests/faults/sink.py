@@ -10,7 +10,7 @@ import trustme
 from cryptography import x509
 
 from faults.environment import FaultEnvironment
-from support.webhook import Answer, Rule
+from support.webhook import Response, Rule
 
 SHORT_TIMEOUT = {"WebSinkTimeout": "2"}
 """For a sink that hangs. Otherwise, the timeout is 20 seconds: a POST may take more than two on a
@@ -41,18 +41,18 @@ async def _responds(env: FaultEnvironment, seconds: float, rule: Rule) -> None:
 
 async def is_slow(env: FaultEnvironment, seconds: float) -> None:
     """It accepts events; each POST takes a second."""
-    await _responds(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=1))
+    await _responds(env, seconds, lambda post: Response(env.ledger.respond(post), delay=1))
 
 
 async def responds_too_late(env: FaultEnvironment, seconds: float) -> None:
     """It accepts events, but responds after the timeout."""
     env.duplicates_allowed = True
-    await _responds(env, seconds, lambda post: Answer(env.ledger.answer(post), delay=3))
+    await _responds(env, seconds, lambda post: Response(env.ledger.respond(post), delay=3))
 
 
 async def hangs(env: FaultEnvironment, seconds: float) -> None:
     """It does not respond and accepts no events."""
-    await _responds(env, seconds, lambda _: Answer(503, delay=math.inf))
+    await _responds(env, seconds, lambda _: Response(503, delay=math.inf))
 
 
 async def fails(env: FaultEnvironment, seconds: float) -> None:
@@ -62,7 +62,7 @@ async def fails(env: FaultEnvironment, seconds: float) -> None:
 
 async def is_busy(env: FaultEnvironment, seconds: float) -> None:
     """It responds with 429 and Retry-After."""
-    await _responds(env, seconds, lambda _: Answer(429, {"Retry-After": "1"}))
+    await _responds(env, seconds, lambda _: Response(429, {"Retry-After": "1"}))
 
 
 async def is_not_found(env: FaultEnvironment, seconds: float) -> None:
@@ -72,7 +72,7 @@ async def is_not_found(env: FaultEnvironment, seconds: float) -> None:
 
 async def drops(env: FaultEnvironment, seconds: float) -> None:
     """It closes connections without a response."""
-    await _responds(env, seconds, lambda _: Answer(drop=True))
+    await _responds(env, seconds, lambda _: Response(drop=True))
 
 
 async def changes_its_token(env: FaultEnvironment, seconds: float) -> None:

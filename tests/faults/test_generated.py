@@ -80,7 +80,11 @@ async def inject(
 async def inject_concurrently(env: FaultEnvironment, seed: int, injected: list[str]) -> None:
     """Inject faults of all kinds concurrently while events are published."""
     kinds = (HUB, SINK, PROCESSES, *([STORE] if env.store else []))
-    async with env.traffic(300, refuse=1000), env.owners_change(), asyncio.TaskGroup() as group:
+    async with (
+        env.traffic(300, reject_every=1000),
+        env.owners_change(),
+        asyncio.TaskGroup() as group,
+    ):
         for faults in kinds:
             group.create_task(inject(env, faults, f"{seed} {faults[0].__module__}", injected))
 

@@ -130,7 +130,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "poison message": Scenario(
         [(processes.receives_a_poison_message, 300)],
-        settings={"DIES_OF": "deadly-"},
+        settings={"CRASH_ON": "deadly-"},
         logged=["the process died again and again", "messages are processed concurrently again"],
     ),
     "frozen": Scenario([(processes.frozen, 3)], quick=True),
@@ -203,13 +203,13 @@ async def test_nothing_is_lost(scenario: Scenario, tmp_path: Path) -> None:
     async with fault_environment(tmp_path, blobs=scenario.blobs, tls=scenario.tls) as env:
         env.defaults = scenario.settings
         await env.start()
-        env.ledger.publish(100, refuse=50)
-        await env.settled()
+        env.ledger.publish(100, reject_every=50)
+        await env.wait_until_settled()
         for fault, seconds in scenario.faults:
-            async with env.traffic(scenario.traffic, refuse=50):
+            async with env.traffic(scenario.traffic, reject_every=50):
                 await fault(env, seconds)
-            env.ledger.publish(100, refuse=50)
-            await env.settled()
+            env.ledger.publish(100, reject_every=50)
+            await env.wait_until_settled()
         if scenario.no_duplicates:
             await env.assert_no_duplicates()
             # No receiver was closed because of errors and reopened in a later balancing round.

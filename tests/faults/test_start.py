@@ -12,7 +12,7 @@ import pytest
 
 from faults.environment import FaultEnvironment, fault_environment
 from support import events, stores
-from support.webhook import Answer
+from support.webhook import Response
 
 PARTITIONS = 4
 
@@ -69,7 +69,7 @@ async def test_nothing_is_lost_between_the_first_claim_and_the_first_delivery(
         if start == "instant":  # one partition has events since then
             await asyncio.sleep(0.01)
             env.ledger.publish(10, 0)
-        env.sink = lambda _: Answer(503)
+        env.sink = lambda _: Response(503)
         await env.start()
         await env.owned(one=PARTITIONS)
         assert len(await env.stored()) == PARTITIONS
@@ -79,7 +79,7 @@ async def test_nothing_is_lost_between_the_first_claim_and_the_first_delivery(
         if not env.running:
             await env.start()
         env.sink = None
-        await env.settled()
+        await env.wait_until_settled()
         await env.verify()
 
 
@@ -88,7 +88,7 @@ async def test_a_position_before_the_first_message_is_valid_for_any_sdk(tmp_path
     async with fault_environment(tmp_path, blobs=True) as env:
         env.ledger.publish(10, 0)
         first = await env.start()
-        await env.settled()
+        await env.wait_until_settled()
         await first.wait_for("partition claimed")
         assert env.store
         found = await stores.blobs(env.store.back)
@@ -110,10 +110,10 @@ async def test_a_partition_is_not_read_while_its_start_cannot_be_written(
         await forwarder.wait_for("checkpoints cannot be written")
         env.ledger.publish(40)
         if start == "earliest":
-            await env.webhook.until(lambda: len(env.webhook.taken) == 40)
+            await env.webhook.until(lambda: len(env.webhook.accepted) == 40)
         else:
             await asyncio.sleep(2)
-            assert not env.webhook.taken
+            assert not env.webhook.accepted
         env.store.refused_path = ""
-        await env.settled()
+        await env.wait_until_settled()
         await env.verify()

@@ -45,22 +45,22 @@ async def test_a_running_forwarder_is_not_affected(
 ) -> None:
     async with env.forwarder(None, ConsumerGroup=group) as forwarder:
         env.ledger.publish(300)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         await forwarder.until(lambda: sum(stores.embedded(env.state).values()) == 27)
         before = stores.embedded(env.state)
         variables = env.settings(WebSinkURL=sensor.url, ConsumerGroup=group)
         status, output = await replay(variables, "--since", "10m", *arguments)
         assert status == 0, output
-        assert sensor.taken.keys() == env.ledger.published.keys()
+        assert sensor.accepted.keys() == env.ledger.published.keys()
         assert sensor.duplicates == 0
         assert "30 messages, 300 events, 300 accepted, 0 refused" in output
         assert "partition 2: 10 messages, 100 events, 100 accepted, 0 refused, 0 filtered" in output
         assert stores.embedded(env.state) == before
         env.ledger.publish(30)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         assert not forwarder.entries("partition given up")
         assert not forwarder.entries("receiving failed")
-    env.ledger.classify()
+    env.ledger.verify()
     assert env.webhook.duplicates == 0
 
 
@@ -69,7 +69,7 @@ async def test_a_consumer_group_that_is_in_use_is_refused_with_a_remedy(
 ) -> None:
     async with env.forwarder() as forwarder:
         env.ledger.publish(30)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         variables = env.settings(WebSinkURL=sensor.url)
         status, output = await replay(variables, "--since", "10m")
         assert (status, sensor.total) == (1, 0)
@@ -140,7 +140,7 @@ async def test_replay_resumes_after_a_lost_connection(env: Environment, sensor: 
         env.server.faults.refuse("put-token", 500, 1)
         env.server.faults.drop()
         assert await command.wait() == 0, command.stderr
-    assert (len(sensor.taken), sensor.duplicates) == (3000, 0)
+    assert (len(sensor.accepted), sensor.duplicates) == (3000, 0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from support.azurite import azurite
 from support.environment import Environment, environment
 from support.process import Forwarder
 from support.stores import SCOPE, blobs
-from support.webhook import Answer
+from support.webhook import Response
 
 EXPIRY = 10.0  # a round of many replicas takes seconds on a busy machine
 PATIENCE = 30.0
@@ -166,7 +166,7 @@ async def test_partitions_of_a_reader_that_releases_none_are_stolen_one_by_one()
 async def test_adding_and_stopping_replicas_cause_no_duplicates(tmp_path: Path) -> None:
     """Events in flight are delivered and checkpointed before their partition is released."""
     async with azurite() as account, environment(tmp_path, partitions=8) as env:
-        env.webhook.rule = lambda post: Answer(env.ledger.answer(post), delay=0.5)
+        env.webhook.rule = lambda post: Response(env.ledger.respond(post), delay=0.5)
         settings = {
             "LoadBalancingInterval": "1",
             "OwnershipExpiry": "20",
@@ -184,7 +184,7 @@ async def test_adding_and_stopping_replicas_cause_no_duplicates(tmp_path: Path) 
             ):
                 running = [one, two, three]
                 for each in running:
-                    await each.listening()
+                    await each.wait_until_listening()
                 await _until_owned([3, 3, 2], running)
                 given_up = [e for each in running for e in each.entries("partition given up")]
                 assert {entry["reason"] for entry in given_up} == {"BALANCED"}

@@ -32,7 +32,7 @@ from support.azurite import azurite
 from support.eventhubs import Server
 from support.harness import free_port
 from support.process import Forwarder
-from support.webhook import Answer, Webhook
+from support.webhook import Response, Webhook
 
 HUB = "insights-logs-kube-audit"
 CONNECTION_STRING = (
@@ -197,7 +197,7 @@ async def test_clock_skew_is_reported_in_minutes(
     server: Server, webhook: Webhook, tmp_path: Path, minutes: int, state: str
 ) -> None:
     fill(server)
-    server.faults.clock = minutes * 60
+    server.faults.clock_offset = minutes * 60
     _, report = await check(settings(server, webhook.url, tmp_path))
     assert report["hub login"]["state"] == state
     direction = "behind" if minutes > 0 else "ahead of"
@@ -246,19 +246,19 @@ async def test_tls_certificates_of_hub_and_sink_are_checked(
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("response", "expected"),
     [
-        (Answer(503, body="busy"), "answers 503 busy"),
-        (Answer(400, body="no"), "refuses an empty list: 400 no"),
-        (Answer(302), "answers 302: redirects are never followed"),
-        (Answer(delay=math.inf), "no answer in 0.5 s"),
+        (Response(503, body="busy"), "answers 503 busy"),
+        (Response(400, body="no"), "refuses an empty list: 400 no"),
+        (Response(302), "answers 302: redirects are never followed"),
+        (Response(delay=math.inf), "no answer in 0.5 s"),
     ],
 )
 async def test_the_sinks_response_is_classified_and_the_post_can_be_skipped(
-    server: Server, webhook: Webhook, tmp_path: Path, answer: Answer, expected: str
+    server: Server, webhook: Webhook, tmp_path: Path, response: Response, expected: str
 ) -> None:
     fill(server)
-    webhook.rule = lambda _: answer
+    webhook.rule = lambda _: response
     environment = settings(server, webhook.url, tmp_path, WebSinkTimeout="0.5")
     status, report = await check(environment)
     assert (status, failed(report)) == (1, {"sink POST": expected})
@@ -278,7 +278,7 @@ async def test_a_web_page_response_is_a_warning(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     fill(server)
-    webhook.rule = lambda _: Answer(body="<!DOCTYPE html>\n<title>Sign in</title>")
+    webhook.rule = lambda _: Response(body="<!DOCTYPE html>\n<title>Sign in</title>")
     status, report = await check(settings(server, webhook.url, tmp_path))
     assert (status, [*failed(report)]) == (0, ["sink POST"])
     assert "answers with a web page" in report["sink POST"]["found"]
@@ -289,7 +289,7 @@ async def test_check_ends_within_a_minute_when_nothing_responds(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
     server.faults.silence()
-    webhook.rule = lambda _: Answer(delay=100)
+    webhook.rule = lambda _: Response(delay=100)
     async with azurite() as store:
         store.pause()
         environment = settings(
@@ -441,7 +441,7 @@ async def test_network_rules_are_reported_and_no_remedy_changes_permissions(
     server: Server, webhook: Webhook, tmp_path: Path, text: str, answer: int | str
 ) -> None:
     """The service rejects the token with this text, or detaches the link with it."""
-    server.faults.text = text
+    server.faults.error_description = text
     server.faults.refuse("put-token", answer)
     environment = settings(server, webhook.url, tmp_path)
     async with Forwarder(environment) as forwarder:
@@ -499,7 +499,7 @@ async def test_a_draining_pod_is_reported(server: Server, webhook: Webhook, tmp_
     """The old pod of a rollout keeps draining while its sink is down."""
     fill(server)
     environment = settings(server, webhook.url, tmp_path, HttpPort=str(free_port()))
-    webhook.rule = lambda _: Answer(delay=1000)
+    webhook.rule = lambda _: Response(delay=1000)
     async with Forwarder(environment) as forwarder:
         await forwarder.wait_for("hub message")
         assert "forwarder" not in (await check(environment, "--no-post"))[1]

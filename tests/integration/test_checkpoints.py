@@ -15,7 +15,7 @@ from support.azurite import Azurite, azurite
 from support.environment import Environment, environment
 from support.faulty_store import faulty_store
 from support.harness import HUB, free_port
-from support.ledger import judge_sums
+from support.ledger import check_sums
 
 # Checkpoints as versions of Azure.Messaging.EventHubs.Processor write them, from the name of the
 # version to the metadata; @offset and @number stand for the last message that was processed.
@@ -46,12 +46,12 @@ async def test_resumes_from_checkpoints_of_the_dotnet_sdk(tmp_path: Path) -> Non
             if entry.sequence_number > processed.get(entry.partition, -1)
         }
         async with env.replica("new", store) as forwarder:
-            await env.webhook.until(lambda: env.webhook.taken.keys() >= expected)
+            await env.webhook.until(lambda: env.webhook.accepted.keys() >= expected)
             await until_stored(env, store)
             samples = await forwarder.metrics()
-        judge_sums(samples)
+        check_sums(samples)
         assert samples.total("aks_audit_lost_messages_total") == 0
-        assert env.webhook.taken == Counter(expected)
+        assert env.webhook.accepted == Counter(expected)
 
 
 async def test_a_checkpoint_at_sequence_number_0_is_valid(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ async def test_a_checkpoint_at_sequence_number_0_is_valid(tmp_path: Path) -> Non
         env.ledger.publish(100)
         await write_blobs(env, store, DOTNET["5.11.3"], "0", 0)
         async with env.replica("new", store, StartPosition="latest"):
-            await env.webhook.until(lambda: len(env.webhook.taken) >= 90)
+            await env.webhook.until(lambda: len(env.webhook.accepted) >= 90)
 
 
 async def write_blobs(
@@ -92,13 +92,13 @@ async def test_a_checkpoint_of_another_hub_is_replaced_by_start_position(
         env.ledger.publish(100)
         await write_blobs(env, store, {"offset": offset, "sequencenumber": str(number)}, "1", 0)
         async with env.replica("new", store, StallTimeout="3") as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             await until_stored(env, store)
             samples = await forwarder.metrics()
             (entry,) = forwarder.entries("checkpoint is of another hub")
         assert (entry["level"], entry["partition"], entry["checkpoint"]) == ("error", "1", number)
         assert samples.total("aks_audit_lost_messages_total") == 0
-        env.ledger.classify()
+        env.ledger.verify()
 
 
 async def test_messages_that_reuse_sequence_numbers_after_a_failover_are_delivered(
@@ -108,12 +108,12 @@ async def test_messages_that_reuse_sequence_numbers_after_a_failover_are_deliver
     async with environment(tmp_path, partitions=1) as env:
         env.ledger.publish(100)
         async with env.forwarder(StallTimeout="3") as forwarder:
-            await env.webhook.until(lambda: len(env.webhook.taken) == 100)
+            await env.webhook.until(lambda: len(env.webhook.accepted) == 100)
             partition = env.hub.partitions[0]
             del partition.messages[5:]
             partition.last = 4
             env.ledger.publish(20)
-            await env.webhook.until(lambda: len(env.webhook.taken) == 120)
+            await env.webhook.until(lambda: len(env.webhook.accepted) == 120)
             (logged,) = forwarder.entries("checkpoint is of another hub")
         assert logged["checkpoint"] == 9
 
@@ -125,9 +125,9 @@ async def test_a_checkpoint_older_than_the_hub_is_stale(tmp_path: Path) -> None:
         await write_blobs(env, store, {"offset": "", "sequencenumber": "3"}, "1", 0)
         env.hub.created = datetime.now(UTC) + timedelta(seconds=5)
         async with env.replica("new", store) as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             assert len(forwarder.entries("hub was recreated")) == 1
-        env.ledger.classify()
+        env.ledger.verify()
 
 
 async def test_creates_a_missing_container(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ async def test_waits_for_a_store_that_is_unavailable_at_startup(tmp_path: Path) 
         async with env.replica("one", Azurite(port, 0)) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
             assert (await forwarder.get("/livez"))[0] == 200
-            assert not env.webhook.taken
+            assert not env.webhook.accepted
             async with azurite(port) as store:
                 await until_stored(env, store)
-        env.ledger.classify()
+        env.ledger.verify()
 
 
 async def test_resumes_from_a_checkpoint_that_could_not_be_read_at_first(
@@ -181,13 +181,13 @@ async def test_resumes_from_a_checkpoint_that_could_not_be_read_at_first(
             await until_stored(env, account.back)
             forwarder.terminate()
             assert await forwarder.wait() == 0
-        account.unlisted = 2
+        account.refused_listings = 2
         env.ledger.publish(40)
         async with env.replica("one", account.front) as forwarder:
             await forwarder.wait_for("checkpoints cannot be read")
             await until_stored(env, account.back)
-            assert not account.unlisted
-        env.ledger.classify()
+            assert not account.refused_listings
+        env.ledger.verify()
 
 
 async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> None:
@@ -199,12 +199,12 @@ async def test_delivers_while_the_store_hangs_and_catches_up(tmp_path: Path) -> 
             store.pause()
             for _ in range(3):
                 env.ledger.publish(200)
-                await env.ledger.settled(5)
+                await env.ledger.wait_until_settled(5)
                 await asyncio.sleep(1)
             store.resume()
             await until_stored(env, store)
-            judge_sums(await forwarder.metrics())
-        env.ledger.classify()
+            check_sums(await forwarder.metrics())
+        env.ledger.verify()
         assert env.webhook.duplicates == 0
 
 

@@ -16,7 +16,7 @@ from support import events
 from support.environment import APP, Environment
 from support.harness import HUB, free_port
 from support.process import Forwarder
-from support.webhook import Answer
+from support.webhook import Response
 
 CHART = Path(__file__).parents[2] / "chart" / "Chart.yaml"
 KEY = "c2VjcmV0IG9mIHRoZSBodWI="
@@ -226,7 +226,7 @@ async def test_a_missing_hub_does_not_end_the_process(env: Environment) -> None:
 
 async def test_a_second_signal_ends_a_drain_at_once(env: Environment) -> None:
     """The sink never responds, so a graceful stop would take all of ShutdownGrace."""
-    env.webhook.rule = lambda _: Answer(delay=1000)
+    env.webhook.rule = lambda _: Response(delay=1000)
     env.hub.publish(0, events.envelope(events.real_events()[:1]))
     async with env.forwarder(ShutdownGrace="1000", WebSinkTimeout="1000") as forwarder:
         await forwarder.wait_for("hub message")

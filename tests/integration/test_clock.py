@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.environment import APP, CHILD, environment
 from support.process import Forwarder
-from support.webhook import Answer
+from support.webhook import Response
 
 SETTINGS = {"PYTHONPATH": f"{CHILD}:{APP}", "StallTimeout": "6", "WebSinkTimeout": "30"}
 HOUR = 3600
@@ -18,7 +18,8 @@ async def test_clock_skew_is_reported_and_does_not_affect_ages(tmp_path: Path) -
         environment(tmp_path) as env,
         env.forwarder(None, **SETTINGS) as forwarder,
     ):
-        env.server.faults.clock = -2 * HOUR  # accepts tokens issued while the local clock is behind
+        # accepts tokens issued while the local clock is behind
+        env.server.faults.clock_offset = -2 * HOUR
         async with env.traffic(100):
             await forwarder.wait_for("hub message")
             assert await _skew(forwarder) == 0
@@ -32,7 +33,7 @@ async def test_clock_skew_is_reported_and_does_not_affect_ages(tmp_path: Path) -
                 async with asyncio.timeout(90):
                     while await _skew(forwarder) > 60 - behind:  # noqa: ASYNC110 - no event
                         await asyncio.sleep(0.2)
-        rule, env.webhook.rule = env.webhook.rule, lambda _: Answer(delay=HOUR)
+        rule, env.webhook.rule = env.webhook.rule, lambda _: Response(delay=HOUR)
         env.ledger.publish(10)
         await asyncio.sleep(3)
         samples = await forwarder.metrics()

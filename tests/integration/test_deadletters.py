@@ -31,7 +31,7 @@ from forwarder.errors import EvictedError, ForwarderError
 from support.azurite import Azurite, azurite
 from support.environment import environment
 from support.events import key, real_events
-from support.ledger import judge_sums
+from support.ledger import check_sums
 from support.stores import CONTAINER, container
 
 BODIES = [
@@ -465,38 +465,38 @@ async def test_no_checkpoint_passes_a_dead_letter_while_the_account_is_unavailab
     async with environment(tmp_path) as env:
         async with env.replica("one", store, OwnershipExpiry="60") as forwarder:
             env.ledger.publish(40)
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             store.pause()
-            env.ledger.publish(100, refuse=10)
+            env.ledger.publish(100, reject_every=10)
             await forwarder.wait_for("dead letters cannot be written")
             forwarder.kill()
             await forwarder.wait()
         store.resume()
         async with env.replica("two", store):
             for _ in range(300):
-                if len(found := await events_in_blobs(store)) >= len(env.ledger.refused):
+                if len(found := await events_in_blobs(store)) >= len(env.ledger.rejected):
                     break
                 await asyncio.sleep(0.1)
-        assert {key(one) for one in found} == env.ledger.refused
+        assert {key(one) for one in found} == env.ledger.rejected
         assert not files(tmp_path / "state")
 
 
 async def test_a_replica_stores_its_dead_letters_in_the_account(tmp_path: Path) -> None:
     async with azurite() as store, environment(tmp_path) as env:
         async with env.replica("one", store) as forwarder:
-            env.ledger.publish(200, refuse=10)
-            await env.webhook.until(lambda: len(env.webhook.taken) == 180)
+            env.ledger.publish(200, reject_every=10)
+            await env.webhook.until(lambda: len(env.webhook.accepted) == 180)
             for _ in range(300):
                 if len(found := await events_in_blobs(store)) == 20:
                     break
                 await asyncio.sleep(0.1)
-            judge_sums(await forwarder.metrics())
+            check_sums(await forwarder.metrics())
             (logged,) = forwarder.entries("event dead-lettered")
             assert (logged["level"], logged["kind"]) == ("error", "refused-by-the-sink")
             forwarder.kill()
             await forwarder.wait()
-        assert not env.ledger.dead()
-        assert {key(one) for one in found} == env.ledger.refused
+        assert not env.ledger.dead_lettered()
+        assert {key(one) for one in found} == env.ledger.rejected
         assert found == await events_in_blobs(store)
 
 

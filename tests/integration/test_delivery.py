@@ -17,7 +17,7 @@ from support.eventhubs import Hub, Server
 from support.events.odd import ODD
 from support.harness import HUB, free_port
 from support.inprocess import delivering, forwarding
-from support.webhook import Answer, Post, Webhook, unpack
+from support.webhook import Post, Response, Webhook, unpack
 
 PARTITIONS = 1  # of the hub in the fixture `server`
 
@@ -53,7 +53,7 @@ async def test_a_list_is_an_event_list_of_the_original_bytes(
     spaced = event("1", requestObject={"n": 1.0, "s": "\u00e9\\/"}).replace(b'":', b'" :\t')
     message = events.Message(events.envelope([spaced, *events.real_events()[:50]]), [])
     async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
     expected = b",".join([spaced, *events.real_events()[:50]])
     assert webhook.posts[0].body == EVENT_LIST % expected
@@ -64,14 +64,14 @@ async def test_with_max_events_1_each_post_is_a_bare_event(
 ) -> None:
     message = fresh(5)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="1") as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
     assert sorted(post.body for post in webhook.posts) == sorted(message.events)
 
 
 async def test_a_list_has_at_most_max_events(webhook: Webhook, tmp_path: Path) -> None:
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
-        await delivery.take(fresh(35).body)
+        await delivery.submit(fresh(35).body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 35}
     assert sorted(webhook.sizes) == [5, 10, 10, 10]
@@ -84,7 +84,7 @@ async def test_a_list_has_at_most_max_bytes_and_a_larger_event_is_posted_alone(
     found = [event(f"{n}", requestObject="x" * (n * 37 % 700)) for n in range(200)]
     found[::50] = [event(f"giant {n}", requestObject="x" * limit) for n in range(4)]
     async with delivering(webhook.url, tmp_path, WebSinkMaxBytes=str(limit)) as delivery:
-        await delivery.take(events.envelope(found))
+        await delivery.submit(events.envelope(found))
         await delivery.drain()
     assert sorted(webhook.bytes.values()) == sorted(found)
     assert webhook.duplicates == 0
@@ -98,7 +98,7 @@ async def test_a_post_does_not_wait_for_more_events(webhook: Webhook, tmp_path: 
     async with delivering(webhook.url, tmp_path) as delivery:
         for _ in range(100):
             began = time.monotonic()
-            await delivery.take(fresh(1).body)
+            await delivery.submit(fresh(1).body)
             await delivery.drain()
             took.append(time.monotonic() - began)
     assert webhook.sizes == [1] * 100
@@ -112,22 +112,22 @@ async def test_concurrency_limits_the_posts_in_flight_per_partition(
     in_flight: list[int] = []
     started = 0
 
-    def rule(_: Post) -> Answer:
+    def rule(_: Post) -> Response:
         nonlocal started
         started += 1
         in_flight.append(started - len(webhook.posts))
-        return Answer(delay=0.03)
+        return Response(delay=0.03)
 
     webhook.rule = rule
     variables = {"WebSinkConcurrency": str(limit), "WebSinkMaxEvents": "1"}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
         for _ in range(4):
-            await delivery.take(fresh(5).body)
+            await delivery.submit(fresh(5).body)
         await delivery.drain()
         assert max(in_flight) == limit
         started, webhook.posts = 0, []
         for partition in ("0", "1"):
-            await delivery.take(fresh(20).body, partition)
+            await delivery.submit(fresh(20).body, partition)
         await delivery.drain()
         assert max(in_flight) == 2 * limit
 
@@ -139,11 +139,11 @@ async def test_with_concurrency_1_events_keep_the_order_of_the_partition(
     published = [one for message in messages for one in message.events]
     bad = {published[11], published[40]}
     webhook.rule = lambda post: 422 if any(one in post.body for one in bad) else None
-    webhook.answers.extend([503, Answer(drop=True), 429])
+    webhook.responses.extend([503, Response(drop=True), 429])
     variables = {"WebSinkConcurrency": "1", "WebSinkMaxEvents": "10"}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
         for message in messages:
-            await delivery.take(message.body)
+            await delivery.submit(message.body)
         await delivery.drain()
     assert list(webhook.bytes.values()) == [one for one in published if one not in bad]
     assert webhook.duplicates == 0
@@ -157,7 +157,7 @@ async def test_every_odd_message_is_counted_by_its_outcome(
 ) -> None:
     async with delivering(webhook.url, tmp_path) as delivery:
         for odd in ODD:
-            await delivery.take(odd.body)
+            await delivery.submit(odd.body)
         await delivery.drain()
         assert await delivery.outcomes() == {
             "delivered": sum(odd.delivered for odd in ODD),
@@ -185,7 +185,7 @@ async def test_dead_letters_stay_within_max_bytes_and_the_oldest_are_dropped(
         "VerboseLevel": "1",
     }
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
         outcomes = await delivery.outcomes()
         kept = [record["body"].encode() for record in delivery.dead_letters()]
@@ -203,7 +203,7 @@ async def test_the_delay_from_stage_timestamp_to_acceptance_is_measured(
 ) -> None:
     past = f"{datetime.now(UTC) - timedelta(seconds=100):%Y-%m-%dT%H:%M:%S.%fZ}"
     async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(events.envelope([event(f"{n}", stageTimestamp=past) for n in "123"]))
+        await delivery.submit(events.envelope([event(f"{n}", stageTimestamp=past) for n in "123"]))
         await delivery.drain()
         samples = await delivery.metrics()
     name = "aks_audit_event_delay_seconds"
@@ -225,7 +225,9 @@ async def test_events_with_odd_stage_timestamps_are_delivered(
         "3026-11-23T00:00:00Z",
     ]
     async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(events.envelope([event(stamp, stageTimestamp=stamp) for stamp in odd]))
+        await delivery.submit(
+            events.envelope([event(stamp, stageTimestamp=stamp) for stamp in odd])
+        )
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": len(odd)}
         assert not delivery.entries("internal error")
@@ -239,7 +241,7 @@ async def test_bytes_received_and_not_delivered_are_bounded(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
     limit = 200_000
-    webhook.rule = lambda _: Answer(delay=math.inf)
+    webhook.rule = lambda _: Response(delay=math.inf)
     published = publish(hub, *(fresh(20) for _ in range(40)))
     variables = {"ReceiveBufferBytes": str(limit), "WebSinkTimeout": "60"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
@@ -259,9 +261,9 @@ async def test_bytes_received_and_not_delivered_are_bounded(
         # Larger than the limit: it is accepted when the buffer is empty.
         published += publish(hub, fresh(300), fresh(1))
         assert len(hub.partitions[0].messages[-2].body) > limit
-        await webhook.until(lambda: len(webhook.taken) == len(published))
+        await webhook.until(lambda: len(webhook.accepted) == len(published))
         assert await running.outcomes() == {"delivered": len(published)}
-    assert webhook.taken == {events.key(one): 1 for one in published}
+    assert webhook.accepted == {events.key(one): 1 for one in published}
 
 
 async def test_a_large_message_does_not_starve_behind_small_ones() -> None:
@@ -299,7 +301,7 @@ async def test_reads_the_configured_hub_in_the_configured_consumer_group(
         }[setting]
         variables |= {"ConsumerGroup": "security"}
         async with forwarding(server, webhook.url, tmp_path, **variables):
-            await webhook.until(lambda: len(webhook.taken) == 4)
+            await webhook.until(lambda: len(webhook.accepted) == 4)
             assert {(one.hub, one.group) for one in server.receivers} == {("other", "security")}
     assert sorted(webhook.bytes.values()) == sorted(published)
 
@@ -317,7 +319,7 @@ async def test_a_partition_without_a_checkpoint_starts_at_start_position(  # noq
     async with forwarding(server, webhook.url, tmp_path, StartPosition=start) as running:
         await running.until(lambda: any(one.epoch is not None for one in server.receivers))
         published += publish(hub, fresh(1))
-        await webhook.until(lambda: events.key(published[-1]) in webhook.taken)
+        await webhook.until(lambda: events.key(published[-1]) in webhook.accepted)
         assert [*webhook.bytes.values()] == published[-read:]
 
 
@@ -328,7 +330,7 @@ async def test_an_instant_includes_the_message_enqueued_at_it(
     published = publish(hub, fresh(1), age=timedelta(hours=1)) + publish(hub, fresh(1))
     instant = datetime.fromtimestamp(hub.partitions[0].messages[1].enqueued / 1000, UTC).isoformat()
     async with forwarding(server, webhook.url, tmp_path, StartPosition=instant):
-        await webhook.until(lambda: events.key(published[-1]) in webhook.taken)
+        await webhook.until(lambda: events.key(published[-1]) in webhook.accepted)
         assert [*webhook.bytes.values()] == published
 
 
@@ -462,7 +464,7 @@ async def test_checkpoints_are_written_at_intervals_and_reading_resumes_after_th
 async def test_shutdown_drains_messages_in_flight(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(delay=0.5)
+    webhook.rule = lambda _: Response(delay=0.5)
     publish(hub, *(fresh(3) for _ in range(4)))
     async with forwarding(server, webhook.url, tmp_path, ShutdownGrace="20") as running:
         await running.until(lambda: len(running.entries("hub message")) == 4)
@@ -475,9 +477,9 @@ async def test_shutdown_drains_messages_in_flight(
 async def test_shutdown_ends_after_shutdown_grace_and_the_rest_is_received_again(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(delay=math.inf)
+    webhook.rule = lambda _: Response(delay=math.inf)
     message, accepted = fresh(3), fresh(2)
-    webhook.answers.append(200)
+    webhook.responses.append(200)
     publish(hub, accepted, message)
     variables = {"ShutdownGrace": "0.3", "WebSinkTimeout": "600", "WebSinkMaxEvents": "2"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
@@ -488,7 +490,7 @@ async def test_shutdown_ends_after_shutdown_grace_and_the_rest_is_received_again
         assert running.checkpoint() == 0
     webhook.rule = None
     async with forwarding(server, webhook.url, tmp_path):
-        await webhook.until(lambda: len(webhook.taken) == 5)
+        await webhook.until(lambda: len(webhook.accepted) == 5)
     assert webhook.duplicates == 0
 
 
@@ -507,7 +509,7 @@ async def test_messages_that_expire_before_they_are_read_are_counted_and_logged(
         server.faults.silence(0)
         publish(hub, *(fresh(1) for _ in range(5)))  # 5 to 9
         partition.expire(8)
-        server.faults.wake()
+        server.faults.resume()
         await webhook.until(lambda: webhook.total == 5)
         assert await running.total("lost_messages_total", partition="0") == 3
         (logged,) = running.entries("messages lost")
@@ -527,7 +529,7 @@ async def test_messages_that_the_hub_sends_again_are_delivered_once(
     server.faults.duplicates = 3
     published = publish(hub, *(fresh(2) for _ in range(5)))
     async with forwarding(server, webhook.url, tmp_path) as running:
-        await webhook.until(lambda: len(webhook.taken) == 10)
+        await webhook.until(lambda: len(webhook.accepted) == 10)
         assert await running.outcomes() == {"delivered": 10}
         assert await running.total("hub_messages_total") == 5
-    assert webhook.taken == {events.key(one): 1 for one in published}
+    assert webhook.accepted == {events.key(one): 1 for one in published}

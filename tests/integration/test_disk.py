@@ -15,7 +15,7 @@ import pytest
 from support import stores
 from support.environment import APP, CHILD, Environment, environment
 from support.harness import Samples
-from support.ledger import judge_sums
+from support.ledger import check_sums
 from support.process import Forwarder
 
 DiskFault = Callable[[Forwarder, Path], AbstractContextManager[None]]
@@ -115,9 +115,9 @@ def outcomes(samples: Samples) -> dict[str, int]:
 
 async def publish_and_deliver(env: Environment, count: int) -> None:
     """Publish events, every tenth refused by the sink, and wait until the others are accepted."""
-    env.ledger.publish(count, refuse=10)
-    ledger, taken = env.ledger, env.webhook.taken
-    await env.webhook.until(lambda: ledger.published.keys() - ledger.refused <= taken.keys())
+    env.ledger.publish(count, reject_every=10)
+    ledger, accepted = env.ledger, env.webhook.accepted
+    await env.webhook.until(lambda: ledger.published.keys() - ledger.rejected <= accepted.keys())
 
 
 @pytest.mark.parametrize("fault", [no_file_grows, no_room, read_only])
@@ -129,28 +129,28 @@ async def test_delivery_continues_while_writes_fail_and_dead_letters_are_written
         env.forwarder(ReceiveBufferBytes="8000000") as forwarder,
     ):
         await publish_and_deliver(env, 100)
-        await forwarder.until(lambda: len(env.ledger.dead()) == 10)
+        await forwarder.until(lambda: len(env.ledger.dead_lettered()) == 10)
         with fault(forwarder, state):
             # Each of these messages has a dead letter; together they exceed the buffer.
-            env.ledger.publish(10_000, per_message=22, refuse=25)
+            env.ledger.publish(10_000, per_message=22, reject_every=25)
             await publish_and_deliver(env, 100)
             logged = await forwarder.wait_for("dead letters cannot be written")
-            assert (logged["level"], len(env.ledger.dead())) == ("error", 10)
-            await until_waiting(forwarder, len(env.ledger.refused) - 10)
+            assert (logged["level"], len(env.ledger.dead_lettered())) == ("error", 10)
+            await until_waiting(forwarder, len(env.ledger.rejected) - 10)
             assert (await forwarder.get("/livez"))[0] == 200
             assert len(forwarder.entries("dead letters cannot be written")) == 1
             assert not forwarder.entries("dead letters evicted")
-            env.ledger.judge_checkpoints(stores.embedded(state))
-        await env.ledger.settled()
+            env.ledger.check_checkpoints(stores.embedded(state))
+        await env.ledger.wait_until_settled()
         await forwarder.wait_for("dead letters are written again")
         await until_waiting(forwarder, 0)
         samples = await forwarder.metrics()
-        judge_sums(samples)
-        assert outcomes(samples)["dead_lettered"] == len(env.ledger.refused)
+        check_sums(samples)
+        assert outcomes(samples)["dead_lettered"] == len(env.ledger.rejected)
         forwarder.terminate()
         assert await forwarder.wait() == 0
-        env.ledger.judge_stop(stores.embedded(state))
-        env.ledger.classify()
+        env.ledger.check_stop(stores.embedded(state))
+        env.ledger.verify()
 
 
 async def test_dead_letters_above_the_memory_limit_are_evicted_and_received_again_after_a_restart(
@@ -161,12 +161,12 @@ async def test_dead_letters_above_the_memory_limit_are_evicted_and_received_agai
         ledger = env.ledger
         async with env.forwarder(ReceiveBufferBytes="100000") as forwarder:
             await publish_and_deliver(env, 100)
-            await forwarder.until(lambda: len(ledger.dead()) == 10)
+            await forwarder.until(lambda: len(ledger.dead_lettered()) == 10)
             with no_file_grows(forwarder, state):
                 await publish_and_deliver(env, 1000)
                 logged = await forwarder.wait_for("dead letters evicted")
-                assert (logged["level"], len(ledger.dead())) == ("error", 10)
-                await until_waiting(forwarder, len(ledger.refused) - 10)
+                assert (logged["level"], len(ledger.dead_lettered())) == ("error", 10)
+                await until_waiting(forwarder, len(ledger.rejected) - 10)
                 assert (await forwarder.get("/livez"))[0] == 200
             await forwarder.wait_for("dead letters are written again")
             samples = await forwarder.metrics()
@@ -177,16 +177,16 @@ async def test_dead_letters_above_the_memory_limit_are_evicted_and_received_agai
             status, reasons = await forwarder.get("/livez")
             assert (status, "to be read again" in reasons) == (503, True)
             await publish_and_deliver(env, 100)
-            ledger.judge_checkpoints(stores.embedded(state))
+            ledger.check_checkpoints(stores.embedded(state))
             forwarder.terminate()
             assert await forwarder.wait() == 0
         stored = stores.embedded(state)
-        ledger.judge_checkpoints(stored)
-        ledger.restarted(stored)
+        ledger.check_checkpoints(stored)
+        ledger.reader_restarted(stored)
         async with env.forwarder() as forwarder:
-            await ledger.settled()
+            await ledger.wait_until_settled()
             assert (await forwarder.get("/livez"))[0] == 200
-        ledger.classify()
+        ledger.verify()
 
 
 async def test_a_disk_that_hangs_delays_only_checkpoints_and_dead_letters(
@@ -195,20 +195,20 @@ async def test_a_disk_that_hangs_delays_only_checkpoints_and_dead_letters(
     """Files are synced only while the test does not lock the gate."""
     gate = tmp_path / "gate"
     gate.touch()
-    hanging = {"SYNC_WAITS_FOR": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
+    hanging = {"FSYNC_LOCK_FILE": str(gate), "PYTHONPATH": f"{CHILD}:{APP}"}
     async with environment(state) as env, env.forwarder(None, **hanging) as forwarder:
         await publish_and_deliver(env, 100)
-        await forwarder.until(lambda: len(env.ledger.dead()) == 10)
+        await forwarder.until(lambda: len(env.ledger.dead_lettered()) == 10)
         with gate.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             await publish_and_deliver(env, 2000)
             logged = await forwarder.wait_for("dead letters cannot be written")
             assert logged["reason"] == "no answer for 5 s"
             await until_waiting(forwarder, 200)
-            env.ledger.judge_checkpoints(stores.embedded(state))
-        await env.ledger.settled()
+            env.ledger.check_checkpoints(stores.embedded(state))
+        await env.ledger.wait_until_settled()
         await forwarder.wait_for("dead letters are written again")
-        env.ledger.classify()
+        env.ledger.verify()
 
 
 async def test_failed_checkpoint_writes_are_logged_counted_and_retried(
@@ -231,7 +231,7 @@ async def test_failed_checkpoint_writes_are_logged_counted_and_retried(
         await forwarder.wait_for("checkpoints are written again")
         forwarder.terminate()
         assert await forwarder.wait() == 0
-        env.ledger.judge_stop(stores.embedded(state))
+        env.ledger.check_stop(stores.embedded(state))
 
 
 async def test_starts_and_writes_checkpoints_on_a_full_disk(state: Path) -> None:
@@ -239,19 +239,19 @@ async def test_starts_and_writes_checkpoints_on_a_full_disk(state: Path) -> None
         ledger = env.ledger
         async with env.forwarder() as forwarder:
             await publish_and_deliver(env, 100)
-            await forwarder.until(lambda: len(ledger.dead()) == 10)
+            await forwarder.until(lambda: len(ledger.dead_lettered()) == 10)
             forwarder.terminate()
             assert await forwarder.wait() == 0
-        ledger.restarted(before := stores.embedded(state))
+        ledger.reader_restarted(before := stores.embedded(state))
         with full(state):
             async with env.forwarder() as forwarder:
                 ledger.publish(100)
                 await env.webhook.until(
-                    lambda: ledger.published.keys() - ledger.refused <= env.webhook.taken.keys()
+                    lambda: ledger.published.keys() - ledger.rejected <= env.webhook.accepted.keys()
                 )
                 await forwarder.until(lambda: stores.embedded(state)["0"] > before["0"])
                 forwarder.terminate()
                 assert await forwarder.wait() == 0
             assert not [one for one in forwarder.log if one["level"] == "error"]
-            ledger.judge_stop(stores.embedded(state))
-        ledger.classify()
+            ledger.check_stop(stores.embedded(state))
+        ledger.verify()

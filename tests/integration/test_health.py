@@ -13,7 +13,7 @@ from support import events
 from support.eventhubs import Hub, Server
 from support.harness import HUB
 from support.inprocess import forwarding
-from support.webhook import Answer, Webhook
+from support.webhook import Response, Webhook
 
 
 def publish(hub: Hub, number: int = 1, partition: int = 0, *, age: float = 0) -> int:
@@ -45,7 +45,7 @@ async def test_live_and_ready_while_the_hub_is_quiet_or_fully_read(
 async def test_a_sink_that_is_down_fails_readiness_but_not_liveness(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(401)
+    webhook.rule = lambda _: Response(401)
     publish(hub, 3, age=1000)
     async with forwarding(server, webhook.url, tmp_path, StallTimeout="0.5") as running:
         await running.until(lambda: running.entries("sink down"))
@@ -89,7 +89,7 @@ async def test_liveness_fails_while_the_hub_withholds_messages(
         await running.until(not_live)
         assert await running.reasons("/readyz") == []
         await running.until(lagging)
-        server.faults.wake()
+        server.faults.resume()
         await webhook.until(lambda: webhook.total == 5)
         await running.until(lambda: running.entries("hub message")[1:])
         assert await running.reasons("/livez") == []
@@ -165,7 +165,7 @@ async def test_with_start_position_latest_a_silent_receiver_is_detected_from_the
 async def test_a_partition_that_waits_for_the_buffer_is_not_stalled_and_its_age_is_reported(
     server: Server, hub: Hub, webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(delay=math.inf)
+    webhook.rule = lambda _: Response(delay=math.inf)
     for partition in (0, 1):
         publish(hub, 3, partition=partition, age=1000)
     variables = {"StallTimeout": "1", "ReceiveBufferBytes": "1024", "WebSinkTimeout": "60"}
@@ -244,7 +244,7 @@ async def test_not_ready_until_the_hub_has_responded(
     async with forwarding(server, webhook.url, tmp_path) as running:
         assert await running.reasons("/readyz") == ["hub: it has not answered yet"]
         assert await running.reasons("/livez") == []
-        server.faults.wake()
+        server.faults.resume()
 
 
 async def test_lag_and_age_cover_all_undelivered_messages(
@@ -253,8 +253,8 @@ async def test_lag_and_age_cover_all_undelivered_messages(
     publish(hub, 1, age=5000)
     publish(hub, 2, age=3000)
     publish(hub, 3, age=1000)
-    webhook.answers.append(200)
-    webhook.rule = lambda _: Answer(delay=math.inf)
+    webhook.responses.append(200)
+    webhook.rule = lambda _: Response(delay=math.inf)
     variables = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "1", "CheckpointInterval": "0.2"}
     async with forwarding(server, webhook.url, tmp_path, **variables) as running:
         await running.until(lambda: running.checkpoint() == 0)

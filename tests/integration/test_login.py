@@ -289,7 +289,7 @@ async def test_logins_are_retried_with_backoff_and_recover(world: World) -> None
 
 
 async def test_a_proxy_that_requires_a_login_is_not_reported_as_entra(world: World) -> None:
-    async with Proxy(login="someone:correct-horse-battery") as proxy:
+    async with Proxy(credentials="someone:correct-horse-battery") as proxy:
         settings = world.settings(HTTPS_PROXY=proxy.url, NO_PROXY=world.host)
         async with Forwarder(settings) as forwarder:
             reason = (await forwarder.wait_for("hub does not answer"))["reason"]
@@ -298,20 +298,20 @@ async def test_a_proxy_that_requires_a_login_is_not_reported_as_entra(world: Wor
 
 async def test_token_requests_use_a_proxy_whose_url_is_in_a_file(world: World) -> None:
     """URL and NO_PROXY may have any form that is valid for the hub."""
-    async with Proxy(login="someone:correct-horse-battery") as proxy:
-        (world.path / "proxy").write_text(f"{proxy.login}@127.0.0.1:{proxy.port}\n")
+    async with Proxy(credentials="someone:correct-horse-battery") as proxy:
+        (world.path / "proxy").write_text(f"{proxy.credentials}@127.0.0.1:{proxy.port}\n")
         entra = f"127.0.0.1:{world.ports['https']}"
         proxy.routes[entra] = ("127.0.0.1", world.ports["https"])
         file = str(world.path / "proxy")
         async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=world.host)):
             await world.webhook.until(lambda: world.webhook.total == 3)
-        assert {*proxy.asked} == {entra}
+        assert {*proxy.requested} == {entra}
         before, direct = world.entra.requests, f"{world.host} {entra}"
-        proxy.asked.clear()
+        proxy.requested.clear()
         async with Forwarder(world.settings(HTTPS_PROXY_FILE=file, NO_PROXY=direct)) as forwarder:
             await forwarder.wait_for("partition claimed")
         assert world.entra.requests > before
-        assert proxy.asked == []
+        assert proxy.requested == []
 
 
 async def test_a_missing_role_is_reported_with_the_identity(world: World) -> None:

@@ -55,7 +55,7 @@ async def test_100000_waiting_dead_letters_stay_within_the_memory_limit(
     good = next(events.messages(20, per_message=20)).body
     async with environment(tmp_path) as env, env.forwarder(VerboseLevel="1") as forwarder:
         await env.webhook.stop()
-        await forwarder.listening()
+        await forwarder.wait_until_listening()
         shutil.rmtree(tmp_path / "deadletters")
         (tmp_path / "deadletters").touch()
         for number in range(5_000):

@@ -12,7 +12,7 @@ import pytest
 from support import events
 from support.environment import environment
 from support.inprocess import delivering
-from support.webhook import Answer, Webhook, unpack
+from support.webhook import Response, Webhook, unpack
 
 MIB = 2**20
 MAX_GROWTH = 48 * MIB
@@ -165,21 +165,21 @@ async def test_misbehaviour_is_bounded_and_posts_are_retried(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [Answer(headers={"Content-Type": "text/html"}), Answer(204), Answer(body=f"\n{PAGE}")],
+    "response",
+    [Response(headers={"Content-Type": "text/html"}), Response(204), Response(body=f"\n{PAGE}")],
     ids=["by Content-Type", "no page", "by its start"],
 )
 async def test_a_web_page_response_is_acceptance_and_is_logged_once(
-    answer: Answer, tmp_path: Path
+    response: Response, tmp_path: Path
 ) -> None:
     """kube-apiserver accepts any 2xx, but a web page most likely comes from a proxy."""
     async with Webhook() as webhook:
-        webhook.rule = lambda _: answer
+        webhook.rule = lambda _: response
         async with delivering(webhook.url, tmp_path, VerboseLevel="1") as delivery:
             for _ in range(3):
-                await delivery.take(next(events.messages(2)).body)
+                await delivery.submit(next(events.messages(2)).body)
                 await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 6}
             logged = delivery.entries("sink answers with a web page")
-    assert len(logged) == (answer.status == 200)
+    assert len(logged) == (response.status == 200)
     assert all("WebSinkURL" in entry["reason"] for entry in logged)

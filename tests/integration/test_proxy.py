@@ -87,7 +87,7 @@ async def test_hub_and_store_use_the_proxy_and_the_sink_does_not(
 ) -> None:
     url = network.proxy.url
     if spelling == "login":
-        network.proxy.login = LOGIN
+        network.proxy.credentials = LOGIN
         url = url.replace("//", f"//{LOGIN}@")
     variables = {"HTTPS_PROXY": url, "HTTP_PROXY": url}
     if spelling == "lower":
@@ -101,7 +101,7 @@ async def test_hub_and_store_use_the_proxy_and_the_sink_does_not(
             forwarder.terminate()
             assert await forwarder.wait() == 0
         assert await stores.shared(store) == {"0": 0}
-        assert {*network.proxy.asked} == {f"{network.host}:443", f"127.0.0.1:{store.port}"}
+        assert {*network.proxy.requested} == {f"{network.host}:443", f"127.0.0.1:{store.port}"}
         assert await failed_checks(settings) == []
     assert LOGIN.partition(":")[2] not in "".join([*forwarder.lines, forwarder.stderr])
 
@@ -110,7 +110,7 @@ async def test_a_renewed_login_of_the_proxy_is_used_without_a_restart(network: N
     """The hub uses it for the next connection, other Azure services for the next request."""
     file, first, second = network.path / "proxy", "someone:first-password", "someone:next-password"
     host = f"127.0.0.1:{network.proxy.port}"
-    network.proxy.login = first
+    network.proxy.credentials = first
     file.write_text(f"http://{first}@{host}")
     environment = network.settings(HTTPS_PROXY="", HTTP_PROXY="", HTTPS_PROXY_FILE=str(file))
     url = URL(f"https://{network.host}:443/")
@@ -125,7 +125,7 @@ async def test_a_renewed_login_of_the_proxy_is_used_without_a_restart(network: N
     async with Forwarder(environment) as forwarder, transport:
         await network.webhook.until(lambda: network.webhook.total == 3)
         assert await status() == 404  # from the HTTP server of the hub
-        network.proxy.login = second
+        network.proxy.credentials = second
         network.server.faults.drop()
         reason = (await forwarder.wait_for("hub does not answer"))["reason"]
         assert "asks for a login" in reason
@@ -144,7 +144,7 @@ async def test_a_host_in_no_proxy_is_connected_to_directly(network: Network, no_
         direct.hubs[HUB].publish(0, events.envelope(events.real_events()[:5]))
         async with Forwarder(network.settings(NO_PROXY=no_proxy.format(network.host))):
             await network.webhook.until(lambda: network.webhook.total == 5)
-    assert network.proxy.asked == []
+    assert network.proxy.requested == []
 
 
 @pytest.mark.parametrize("no_proxy", ["example.org", "127.7.0.0/33", "{}:5671"])

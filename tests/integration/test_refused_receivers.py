@@ -22,10 +22,10 @@ async def test_a_refused_offset_is_replaced_by_the_sequence_number(
 ) -> None:
     async with environment(tmp_path, partitions=1) as env:
         await _deliver_and_stop(env)
-        env.hub.partitions[0].refuses["x-opt-offset"] = condition
+        env.hub.partitions[0].position_errors["x-opt-offset"] = condition
         env.ledger.publish(100)
         async with env.forwarder(None, **SETTINGS) as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             (entry,) = forwarder.entries("position refused")
             assert (entry["level"], entry["partition"]) == ("error", "0")
             assert entry["message"].endswith("by its sequence number")
@@ -39,12 +39,12 @@ async def test_a_refused_sequence_number_is_replaced_by_the_time(tmp_path: Path)
     async with environment(tmp_path, partitions=1) as env:
         await _deliver_and_stop(env)
         before = env.webhook.total
-        env.hub.partitions[0].refuses |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
+        env.hub.partitions[0].position_errors |= {"x-opt-offset": GEO, "x-opt-sequence-number": GEO}
         env.ledger.publish(100)
         messages = env.hub.partitions[0].messages  # the next one has the same time
         messages[10] = messages[10]._replace(enqueued=messages[9].enqueued)
         async with env.forwarder(None, **SETTINGS) as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             assert [entry["message"] for entry in forwarder.entries("position refused")] == [
                 "position refused, reading goes on by its sequence number",
                 "position refused, reading goes on by time: messages may be delivered twice",
@@ -67,12 +67,12 @@ async def test_a_refusal_for_another_reason_replaces_no_position(
     async with environment(tmp_path, partitions=1) as env:
         async with env.forwarder(None, **SETTINGS) as forwarder:
             env.ledger.publish(100)
-            await env.ledger.settled()
-            env.server.faults.text = text
+            await env.ledger.wait_until_settled()
+            env.server.faults.error_description = text
             env.server.faults.refuse("attach", condition, times=3)
             env.server.faults.detach(condition)
             env.ledger.publish(100)
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             assert forwarder.entries("receiving failed")
             assert forwarder.entries("position refused") == []
         assert env.webhook.duplicates == 0
@@ -83,7 +83,7 @@ async def test_a_deleted_consumer_group_is_reported_everywhere(tmp_path: Path) -
         env.hub.groups.add("audit")
         env.ledger.publish(100)
         async with env.forwarder(None, ConsumerGroup="audit", **SETTINGS) as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             assert await _hub_health(forwarder) == (200, 1, "healthy")
             env.hub.groups.discard("audit")
             env.server.faults.detach("amqp:not-found")
@@ -98,7 +98,7 @@ async def test_a_deleted_consumer_group_is_reported_everywhere(tmp_path: Path) -
             await forwarder.wait_for("still stalled")
             assert len(forwarder.entries("receiving failed")) == 1  # once a minute for all
             env.hub.groups.add("audit")
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             assert await _hub_health(forwarder) == (200, 1, "healthy")
         assert env.webhook.duplicates == 0
 
@@ -114,7 +114,7 @@ async def test_a_reader_with_a_higher_epoch_is_reported(tmp_path: Path) -> None:
             assert "needs a ConsumerGroup" in entry["reason"]
             reading.cancel()
             await other.close()
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
 
 
 async def test_a_reader_that_owns_all_partitions_makes_the_forwarder_unready(
@@ -165,7 +165,7 @@ async def _deliver_and_stop(env: Environment) -> None:
     """Deliver some messages, so that checkpoints are written, and stop."""
     env.ledger.publish(100)
     async with env.forwarder() as forwarder:
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         forwarder.terminate()
         assert await forwarder.wait() == 0
 

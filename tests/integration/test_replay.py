@@ -23,10 +23,10 @@ from support import events
 from support.azurite import azurite
 from support.environment import environment
 from support.faulty_store import faulty_store
-from support.ledger import judge_sums
+from support.ledger import check_sums
 from support.process import Forwarder
 from support.stores import container
-from support.webhook import Answer, Post, Webhook
+from support.webhook import Post, Response, Webhook
 
 HUB = "Endpoint=sb://127.0.0.1:1;SharedAccessKeyName=Root;SharedAccessKey=c2VjcmV0IG9mIHRoZSBodWI="
 
@@ -189,13 +189,13 @@ async def test_unreadable_lines_are_kept_and_an_incomplete_last_line_is_removed(
     assert set(webhook.bytes.values()) == set(originals)
 
 
-@pytest.mark.parametrize("answer", [Answer(503), Answer(401), Answer(drop=True)])
+@pytest.mark.parametrize("response", [Response(503), Response(401), Response(drop=True)])
 async def test_a_replay_stops_when_the_sink_is_down_and_keeps_all_dead_letters(
-    webhook: Webhook, tmp_path: Path, answer: Answer
+    webhook: Webhook, tmp_path: Path, response: Response
 ) -> None:
     await store_dead_letters(tmp_path, new_events(100))
     before = stored_lines(tmp_path)
-    webhook.rule = lambda _: answer
+    webhook.rule = lambda _: response
     status, output = await replay(settings(webhook, tmp_path))
     assert (status, stored_lines(tmp_path)) == (1, before)
     assert "\ngiven up, the sink accepts nothing: " in output
@@ -204,7 +204,7 @@ async def test_a_replay_stops_when_the_sink_is_down_and_keeps_all_dead_letters(
 
 async def test_a_transient_failure_of_the_sink_is_retried(webhook: Webhook, tmp_path: Path) -> None:
     await store_dead_letters(tmp_path, new_events(50))
-    webhook.answers.extend([503] * 2)
+    webhook.responses.extend([503] * 2)
     status, output = await replay(settings(webhook, tmp_path))
     assert (status, stored_lines(tmp_path), webhook.total) == (0, [], 50), output
 
@@ -216,7 +216,7 @@ async def test_a_stopped_replay_removes_accepted_dead_letters_and_keeps_the_rest
     originals = new_events(2000)
     await store_dead_letters(tmp_path, originals, max_bytes=10**8)
     before = stored_lines(tmp_path)
-    webhook.rule = lambda _: Answer(delay=0.1)
+    webhook.rule = lambda _: Response(delay=0.1)
     async with Forwarder(settings(webhook, tmp_path), "replay") as command:
         await webhook.until(lambda: webhook.total >= 100)
         command.process.send_signal(number)
@@ -226,7 +226,7 @@ async def test_a_stopped_replay_removes_accepted_dead_letters_and_keeps_the_rest
     assert 0 < len(rest) <= 1900
     assert {*bodies(rest), *webhook.bytes.values()} == set(originals)
     # Requests without a response may have been accepted: ten events each, four at once per batch.
-    assert len(rest) + len(webhook.taken) - 2000 <= 40 * len(files(tmp_path))
+    assert len(rest) + len(webhook.accepted) - 2000 <= 40 * len(files(tmp_path))
     assert rest == [line for line in before if line in set(rest)]
 
 
@@ -235,7 +235,7 @@ async def test_a_replay_that_is_killed_loses_nothing(webhook: Webhook, tmp_path:
     rng = random.Random(seed)
     originals = new_events(600)
     await store_dead_letters(tmp_path, originals)
-    webhook.rule = lambda _: Answer(delay=rng.uniform(0, 0.02))
+    webhook.rule = lambda _: Response(delay=rng.uniform(0, 0.02))
 
     def reached(total: int) -> bool:
         return webhook.total >= total
@@ -263,7 +263,7 @@ async def test_concurrent_replays_lose_nothing_and_report_each_other(
 ) -> None:
     originals = new_events(300)
     await store_dead_letters(tmp_path, originals)
-    webhook.rule = lambda _: Answer(delay=0.02)
+    webhook.rule = lambda _: Response(delay=0.02)
     variables = settings(webhook, tmp_path)
     results = await asyncio.gather(*(replay(variables) for _ in range(2)))
     assert set(webhook.bytes.values()) == set(originals)
@@ -318,31 +318,34 @@ async def test_a_replay_beside_a_running_forwarder_loses_and_duplicates_nothing(
         ledger, webhook = env.ledger, env.webhook
 
         def rule(post: Post) -> int:
-            return 200 if "X-Replay" in post.headers else ledger.answer(post)
+            return 200 if "X-Replay" in post.headers else ledger.respond(post)
 
         webhook.rule = rule
         variables = env.settings(
             DeadLetterMaxBytes="3000000", WebSinkHeaders='{"X-Replay": "yes"}', WebSinkMaxEvents="5"
         )
         async with env.forwarder(DeadLetterMaxBytes="3000000") as forwarder:
-            async with env.traffic(per_second=800, refuse=3):
-                await forwarder.until(lambda: len(ledger.dead()) > 100)
+            async with env.traffic(per_second=800, reject_every=3):
+                await forwarder.until(lambda: len(ledger.dead_lettered()) > 100)
                 for _ in range(4):
                     status, output = await replay(variables)
                     assert status == 0, output
                     assert " 0 stay" in output
             await webhook.until(
-                lambda: ledger.published.keys() == webhook.taken.keys() | ledger.dead().keys()
+                lambda: (
+                    ledger.published.keys()
+                    == webhook.accepted.keys() | ledger.dead_lettered().keys()
+                )
             )
-            dead = ledger.dead()
-            assert max(dead.values(), default=1) == 1
-            assert not dead.keys() & webhook.taken.keys()
+            dead_letters = ledger.dead_lettered()
+            assert max(dead_letters.values(), default=1) == 1
+            assert not dead_letters.keys() & webhook.accepted.keys()
             assert (await replay(variables))[0] == 0
             samples = await forwarder.metrics()
-            judge_sums(samples)
+            check_sums(samples)
         outcome = samples.total("aks_audit_events_total", outcome="dead_lettered")
-        assert outcome == len(ledger.refused)
-        assert webhook.taken.keys() == ledger.published.keys()
+        assert outcome == len(ledger.rejected)
+        assert webhook.accepted.keys() == ledger.published.keys()
         assert webhook.duplicates == 0
         assert not stored_lines(tmp_path)
 
@@ -432,7 +435,7 @@ async def test_invalid_arguments_and_settings_are_reported_with_exit_status_2(
 
 async def test_counts_are_shown_while_the_replay_runs(webhook: Webhook, tmp_path: Path) -> None:
     await store_dead_letters(tmp_path, new_events(60))
-    webhook.rule = lambda _: Answer(delay=0.5)
+    webhook.rule = lambda _: Response(delay=0.5)
     one_by_one = {"WebSinkMaxEvents": "10", "WebSinkConcurrency": "1"}
     async with Forwarder(settings(webhook, tmp_path, **one_by_one), "replay") as command:
         assert await command.wait() == 0

@@ -20,7 +20,7 @@ from support.azurite import azurite
 from support.environment import APP, Environment
 from support.harness import free_port
 from support.process import Forwarder
-from support.webhook import Answer
+from support.webhook import Response
 
 MESSAGE = events.envelope(events.typical_events()[:22])
 KEY = b64encode(b"a key of an event hub's policy!!").decode()
@@ -120,7 +120,7 @@ async def test_no_secret_is_shown_when_the_sink_echoes_it(
     settings = secret_settings(env, tmp_path, login)
     known = [KEY, QUERY, HEADER, *([PASSWORD, BASIC] if login == "url" else [TOKEN])]
     body = "|".join(one for secret in known for one in encodings(secret))
-    env.webhook.rule = lambda _: Answer(status, body=body)
+    env.webhook.rule = lambda _: Response(status, body=body)
     async with env.forwarder(None, **settings) as forwarder:
         await env.webhook.until(lambda: env.webhook.posts[5:])
         shown = await all_output(forwarder)

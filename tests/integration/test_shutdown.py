@@ -14,7 +14,7 @@ from support import stores
 from support.azurite import azurite
 from support.environment import Environment, environment
 from support.process import Forwarder
-from support.webhook import Answer
+from support.webhook import Response
 
 GRACE = 2.5
 CLOSING = 30.0  # maximum seconds for a last checkpoint, ownership and connections
@@ -47,7 +47,7 @@ def slow_sink(seconds: float) -> Callable[[Environment], None]:
     """Return a setup for a slow sink, which accepts requests even of clients that disconnect."""
 
     def prepare(env: Environment) -> None:
-        env.webhook.rule = lambda _: Answer(delay=seconds)
+        env.webhook.rule = lambda _: Response(delay=seconds)
 
     return prepare
 
@@ -77,7 +77,7 @@ MOMENTS = {
 async def heal(env: Environment) -> None:
     """Remove every fault of MOMENTS."""
     await env.server.faults.accept_connections()
-    env.server.faults.wake()
+    env.server.faults.resume()
     env.webhook.rule = None
     await env.webhook.stop()
     await env.webhook.start()
@@ -110,16 +110,16 @@ async def test_stops_at_any_moment(tmp_path: Path) -> None:
             assert drains == (not forwarder.entries("stopping with messages undelivered")), name
             await heal(env)
             stored = stores.embedded(tmp_path)
-            ledger.judge_checkpoints(stored)
+            ledger.check_checkpoints(stored)
             if drains:
-                ledger.judge_stop(stored)
+                ledger.check_stop(stored)
             else:
-                ledger.restarted(stored)
+                ledger.reader_restarted(stored)
         async with env.forwarder() as forwarder:
-            await ledger.settled()
+            await ledger.wait_until_settled()
             await stop(forwarder)
-        ledger.judge_stop(stores.embedded(tmp_path))
-        ledger.classify()
+        ledger.check_stop(stores.embedded(tmp_path))
+        ledger.verify()
 
 
 async def test_sigterm_during_startup_stops_the_process(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ async def test_stops_while_the_checkpoints_are_locked(tmp_path: Path) -> None:
     """A backup may lock them. Missing last checkpoints are logged."""
     async with environment(tmp_path) as env, env.forwarder(CheckpointInterval="60") as forwarder:
         env.ledger.publish(400)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         with closing(sqlite3.connect(tmp_path / "checkpoints.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             assert await stop(forwarder) < CLOSING
@@ -171,21 +171,21 @@ async def test_stops_while_the_store_hangs(tmp_path: Path) -> None:
             assert await stop(forwarder) < CLOSING
         store.resume()
         async with env.replica("one", store) as forwarder:
-            await ledger.settled()
+            await ledger.wait_until_settled()
             store.pause()
             ledger.publish(400)
-            await ledger.settled()
+            await ledger.wait_until_settled()
             assert await stop(forwarder) < CLOSING
         store.resume()
         stored = await stores.shared(store)
-        ledger.judge_checkpoints(stored)
-        ledger.restarted(stored)
+        ledger.check_checkpoints(stored)
+        ledger.reader_restarted(stored)
         async with env.replica("two", store) as forwarder:
             ledger.publish(400)
-            await ledger.settled()
+            await ledger.wait_until_settled()
             await stop(forwarder)
-        ledger.judge_checkpoints(await stores.shared(store))
-        ledger.classify()
+        ledger.check_checkpoints(await stores.shared(store))
+        ledger.verify()
 
 
 async def test_ends_a_task_that_swallows_its_cancellation() -> None:

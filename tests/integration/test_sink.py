@@ -25,7 +25,7 @@ from forwarder.errors import FaultError, MisconfiguredError, Rejected, Retryable
 from forwarder.sink.response import classify
 from support import events
 from support.inprocess import delivering
-from support.webhook import Answer, Webhook
+from support.webhook import Response, Webhook
 
 ONE_PER_POST = {"WebSinkMaxEvents": "1", "WebSinkConcurrency": "100"}
 """One event per POST, all at once."""
@@ -86,7 +86,7 @@ async def test_any_2xx_status_accepts_the_events(
     webhook.rule = lambda _: status
     message = new_message(3)
     async with delivering(webhook.url, tmp_path, **ONE_PER_POST) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
         assert await delivery.total("posts_total", status=str(status)) == 3
@@ -98,24 +98,24 @@ async def test_events_that_a_busy_or_failing_sink_did_not_accept_are_retried(
     webhook: Webhook, tmp_path: Path
 ) -> None:
     busy = [408, 425, 429, 500, 502, 503, 504, 599]
-    answers: list[Answer | int] = [
+    responses: list[Response | int] = [
         *busy,
-        Answer(429, {"Retry-After": "0"}),
-        Answer(429, {"Retry-After": "Mon, 23 Nov 2026 09:14:10 GMT"}),
-        Answer(503, {"Retry-After": "soon"}),
-        Answer(drop=True),
-        Answer(delay=math.inf),
+        Response(429, {"Retry-After": "0"}),
+        Response(429, {"Retry-After": "Mon, 23 Nov 2026 09:14:10 GMT"}),
+        Response(503, {"Retry-After": "soon"}),
+        Response(drop=True),
+        Response(delay=math.inf),
     ]
-    message = new_message(len(answers))
-    pending = dict(zip(message.events, answers, strict=True))
+    message = new_message(len(responses))
+    pending = dict(zip(message.events, responses, strict=True))
     webhook.rule = lambda post: pending.pop(post.body, None)
     async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.5", **ONE_PER_POST) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
         samples = await delivery.metrics()
-        assert await delivery.outcomes() == {"delivered": len(answers)}
+        assert await delivery.outcomes() == {"delivered": len(responses)}
         assert delivery.dead_letters() == []
-    assert webhook.taken == {events.key(event): 1 for event in message.events}
+    assert webhook.accepted == {events.key(event): 1 for event in message.events}
     expected = Counter(map(str, [*busy, 429, 429, 503])) + Counter(timeout=1, connection=1)
     assert {
         dict(labels)["reason"]: value
@@ -124,7 +124,7 @@ async def test_events_that_a_busy_or_failing_sink_did_not_accept_are_retried(
     } == expected
     assert samples.total("aks_audit_posts_total", status="error") == 2
     assert samples.total("aks_audit_posts_total", status="429") == 3
-    assert samples.total("aks_audit_posts_total", status="200") == len(answers)
+    assert samples.total("aks_audit_posts_total", status="200") == len(responses)
 
 
 _SLOW_CLOCK = {
@@ -138,9 +138,9 @@ _SLOW_CLOCK = {
 async def test_retry_after_delays_the_retry(
     webhook: Webhook, tmp_path: Path, status: int, headers: dict[str, str]
 ) -> None:
-    webhook.answers.append(Answer(status, headers))
+    webhook.responses.append(Response(status, headers))
     async with delivering(webhook.url, tmp_path, **ONE_PER_POST) as delivery:
-        await delivery.take(new_message(1).body)
+        await delivery.submit(new_message(1).body)
         await delivery.drain()
     first, second = webhook.posts
     assert second.at - first.at >= 1
@@ -173,7 +173,7 @@ async def test_a_response_that_is_not_http_is_retried(tmp_path: Path, response: 
 
     message = new_message(1)
     async with raw_sink(respond) as url, delivering(url, tmp_path, **ONE_PER_POST) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 1}
         assert await delivery.total("posts_total", status="error") == 1
@@ -187,7 +187,7 @@ async def test_an_unreachable_sink_receives_every_event_after_it_recovers(
     await webhook.stop()
     message = new_message(30)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="10") as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.until(lambda: delivery.entries("sink down"))
         assert await delivery.total("sink_up") == 0
         assert "refuses connections" in delivery.entries("sink down")[0]["reason"]
@@ -197,15 +197,15 @@ async def test_an_unreachable_sink_receives_every_event_after_it_recovers(
         assert await delivery.total("sink_up") == 1
         assert len(delivery.entries("sink down")) == len(delivery.entries("sink up")) == 1
         assert await delivery.outcomes() == {"delivered": 30}
-    assert webhook.taken == {events.key(event): 1 for event in message.events}
+    assert webhook.accepted == {events.key(event): 1 for event in message.events}
 
 
 async def test_a_timeout_of_the_sink_is_logged_with_its_setting(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(delay=math.inf)
+    webhook.rule = lambda _: Response(delay=math.inf)
     async with delivering(webhook.url, tmp_path, WebSinkTimeout="0.2", **ONE_PER_POST) as delivery:
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         reason = delivery.entries("sink down")[0]["reason"]
         assert reason.startswith("no answer in 0.2 s; ")
@@ -230,7 +230,7 @@ async def test_an_endless_response_body_is_not_read_completely(tmp_path: Path, h
 
     async with raw_sink(respond) as url, delivering(url, tmp_path, **ONE_PER_POST) as delivery:
         for _ in range(2):
-            await delivery.take(new_message(1).body)
+            await delivery.submit(new_message(1).body)
             await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 2}
         assert await delivery.total("post_retries_total") == 0
@@ -245,19 +245,21 @@ async def test_a_rejected_list_is_halved_until_the_bad_events_are_isolated(
     message = new_message(64)
     bad = [message.events[17], message.events[63]]
     webhook.rule = lambda post: (
-        Answer(status, body="bad \n event" + "!" * 10_000)
+        Response(status, body="bad \n event" + "!" * 10_000)
         if any(event in post.body for event in bad)
         else None
     )
     async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(b'{"records":[]}')
-        await delivery.take(message.body)
+        await delivery.submit(b'{"records":[]}')
+        await delivery.submit(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 62, "dead_lettered": 2}
         assert await delivery.total("post_retries_total") == 0
         assert await delivery.total("sink_up") == 1
         records = delivery.dead_letters()
-    assert webhook.taken == {events.key(event): 1 for event in message.events if event not in bad}
+    assert webhook.accepted == {
+        events.key(event): 1 for event in message.events if event not in bad
+    }
     assert [record["body"].encode() for record in records] == bad
     for record in records:
         assert record["reason"].startswith(f"refused by the sink: {status} bad event!")
@@ -282,10 +284,10 @@ async def test_a_misconfigured_sink_is_retried_and_its_remedy_is_logged(
     webhook: Webhook, tmp_path: Path, status: int
 ) -> None:
     elsewhere = webhook.url.replace("k8s_audit", "elsewhere")
-    webhook.rule = lambda _: Answer(status, {"Location": elsewhere}, body="other")
+    webhook.rule = lambda _: Response(status, {"Location": elsewhere}, body="other")
     message = new_message(20)
     async with delivering(webhook.url, tmp_path, WebSinkMaxEvents="5") as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await webhook.until(lambda: webhook.statuses[status] >= 4)
         assert [entry["level"] for entry in delivery.entries("sink down")] == ["error"]
         reason = delivery.entries("sink down")[0]["reason"]
@@ -298,7 +300,7 @@ async def test_a_misconfigured_sink_is_retried_and_its_remedy_is_logged(
         assert await delivery.total("sink_up") == 1
         assert await delivery.outcomes() == {"delivered": 20}
         assert delivery.dead_letters() == []
-    assert webhook.taken == {events.key(event): 1 for event in message.events}
+    assert webhook.accepted == {events.key(event): 1 for event in message.events}
     assert {(post.method, post.path) for post in webhook.posts} == {("POST", "/k8s_audit")}
 
 
@@ -310,7 +312,7 @@ async def test_a_sink_that_rejects_everything_causes_a_fixed_number_of_dead_lett
     message = new_message(40)
     variables = {"WebSinkMaxRejects": "6", "WebSinkMaxEvents": max_events}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.until(lambda: delivery.entries("sink down"))
         assert "WebSinkMaxRejects" in delivery.entries("sink down")[0]["reason"]
         assert await delivery.total("sink_up") == 0
@@ -335,7 +337,7 @@ async def test_rejections_between_acceptances_do_not_count_as_misconfiguration(
     webhook.rule = lambda post: 400 if post.body in bad else None
     variables = {"WebSinkMaxRejects": "2", "WebSinkMaxEvents": "1", "WebSinkConcurrency": "1"}
     async with delivering(webhook.url, tmp_path, **variables) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 10, "dead_lettered": 20}
         assert not delivery.entries("sink down")
@@ -364,7 +366,7 @@ async def test_https_with_a_custom_ca(ca: trustme.CA, ca_file: Path, tmp_path: P
         Webhook(tls=server_tls(ca)) as webhook,
         delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file)) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
 
@@ -378,7 +380,7 @@ async def test_an_untrusted_sink_certificate_is_refused_and_logged(
         Webhook(tls=tls) as webhook,
         delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         message = {"ca": "is signed by an unknown CA", "host": "is for another name"}[mismatch]
         assert message in delivery.entries("sink down")[0]["reason"]
@@ -397,7 +399,7 @@ async def test_a_missing_client_certificate_is_logged_with_its_settings(
         Webhook(tls=tls) as webhook,
         delivering(webhook.url, tmp_path, WebSinkCAFile=str(ca_file), **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         assert (
             "set WebSinkCertFile and WebSinkKeyFile" in delivery.entries("sink down")[0]["reason"]
@@ -422,7 +424,7 @@ async def test_a_sink_that_requires_a_client_certificate_accepts_only_clients_wi
         Webhook(tls=tls) as webhook,
         delivering(webhook.url, tmp_path, **variables, **ONE_PER_POST) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         if has_certificate:
             await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 3}
@@ -435,16 +437,16 @@ async def test_a_changed_token_file_is_reloaded(webhook: Webhook, tmp_path: Path
     token = tmp_path / "token"
     token.write_text("first-token\n")
     async with delivering(webhook.url, tmp_path, WebSinkTokenFile=str(token)) as delivery:
-        await delivery.take(new_message(1).body)
+        await delivery.submit(new_message(1).body)
         await delivery.drain()
         replaced = tmp_path / "replaced"
         replaced.write_text("other-token")
         replaced.replace(token)  # as the kubelet does
-        await delivery.take(new_message(1).body)
+        await delivery.submit(new_message(1).body)
         await delivery.drain()
         token.unlink()
         for _ in range(3):
-            await delivery.take(new_message(1).body)
+            await delivery.submit(new_message(1).body)
             await delivery.drain()
         assert len(delivery.entries("token file cannot be read")) == 1
         assert "-token" not in delivery.output
@@ -456,7 +458,7 @@ async def test_each_post_has_the_extra_headers_and_the_exact_content_type(
 ) -> None:
     headers = '{"X-Cluster": "prod", "Authorization": "Splunk s3cret"}'
     async with delivering(webhook.url, tmp_path, WebSinkHeaders=headers) as delivery:
-        await delivery.take(new_message(1).body)
+        await delivery.submit(new_message(1).body)
         await delivery.drain()
         assert "s3cret" not in delivery.output
     sent = webhook.posts[0].headers
@@ -470,7 +472,7 @@ async def test_a_user_in_the_url_becomes_basic_authentication_and_is_never_logge
     url = webhook.url.replace("//", "//falco:pa%40ss@") + "?key=abc"
     async with delivering(url, tmp_path, VerboseLevel="4", **ONE_PER_POST) as delivery:
         webhook.rule = lambda _: 401
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.until(lambda: delivery.entries("sink down"))
         webhook.rule = None
         await delivery.drain()
@@ -494,12 +496,12 @@ async def test_credentials_echoed_by_the_sink_reach_neither_the_log_nor_dead_let
         "headers": {"WebSinkHeaders": '{"Authorization": "Splunk s3cr3t-key"}'},
     }[source]
     message = new_message(4)
-    webhook.rule = lambda post: Answer(
+    webhook.rule = lambda post: Response(
         400 if post.body == message.events[0] else status,
         body=f"not for {post.headers['Authorization']}",
     )
     async with delivering(url, tmp_path, **variables, **ONE_PER_POST) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         await delivery.until(lambda: delivery.entries("sink down") and delivery.dead_letters())
         shown = delivery.output + str(delivery.dead_letters())
     assert "not for" in shown
@@ -559,12 +561,12 @@ async def test_renewed_certificates_are_reloaded(tmp_path: Path) -> None:
         Webhook(tls=client_tls(old)) as webhook,
         delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.drain()
         await webhook.stop()
         webhook.tls = client_tls(new)
         await webhook.start()
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.wait_for("sink down")
         secret.write(new)
         await delivery.drain()
@@ -582,7 +584,7 @@ async def test_an_encrypted_renewed_key_does_not_prompt_for_its_pass_phrase(
         delivering(webhook.url, tmp_path / "state", **secret.settings) as delivery,
     ):
         secret.encrypt()
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.wait_for("sink certificate files cannot be read")
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}
@@ -604,7 +606,7 @@ async def test_an_expiring_client_certificate_is_logged_with_its_date(tmp_path: 
         assert (
             await delivery.total(name, file=secret.settings["WebSinkCAFile"]) > time.time() + year
         )
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.drain()
         (entry,) = delivery.entries("client certificate expires")
         date = f"{expiry:%FT%TZ}"
@@ -612,7 +614,7 @@ async def test_an_expiring_client_certificate_is_logged_with_its_date(tmp_path: 
         await asyncio.sleep(3)
         await webhook.stop()
         await webhook.start()
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         down = await delivery.wait_for("sink down")
         assert down["reason"].startswith(f"the client certificate in {file} has expired on {date}")
         secret.write(ca)
@@ -628,6 +630,6 @@ async def test_https_with_a_ca_in_trusted_ca_file(
         Webhook(tls=server_tls(ca)) as webhook,
         delivering(webhook.url, tmp_path, TrustedCAFile=str(ca_file)) as delivery,
     ):
-        await delivery.take(new_message(3).body)
+        await delivery.submit(new_message(3).body)
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 3}

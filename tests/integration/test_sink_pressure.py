@@ -14,7 +14,7 @@ from support.environment import environment
 from support.eventhubs import Server
 from support.harness import HUB
 from support.inprocess import DeliveryOnly, delivering, forwarding
-from support.webhook import Answer, Webhook, unpack
+from support.webhook import Response, Webhook, unpack
 
 
 @asynccontextmanager
@@ -24,7 +24,7 @@ async def backlog(
     """Submit this many events to four partitions."""
     async with delivering(webhook.url, state, **variables) as delivery:
         for number, message in enumerate(events.messages(waiting, per_message=100)):
-            await delivery.take(message.body, str(number % 4))
+            await delivery.submit(message.body, str(number % 4))
         yield delivery
 
 
@@ -54,7 +54,7 @@ async def test_a_backlog_is_delivered_within_seconds_of_the_first_success(
             await asyncio.sleep(seconds)
             webhook.rule = None
             await webhook.until(lambda: webhook.first, 10)
-            await webhook.until(lambda: len(webhook.taken) == 8_000, 5)
+            await webhook.until(lambda: len(webhook.accepted) == 8_000, 5)
             assert webhook.duplicates == 0
 
 
@@ -78,7 +78,7 @@ async def test_a_slow_sink_receives_few_duplicates_and_is_never_idle(tmp_path: P
         assert (entry["message"], entry["demand"]) == ("post concurrency reduced", 16)
         webhook.rate = 100_000
         for number, message in enumerate(events.messages(4_000, per_message=100)):
-            await delivery.take(message.body, str(number % 4))
+            await delivery.submit(message.body, str(number % 4))
         await delivery.drain()
         assert await delivery.total("post_concurrency") > 4
         assert delivery.entries("post concurrency restored")
@@ -92,7 +92,7 @@ async def test_a_burst_after_idle_time_or_an_outage_does_not_count_as_a_slow_sin
     async with backlog(webhook, tmp_path, 3_000) as delivery:
         await delivery.drain()
         webhook.rule = lambda _: 503
-        await delivery.take(next(events.messages(1)).body)
+        await delivery.submit(next(events.messages(1)).body)
         await delivery.wait_for("sink down")
         webhook.rule = None
         await delivery.drain()
@@ -100,9 +100,9 @@ async def test_a_burst_after_idle_time_or_an_outage_does_not_count_as_a_slow_sin
         if idle:
             await asyncio.sleep(6)
         else:
-            webhook.answers.append(Answer(429, {"Retry-After": "6"}))
+            webhook.responses.append(Response(429, {"Retry-After": "6"}))
         for number, message in enumerate(events.messages(400, per_message=100)):
-            await delivery.take(message.body, str(number))
+            await delivery.submit(message.body, str(number))
         await delivery.drain()
         assert await delivery.total("post_concurrency") > 1
         assert not delivery.entries("post concurrency")
@@ -122,7 +122,7 @@ async def test_a_slow_sink_with_a_backlog_of_20000_events(
             env.hub.publish(number % 4, message.body)
         settings = {"WebSinkTimeout": sink_timeout, "WebSinkMaxEvents": "100", "VerboseLevel": "1"}
         async with env.forwarder(None, **settings):
-            await webhook.until(lambda: len(webhook.taken) == waiting, 4 * waiting / rate)
+            await webhook.until(lambda: len(webhook.accepted) == waiting, 4 * waiting / rate)
             assert webhook.first
             assert webhook.duplicates < 0.05 * waiting
             assert webhook.busy > 0.85 * (time.time() - webhook.first)
@@ -131,7 +131,7 @@ async def test_a_slow_sink_with_a_backlog_of_20000_events(
 async def test_a_sink_with_a_constant_latency_receives_concurrent_posts(tmp_path: Path) -> None:
     """Its latency does not depend on concurrency: 40 sequential lists would take 60 s."""
     async with Webhook() as webhook:
-        webhook.rule = lambda _: Answer(delay=1.5)
+        webhook.rule = lambda _: Response(delay=1.5)
         async with backlog(webhook, tmp_path, 4_000, WebSinkTimeout="3") as delivery:
             started = time.monotonic()
             await delivery.drain()
@@ -142,14 +142,14 @@ async def test_a_sink_with_a_constant_latency_receives_concurrent_posts(tmp_path
 
 async def test_a_sink_that_times_out_on_large_lists_receives_smaller_ones(tmp_path: Path) -> None:
     async with Webhook() as webhook:
-        webhook.rule = lambda post: Answer(delay=9 if len(unpack(post.body)) > 30 else 0)
+        webhook.rule = lambda post: Response(delay=9 if len(unpack(post.body)) > 30 else 0)
         async with backlog(webhook, tmp_path, 400, WebSinkTimeout="0.3") as delivery:
             await delivery.drain()
             assert await delivery.outcomes() == {"delivered": 400}
             assert max(webhook.sizes) <= 30
             webhook.rule = None
             for message in events.messages(2_000, per_message=100):
-                await delivery.take(message.body)
+                await delivery.submit(message.body)
             await delivery.drain()
             assert max(webhook.sizes) == 100
 
@@ -157,11 +157,11 @@ async def test_a_sink_that_times_out_on_large_lists_receives_smaller_ones(tmp_pa
 # An outage
 
 
-@pytest.mark.parametrize("answer", [Answer(503), Answer(429), Answer(drop=True)], ids=str)
+@pytest.mark.parametrize("response", [Response(503), Response(429), Response(drop=True)], ids=str)
 async def test_one_post_probes_a_sink_that_is_down_and_all_resume_when_it_recovers(
-    webhook: Webhook, tmp_path: Path, answer: Answer
+    webhook: Webhook, tmp_path: Path, response: Response
 ) -> None:
-    webhook.rule = lambda _: answer
+    webhook.rule = lambda _: response
     async with backlog(webhook, tmp_path, 4_000) as delivery:
         await delivery.wait_for("sink down")
         await asyncio.sleep(6)
@@ -197,7 +197,7 @@ async def test_a_stop_during_an_outage_drains_when_the_sink_recovers(tmp_path: P
         async with env.forwarder() as forwarder:
             await forwarder.wait_for("partition claimed")
             env.ledger.publish(10)
-            await env.webhook.until(lambda: len(env.webhook.taken) == 2_010)
+            await env.webhook.until(lambda: len(env.webhook.accepted) == 2_010)
         assert env.webhook.duplicates == 0
 
 
@@ -205,7 +205,7 @@ async def test_a_stop_during_an_outage_drains_when_the_sink_recovers(tmp_path: P
 async def test_retry_after_zero_causes_no_busy_loop(
     webhook: Webhook, tmp_path: Path, header: str
 ) -> None:
-    webhook.rule = lambda _: Answer(429, {"Retry-After": header})
+    webhook.rule = lambda _: Response(429, {"Retry-After": header})
     async with backlog(webhook, tmp_path, 100):
         await asyncio.sleep(2)
         assert len(webhook.posts) < 8
@@ -214,7 +214,7 @@ async def test_retry_after_zero_causes_no_busy_loop(
 async def test_a_long_retry_after_makes_the_forwarder_unready_but_not_dead(
     server: Server, webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(429, {"Retry-After": "300"})
+    webhook.rule = lambda _: Response(429, {"Retry-After": "300"})
     server.hubs[HUB].publish(0, next(events.messages(1)).body)
     async with forwarding(server, webhook.url, tmp_path, StallTimeout="1") as running:
         await running.wait_for("sink down")
@@ -236,7 +236,7 @@ async def test_nothing_is_lost_while_the_sink_flaps_for_two_minutes(tmp_path: Pa
                     (1e9, None),
                     (300, None),
                     (1e9, lambda _: 429),
-                    (1e9, lambda _: Answer(drop=True)),
+                    (1e9, lambda _: Response(drop=True)),
                 ):
                     webhook.rate, webhook.rule = rate, rule
                     await asyncio.sleep(7)
@@ -245,7 +245,7 @@ async def test_nothing_is_lost_while_the_sink_flaps_for_two_minutes(tmp_path: Pa
             webhook.rate, webhook.rule = 1e9, None
             await forwarder.wait_for("sink up")
         async with env.forwarder(WebSinkMaxEvents="100"):
-            await env.ledger.settled(60)
+            await env.ledger.wait_until_settled(60)
         assert set(limits[2::4] + limits[3::4]) == {1}
         assert webhook.duplicates < 0.1 * webhook.total
 
@@ -253,30 +253,30 @@ async def test_nothing_is_lost_while_the_sink_flaps_for_two_minutes(tmp_path: Pa
 # Events that a sink cannot process
 
 
-@pytest.mark.parametrize("answer", [Answer(500, body="EOF"), Answer(drop=True)], ids=str)
+@pytest.mark.parametrize("response", [Response(500, body="EOF"), Response(drop=True)], ids=str)
 async def test_an_event_that_makes_the_sink_fail_does_not_affect_others(
-    webhook: Webhook, tmp_path: Path, answer: Answer
+    webhook: Webhook, tmp_path: Path, response: Response
 ) -> None:
     """CrowdSec, for example, responds with 500 to a list with one event that it cannot parse."""
     small = [*next(events.messages(100, per_message=100, events=events.typical_events())).events]
     bad = small[0].replace(b'"auditID":"', b'"auditID":"bad')
-    webhook.rule = lambda post: answer if bad in post.body else None
+    webhook.rule = lambda post: response if bad in post.body else None
     later = events.messages(10_000, per_message=1)
     async with delivering(webhook.url, tmp_path, WebSinkTimeout="1") as delivery:
-        await delivery.take(events.envelope([*small[:30], bad, *small[30:]]))
-        await webhook.until(lambda: len(webhook.taken) == 100)
+        await delivery.submit(events.envelope([*small[:30], bad, *small[30:]]))
+        await webhook.until(lambda: len(webhook.accepted) == 100)
         watermark = delivery.partitions["0"].watermark
         assert watermark.position is None
         async with asyncio.timeout(60):
             while not (records := delivery.dead_letters()):
-                await delivery.take(next(later).body)
+                await delivery.submit(next(later).body)
                 await asyncio.sleep(0.3)
         assert [record["body"].encode() for record in records] == [bad]
-        assert ("500 EOF" in records[0]["reason"]) != answer.drop
+        assert ("500 EOF" in records[0]["reason"]) != response.drop
         await delivery.drain()
         assert watermark.oldest is None
         assert (await delivery.outcomes())["dead_lettered"] == 1
-    assert all(webhook.taken[events.key(event)] == 1 for event in small)
+    assert all(webhook.accepted[events.key(event)] == 1 for event in small)
     assert webhook.duplicates == 0
 
 
@@ -289,15 +289,15 @@ async def test_an_event_is_retried_while_the_sink_accepts_none(
     async with delivering(
         webhook.url, tmp_path, WebSinkTimeout="0.2", WebSinkMaxEvents="1"
     ) as delivery:
-        await delivery.take(message.body)
+        await delivery.submit(message.body)
         for other in others:
-            await delivery.take(other.body, "1")
+            await delivery.submit(other.body, "1")
             await asyncio.sleep(0.1)
         await webhook.until(lambda: webhook.statuses[500] > 15)
         webhook.rule = lambda post: None if post.body == message.events[0] else 400
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 1, "dead_lettered": 40}
-    assert [*webhook.taken] == [events.key(message.events[0])]
+    assert [*webhook.accepted] == [events.key(message.events[0])]
 
 
 @pytest.mark.parametrize("concurrency", ["1", "4"])
@@ -323,10 +323,12 @@ async def test_an_event_that_falco_cannot_parse_does_not_affect_others(tmp_path:
         Webhook(falco=True) as webhook,
         delivering(webhook.url, tmp_path, WebSinkConcurrency="1") as delivery,
     ):
-        await delivery.take(events.envelope([*small[:10], deep, *small[10:30], large, *small[30:]]))
+        await delivery.submit(
+            events.envelope([*small[:10], deep, *small[10:30], large, *small[30:]])
+        )
         await delivery.drain()
         assert await delivery.outcomes() == {"delivered": 42}
-        assert webhook.taken == {events.key(event): 1 for event in small}
+        assert webhook.accepted == {events.key(event): 1 for event in small}
         sizes = [len(unpack(post.body)) for post in webhook.posts]
         assert sizes == [10, 1, 20, 1, 10]
         assert unpack(webhook.posts[1].body) == [deep]
@@ -338,6 +340,6 @@ async def test_an_event_nested_deeper_than_100_levels_is_posted_alone(
 ) -> None:
     small = events.typical_events()[:4]
     async with delivering(webhook.url, tmp_path) as delivery:
-        await delivery.take(events.envelope([*small[:2], nested(levels), *small[2:]]))
+        await delivery.submit(events.envelope([*small[:2], nested(levels), *small[2:]]))
         await delivery.drain()
     assert len(webhook.posts) == posts

@@ -16,7 +16,7 @@ from support import events
 from support.eventhubs import Server
 from support.harness import HUB
 from support.inprocess import InProcess, forwarding
-from support.webhook import Answer, Webhook
+from support.webhook import Response, Webhook
 
 
 def state(delivered: int, lag: int = 0) -> State:
@@ -47,7 +47,7 @@ class _Tags(HTMLParser):
 async def test_the_page_shows_deliveries_and_failures_and_no_secret(
     webhook: Webhook, tmp_path: Path
 ) -> None:
-    webhook.rule = lambda _: Answer(409, body="<b>who</b> are you")
+    webhook.rule = lambda _: Response(409, body="<b>who</b> are you")
     async with Server({HUB: 2}) as server:
         hub = server.hubs[HUB]
         for message in events.messages(30, per_message=10):

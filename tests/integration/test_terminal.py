@@ -8,7 +8,7 @@ from pathlib import Path
 from support import events
 from support.environment import APP, Environment
 from support.process import Forwarder
-from support.webhook import Answer
+from support.webhook import Response
 
 FORGED = "ok      sink            all parts answer"
 HOSTILE = f"\x1b[2J\x9b31m\r\n{FORGED}\n\u2028\u202e\x07\\U0041"
@@ -28,7 +28,7 @@ async def test_no_output_contains_escape_sequences_or_forged_lines(
     env.hub.publish(0, events.envelope([hostile_event()]))
     record = {"category": HOSTILE, "properties": {"log": "x"}}
     env.hub.publish(0, json.dumps({"records": [record, HOSTILE]}).encode())
-    env.webhook.rule = lambda _: Answer(400, body=HOSTILE)
+    env.webhook.rule = lambda _: Response(400, body=HOSTILE)
     settings = {"VerboseLevel": "3", "LogFormat": "text"}
     async with env.forwarder(None, **settings) as forwarder:
         await forwarder.until(lambda: "audit event" in forwarder.output)
@@ -55,13 +55,13 @@ async def test_the_reason_for_giving_up_a_replay_contains_no_escape_sequences(
     env: Environment,
 ) -> None:
     env.hub.publish(0, events.envelope(events.typical_events()[:1]))
-    env.webhook.rule = lambda _: Answer(400)
+    env.webhook.rule = lambda _: Response(400)
     async with env.forwarder(None) as forwarder:
         await env.webhook.until(lambda: env.webhook.posts)
         await asyncio.sleep(1)
         forwarder.terminate()
         await forwarder.wait()
-    env.webhook.rule = lambda _: Answer(503, body=HOSTILE)
+    env.webhook.rule = lambda _: Response(503, body=HOSTILE)
     async with Forwarder(forwarder.environment, "replay", app=APP) as running:
         assert await running.wait() == 1
     assert "given up" in running.stderr

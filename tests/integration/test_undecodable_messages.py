@@ -26,7 +26,7 @@ async def test_an_undecodable_message_does_not_stop_its_partition(tmp_path: Path
             env.hub.partitions[0].append(body, b"", None)
         env.ledger.publish(20)
         async with env.forwarder(None, StallTimeout="6") as forwarder:
-            await forwarder.until(lambda: len(env.webhook.taken) == 20)
+            await forwarder.until(lambda: len(env.webhook.accepted) == 20)
             async with asyncio.timeout(90):
                 while await _dead_lettered(forwarder) < len(BODIES):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(0.1)
@@ -56,13 +56,13 @@ async def test_unreadable_annotations_stop_no_partition_and_lose_no_checkpoint(
             head = b"\x00\x53\x72\xd1" + size + entries if heads else b""
             stored[-1] = stored[-1]._replace(head=head + section + rest)
         async with env.forwarder(None) as forwarder:
-            await forwarder.until(lambda: len(env.webhook.taken) == 50)
+            await forwarder.until(lambda: len(env.webhook.accepted) == 50)
             forwarder.terminate()
             assert await forwarder.wait() == 0
             assert not forwarder.entries("receiving failed")
         env.ledger.publish(10)
         async with env.forwarder(None, StartPosition="latest") as forwarder:
-            await forwarder.until(lambda: len(env.webhook.taken) == 60)
+            await forwarder.until(lambda: len(env.webhook.accepted) == 60)
             assert not forwarder.entries("checkpoint unusable, it is ignored")
     assert env.webhook.duplicates == 0
 

@@ -23,7 +23,7 @@ async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -
             env.replica("one", store.front) as one,
             env.replica("two", store.front) as two,
         ):
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             await _owned(one, two, [2, 2])
             async with stores.container(store.back) as container:  # of a replica that was killed
                 hub = f"127.0.0.1:{env.server.port}/{HUB}/$default"
@@ -37,7 +37,7 @@ async def test_replicas_do_not_take_partitions_from_each_other(tmp_path: Path) -
             assert env.webhook.duplicates - before <= 400, "more than once for each event"
             two.kill()  # the hub has no reader for its partitions
             env.ledger.publish(400)
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
 
 
 async def test_a_reclaimed_partition_resumes_from_its_position(tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ async def test_a_reclaimed_partition_resumes_from_its_position(tmp_path: Path) -
         await forwarder.until(lambda: _claims(forwarder, 2))
         store.status = 503
         env.ledger.publish(400)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         for times in range(1, 4):
             env.server.faults.detach("amqp:link:stolen")
             await forwarder.until(lambda: _claims(forwarder, 2 + 2 * times))  # noqa: B023 - now
             env.ledger.publish(20)
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
         assert env.webhook.duplicates == 0
         store.status = 0
 
@@ -75,10 +75,10 @@ async def test_a_start_position_that_cannot_be_stored_blocks_only_its_own_partit
             assert forwarder.entries("checkpoints cannot be written")
             for number in (1, 2):
                 env.ledger.publish(20, number)
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             env.ledger.publish(20, 0)  # published after the first poll, so it must not be skipped
             store.refused_path = ""
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
 
 
 def _claims(forwarder: Forwarder, count: int) -> bool:

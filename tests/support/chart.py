@@ -89,7 +89,7 @@ def environment(
 def mounted_files(manifests: Iterable[Manifest]) -> list[str]:
     """Return the paths of all files mounted from Secrets, existing ConfigMaps and a CSI driver.
 
-    The chart does not know which files the driver mounts: they are taken from the settings.
+    The chart does not know which files the driver mounts: their paths come from the settings.
     """
     manifests = list(manifests)
     spec = pod(manifests)

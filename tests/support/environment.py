@@ -63,17 +63,17 @@ class Environment:
         return self.forwarder(self.state / name, **shared)
 
     @asynccontextmanager
-    async def traffic(self, per_second: int = 500, *, refuse: int = 0) -> AsyncIterator[None]:
+    async def traffic(self, per_second: int = 500, *, reject_every: int = 0) -> AsyncIterator[None]:
         """Publish events, ten per message, while the block runs.
 
         At most 20 s of events are pending: otherwise a busy machine would never catch up.
         """
-        ledger, taken = self.ledger, self.webhook.taken
+        ledger, accepted = self.ledger, self.webhook.accepted
 
         async def publish() -> None:
             while True:
-                if len(ledger.published) - len(taken) - len(ledger.refused) < 20 * per_second:
-                    ledger.publish(10, refuse=refuse)
+                if len(ledger.published) - len(accepted) - len(ledger.rejected) < 20 * per_second:
+                    ledger.publish(10, reject_every=reject_every)
                 await asyncio.sleep(10 / per_second)
 
         task = asyncio.create_task(publish())

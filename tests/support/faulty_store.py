@@ -23,8 +23,8 @@ class FaultyStore:
         """Status returned for every PUT and DELETE instead of the store's own; 0 for none."""
         self.refused_path = ""
         """PUT and DELETE of blobs whose path contains this are refused with 503."""
-        self.unlisted = 0
-        """Number of next listings of checkpoints that are refused with 503."""
+        self.refused_listings = 0
+        """Number of upcoming checkpoint listings that are refused with 503."""
         self.delay = 0.0
         """Seconds before each response."""
         self._client = client
@@ -36,7 +36,7 @@ class FaultyStore:
         return self.back.connection_string.split("AccountKey=")[1].split(";")[0]
 
     async def start(self) -> None:
-        """Start to listen; after a stop, on the same port."""
+        """Start listening; after a stop, on the same port."""
         self._runner = web.ServerRunner(web.Server(self._forward), shutdown_timeout=0.01)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.front.port).start()
@@ -54,8 +54,8 @@ class FaultyStore:
         refused = self.refused_path and self.refused_path in request.path
         if (status := 503 if refused else self.status) and request.method in {"PUT", "DELETE"}:
             return web.Response(status=status, headers={"x-ms-error-code": "Requested"})
-        if self.unlisted and "/checkpoint/" in request.query.get("prefix", ""):
-            self.unlisted -= 1
+        if self.refused_listings and "/checkpoint/" in request.query.get("prefix", ""):
+            self.refused_listings -= 1
             return web.Response(status=503)
         url = URL(f"http://127.0.0.1:{self.back.port}{request.raw_path}", encoded=True)
         async with self._client.request(

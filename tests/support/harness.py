@@ -1,4 +1,4 @@
-"""What tests read of a forwarder, in this process or a child: log, metrics, stored state."""
+"""What tests read from a forwarder, in this process or a child: log, metrics, stored state."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ OUTCOMES = {"delivered", "dead_lettered", "skipped", "filtered", "dropped"}
 
 
 # A port is chosen some time before its process listens. To avoid collisions, each worker of
-# pytest-xdist has a range of its own, outside of the ephemeral ports.
+# pytest-xdist has its own range, outside the ephemeral ports.
 _PORTS = 2_000
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _numbers = itertools.count(random.randrange(_PORTS))
@@ -71,8 +71,8 @@ class Harness:
         """Its log entries."""
         return [json.loads(line) for line in self.output.splitlines()]
 
-    def ended(self) -> str:
-        """Return how it ended, or "" while it runs."""
+    def exit_reason(self) -> str:
+        """Return why it ended, or "" while it runs."""
         raise NotImplementedError
 
     def entries(self, message: str = "") -> list[dict[str, Any]]:
@@ -132,12 +132,12 @@ class Harness:
         """Wait until the condition, which may be awaitable, holds."""
         deadline = time.monotonic() + timeout
         while True:
-            ended = self.ended()
+            reason = self.exit_reason()
             held = condition()
             if await held if inspect.isawaitable(held) else held:
                 return
-            if ended:
-                raise RuntimeError(f"{ended}\n{self._tail()}")
+            if reason:
+                raise RuntimeError(f"{reason}\n{self._tail()}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"after {timeout} s:\n{self._tail()}")
             await self._change()
@@ -147,15 +147,15 @@ class Harness:
         await self.until(lambda: self.entries(message), timeout)
         return self.entries(message)[0]
 
-    async def listening(self, timeout: float = 90) -> None:  # noqa: ASYNC109  as above
-        """Wait until its HTTP port answers."""
+    async def wait_until_listening(self, timeout: float = 90) -> None:  # noqa: ASYNC109  as above
+        """Wait until its HTTP port responds."""
 
-        async def answers() -> bool:
+        async def responds() -> bool:
             with contextlib.suppress(aiohttp.ClientConnectionError):
                 return bool(await self.get("/livez"))
             return False
 
-        await self.until(answers, timeout)
+        await self.until(responds, timeout)
 
     async def _change(self) -> None:
         """Wait before a condition is checked again."""

@@ -40,7 +40,7 @@ class _Logged(Harness):
         descriptor = self._stream.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
-    def ended(self) -> str:
+    def exit_reason(self) -> str:
         return ""
 
 
@@ -58,7 +58,7 @@ class DeliveryOnly(_Logged):
         self.context = DeliveryContext(settings, self.sink, records, self.buffer, self._metrics)
         self.partitions: dict[str, Partition] = {}
 
-    async def take(self, body: bytes, partition: str = "0") -> None:
+    async def submit(self, body: bytes, partition: str = "0") -> None:
         """Submit the next message of a partition, as the consumer does."""
         target = self.partitions.setdefault(partition, Partition(partition, self.context))
         number = target.last_received.sequence_number + 1 if target.last_received else 0
@@ -87,7 +87,7 @@ class InProcess(_Logged):
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(run(settings, self._stop))
 
-    def ended(self) -> str:
+    def exit_reason(self) -> str:
         return "the forwarder ended" if self._task.done() else ""
 
     async def stop(self) -> None:
@@ -128,7 +128,7 @@ async def forwarding(
         running = InProcess(settings, stream)
         try:
             if settings.http_port:
-                await running.listening()
+                await running.wait_until_listening()
             yield running
         finally:
             await running.stop()

@@ -1,4 +1,4 @@
-"""Compares what was published with what was delivered: the check of every fault test."""
+"""Compares what was published with what was delivered: the assertions of every fault test."""
 
 import json
 import re
@@ -27,11 +27,11 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """Publishes real events and checks their outcome; auditID and stage identify an event."""
+    """Publishes real events and checks their outcome. auditID and stage identify an event."""
 
     def __init__(self, hub: Callable[[], Hub], webhook: Webhook) -> None:
         self.published: dict[Key, Entry] = {}
-        self.refused: set[Key] = set()
+        self.rejected: set[Key] = set()
         """Events that the sink rejects with 400."""
         self.states: set[Path] = set()
         """State directories, where dead letters are kept."""
@@ -45,7 +45,7 @@ class Ledger:
         self._restarts: list[tuple[Stored, Stored]] = []
         self._stored: Stored = {}
         self._read: dict[Path, tuple[tuple[int, int], list[Key]]] = {}
-        webhook.rule = self.answer
+        webhook.rule = self.respond
 
     def publish(
         self,
@@ -53,12 +53,12 @@ class Ledger:
         partition: int | None = None,
         *,
         per_message: int = 10,
-        refuse: int = 0,
+        reject_every: int = 0,
         templates: Sequence[bytes] | None = None,
     ) -> None:
         """Publish events built from templates, to all partitions in turn or to a single one.
 
-        The sink rejects every `refuse`-th of them.
+        The sink rejects every `reject_every`-th of them.
         """
         hub = self._hub()
         for message in events.messages(count, per_message=per_message, events=templates):
@@ -67,15 +67,15 @@ class Ledger:
             for event in message.events:
                 name = key(event)
                 self.published[name] = Entry(log.id, number, event)
-                if refuse and len(self.published) % refuse == 0:
-                    self.refused.add(name)
+                if reject_every and len(self.published) % reject_every == 0:
+                    self.rejected.add(name)
                     self._audit_ids.add(name[0].encode())
 
-    def answer(self, post: Post) -> int:
-        """Return the sink's status for a POST: 400 if it contains an event to reject."""
+    def respond(self, post: Post) -> int:
+        """Return the sink's status for a POST: 400 if it contains a rejected event."""
         return 200 if self._audit_ids.isdisjoint(_AUDIT_ID.findall(post.body)) else 400
 
-    def dead(self) -> Counter[Key]:
+    def dead_lettered(self) -> Counter[Key]:
         """Return the events in dead letters, in state directories and in blobs."""
         files = [one for state in self.states for one in (state / "deadletters").rglob("*.jsonl")]
         found = Counter(name for file in files for name in self._dead_letters(file))
@@ -94,22 +94,24 @@ class Ledger:
 
     def unsettled(self) -> set[Key]:
         """Return the events that are neither delivered nor dead letters."""
-        return self.published.keys() - self._webhook.taken.keys() - self.dead().keys()
+        return self.published.keys() - self._webhook.accepted.keys() - self.dead_lettered().keys()
 
     def unsettled_positions(self) -> list[tuple[str, int, bool]]:
         """List unsettled events: partition, sequence number, and whether the sink rejects them."""
         unsettled = self.unsettled()
-        return sorted((*self.published[name][:2], name in self.refused) for name in unsettled)
+        return sorted((*self.published[name][:2], name in self.rejected) for name in unsettled)
 
-    async def settled(self, timeout: float = 90) -> None:  # noqa: ASYNC109 - reports what is missing
+    async def wait_until_settled(self, timeout: float = 90) -> None:  # noqa: ASYNC109 - reports what is missing
         """Wait until every published event is accounted for."""
-        taken = self._webhook.taken
+        accepted = self._webhook.accepted
         await self._webhook.until(
-            lambda: len(taken) + len(self.refused) >= len(self.published) and not self.unsettled(),
+            lambda: (
+                len(accepted) + len(self.rejected) >= len(self.published) and not self.unsettled()
+            ),
             timeout,
         )
 
-    def restarted(self, stored: Stored) -> None:
+    def reader_restarted(self, stored: Stored) -> None:
         """Note that a reader started at these checkpoints: later messages may be duplicates."""
         self._restarts.append((stored, {log.id: log.last for log in self._hub().partitions}))
 
@@ -120,7 +122,7 @@ class Ledger:
             entry = self.published[name]
             if entry.sequence_number < begins[entry.partition]:
                 self.lost.add(self.published.pop(name)[:2])
-                self.refused.discard(name)
+                self.rejected.discard(name)
 
     def hub_recreated(self) -> dict[Key, Entry]:
         """Note that the hub was recreated; return the unsettled events: lost or in flight."""
@@ -132,15 +134,15 @@ class Ledger:
         return unsettled
 
     def drop_undelivered(self, unsettled: Mapping[Key, Entry]) -> None:
-        """Stop to expect those events of the old hub that were not delivered by now."""
-        done = self._webhook.taken.keys() | self.dead().keys()
+        """Stop expecting the events of the old hub that are not delivered by now."""
+        done = self._webhook.accepted.keys() | self.dead_lettered().keys()
         self.published |= {
             n: e._replace(sequence_number=-1) for n, e in unsettled.items() if n in done
         }
-        self.refused -= unsettled.keys() - done
+        self.rejected -= unsettled.keys() - done
 
-    def judge_checkpoints(self, stored: Stored) -> None:
-        """Assert that all up to a checkpoint is settled, and that none moved back or is missing."""
+    def check_checkpoints(self, stored: Stored) -> None:
+        """Assert that no checkpoint is past an unsettled event, has moved back, or is missing."""
         unsettled = self.unsettled()
         early = {
             name: self.published[name][:2]
@@ -155,10 +157,12 @@ class Ledger:
         assert not back, f"checkpoints went back: {back}"
         self._stored = stored
 
-    def judge_stop(self, stored: Stored) -> None:
+    def check_stop(self, stored: Stored) -> None:
         """Assert that a graceful stop causes no duplicates beyond those of earlier crashes."""
-        self.judge_checkpoints(stored)
-        delivered = [(self.published[name], count) for name, count in self._webhook.taken.items()]
+        self.check_checkpoints(stored)
+        delivered = [
+            (self.published[name], count) for name, count in self._webhook.accepted.items()
+        ]
         duplicates = {
             entry[:2]
             for entry, count in delivered
@@ -169,24 +173,28 @@ class Ledger:
             f"not in the checkpoints {stored}, but delivered: {sorted(duplicates)}"
         )
 
-    def classify(self, *, again: bool = False) -> None:
+    def verify(self, *, duplicates_allowed: bool = False) -> None:
         """Assert that published = delivered + dead letters, and that restarts explain duplicates.
 
-        With `again`, any duplicate is allowed: the sink accepted events without a response.
+        With `duplicates_allowed`, any duplicate passes: the sink accepted POSTs without responding.
         """
-        taken, dead = self._webhook.taken, self.dead()
+        accepted, dead_letters = self._webhook.accepted, self.dead_lettered()
         assert not self.unsettled(), f"{len(self.unsettled())} of {len(self.published)} missing"
-        assert taken.keys() <= self.published.keys(), "events that were not published"
-        assert dead.keys() == self.refused, "dead letters are not what the sink refuses"
-        assert not taken.keys() & dead.keys(), "both delivered and dead letters"
-        changed = [n for n in taken if self._webhook.bytes[n] != self.published[n].event]
+        assert accepted.keys() <= self.published.keys(), "events that were not published"
+        assert dead_letters.keys() == self.rejected, (
+            "dead letters differ from what the sink rejects"
+        )
+        assert not accepted.keys() & dead_letters.keys(), "both delivered and dead letters"
+        changed = [n for n in accepted if self._webhook.bytes[n] != self.published[n].event]
         assert not changed, f"events with changed bytes: {changed}"
         unexplained = {
             name: (count, self.published[name][:2])
-            for name, count in (*taken.items(), *dead.items())
+            for name, count in (*accepted.items(), *dead_letters.items())
             if count > 1 + self._repeats(self.published[name])
         }
-        assert again or not unexplained, f"duplicates that no restart explains: {unexplained}"
+        assert duplicates_allowed or not unexplained, (
+            f"duplicates that no restart explains: {unexplained}"
+        )
 
     def _repeats(self, entry: Entry) -> int:
         """Return the number of restarts at which an event was after the checkpoint."""
@@ -210,7 +218,7 @@ def _events(body: str) -> list[str]:
     return [record["properties"]["log"] for record in json.loads(body)["records"]]
 
 
-def judge_sums(samples: Samples) -> None:
+def check_sums(samples: Samples) -> None:
     """Assert that a forwarder with nothing in flight has an outcome for each record."""
     records = samples.total("aks_audit_records_total")
     outcomes = {o: samples.total("aks_audit_events_total", outcome=o) for o in OUTCOMES}

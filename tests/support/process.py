@@ -28,9 +28,9 @@ class Forwarder(Harness):
         settings: Mapping[str, str],
         *arguments: str,
         app: Path = APP,
-        within: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
-        """Prepare the command; `within` is a wrapper that execs it."""
+        """Prepare the command; `wrapper` is a command prefix that execs it."""
         self.port = int(settings.get("HttpPort", 0)) or free_port()
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -39,7 +39,7 @@ class Forwarder(Harness):
             **settings,
         }
         self.state = Path(settings.get("StateDirectory", "/var/lib/aks-audit"))
-        self.command = (*within, sys.executable, "-m", "forwarder", *arguments)
+        self.command = (*wrapper, sys.executable, "-m", "forwarder", *arguments)
         self.lines: list[str] = []
         """Standard output."""
         self._log: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ class Forwarder(Harness):
         """The lines of standard output that are JSON."""
         return self._log
 
-    def ended(self) -> str:
+    def exit_reason(self) -> str:
         """Return its exit status once all output is read, or "" before."""
         if self.process.returncode is None or not self._readers.done():
             return ""

@@ -1,4 +1,4 @@
-"""A real Prometheus, and promtool: those that `make tools` builds, or those on PATH."""
+"""A real Prometheus, and promtool: built by `make tools`, or found on PATH."""
 
 import asyncio
 import contextlib

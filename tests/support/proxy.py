@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards only to the hosts in `routes` ("HOST:PORT"); `asked` has the requested hosts."""
+    """Forwards only to the hosts in `routes`; `requested` lists all requests, each as HOST:PORT."""
 
-    def __init__(self, *, login: str = "", status: int = 0) -> None:
-        """Require `login`, user:password; with a `status`, refuse every request with it."""
-        self.login = login
+    def __init__(self, *, credentials: str = "", status: int = 0) -> None:
+        """Require `credentials` (user:password); with a `status`, refuse every request with it."""
+        self.credentials = credentials
         self.status = status
         self.routes: dict[str, tuple[str, int]] = {}
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -35,9 +35,9 @@ class Proxy:
             head = await reader.readuntil(b"\r\n\r\n")
             method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
             url = urlsplit(target if "://" in target else f"//{target}")
-            self.asked.append(f"{url.hostname}:{url.port or 80}")
-            status = self.status or (407 if self._lacks_login(head) else 0)
-            route = self.routes.get(self.asked[-1])
+            self.requested.append(f"{url.hostname}:{url.port or 80}")
+            status = self.status or (407 if self._lacks_credentials(head) else 0)
+            route = self.routes.get(self.requested[-1])
             if status or not route:
                 writer.write(
                     f"HTTP/1.1 {status or 502} Refused\r\nContent-Length: 0\r\n\r\n".encode()
@@ -53,9 +53,9 @@ class Proxy:
                 to_writer.write(head.replace(target.encode(), path.encode(), 1))
             await asyncio.gather(_copy(reader, to_writer), _copy(to_reader, writer))
 
-    def _lacks_login(self, head: bytes) -> bool:
-        given = f"Proxy-Authorization: Basic {b64encode(self.login.encode()).decode()}"
-        return bool(self.login) and given.encode() not in head
+    def _lacks_credentials(self, head: bytes) -> bool:
+        given = f"Proxy-Authorization: Basic {b64encode(self.credentials.encode()).decode()}"
+        return bool(self.credentials) and given.encode() not in head
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Reads checkpoint stores from outside of the forwarder."""
+"""Reads checkpoint stores from outside the forwarder."""
 
 import json
 import sqlite3
@@ -84,7 +84,7 @@ async def dead_letters(azurite: Azurite, known: Mapping[str, bytes]) -> dict[str
 
 
 def container(azurite: Azurite) -> ContainerClient:
-    """Return a client of the checkpoint container."""
+    """Return a client for the checkpoint container."""
     return ContainerClient.from_connection_string(azurite.connection_string, CONTAINER)
 
 

@@ -40,7 +40,7 @@ class Post:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response to a POST. Events count as accepted if the status is below 300."""
 
     status: int = 200
@@ -49,12 +49,12 @@ class Answer:
     """Seconds before the response; infinite: none. A disconnected client is not noticed."""
     drop: bool = False
     """Close the connection without a response."""
-    lose: bool = False
+    discard: bool = False
     """Respond as if the events were accepted, but discard them."""
     body: str = ""
 
 
-Rule = Callable[[Post], Answer | int | None]
+Rule = Callable[[Post], Response | int | None]
 
 
 class _List(msgspec.Struct, tag_field="kind", tag="EventList"):
@@ -66,12 +66,12 @@ class _Event(msgspec.Struct, tag_field="kind", tag="Event"):
     apiVersion: str  # noqa: N815  as above
 
 
-class _Stamped(msgspec.Struct):
+class _Timestamped(msgspec.Struct):
     stageTimestamp: datetime  # noqa: N815  as above
 
 
 _decoder = msgspec.json.Decoder(_List | _Event)
-_stamp = msgspec.json.Decoder(_Stamped)
+_timestamped_decoder = msgspec.json.Decoder(_Timestamped)
 
 
 def unpack(body: bytes) -> list[bytes]:
@@ -103,7 +103,7 @@ class Webhook:
     disconnected. With `falco`, it responds 200 before it parses the body: it loses bodies with 300
     levels of nesting and events above 262,144 bytes.
 
-    `stamped` rejects events without a stageTimestamp, which Falco drops.
+    `require_timestamp` rejects events without a stageTimestamp, which Falco drops.
     """
 
     def __init__(  # noqa: PLR0913 - a sink has many options
@@ -113,7 +113,7 @@ class Webhook:
         port: int = 0,
         tls: ssl.SSLContext | None = None,
         fast: bool = False,
-        stamped: bool = False,
+        require_timestamp: bool = False,
         rate: float = math.inf,
         falco: bool = False,
     ) -> None:
@@ -121,14 +121,14 @@ class Webhook:
         self.port = port
         self.tls = tls
         self.fast = fast
-        self.stamped = stamped
+        self.require_timestamp = require_timestamp
         self.rate = rate
         self.falco = falco
         self._turn = asyncio.Lock()
         self.busy = 0.0
         """Seconds spent processing at its rate."""
-        self.taken: Counter[Key] = Counter()
-        """How often each event was accepted."""
+        self.accepted: Counter[Key] = Counter()
+        """Number of times each event was accepted."""
         self.bytes: dict[Key, bytes] = {}
         """Each event as first received."""
         self.posts: list[Post] = []
@@ -137,7 +137,7 @@ class Webhook:
         """Number of events of each accepted POST, in order."""
         self.statuses: Counter[int] = Counter()
         """Responses by status; 0 for none."""
-        self.answers: deque[Answer | int] = deque()
+        self.responses: deque[Response | int] = deque()
         """Responses to the next POSTs, one each; they take precedence over `rule`."""
         self.rule: Rule | None = None
         """Called for each POST; None accepts it."""
@@ -156,7 +156,7 @@ class Webhook:
     @property
     def duplicates(self) -> int:
         """Number of repeated deliveries of events."""
-        return self.total - len(self.taken)
+        return self.total - len(self.accepted)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -166,7 +166,7 @@ class Webhook:
         await self.stop()
 
     async def start(self) -> None:
-        """Start to listen; after a stop, on the same port."""
+        """Start listening; after a stop, on the same port."""
         server = web.Server(self._handle, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.01)  # 0 waits forever
         await self._runner.setup()
@@ -184,8 +184,8 @@ class Webhook:
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"after {timeout} s: {len(self.taken)} events in {self.total} taken, "
-                    f"answers {dict(self.statuses)}"
+                    f"after {timeout} s: {len(self.accepted)} events in {self.total} deliveries, "
+                    f"responses {dict(self.statuses)}"
                 )
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -196,30 +196,30 @@ class Webhook:
         post = Post(time.monotonic(), request.method, request.path, request.headers, body)
         if post.path == "/stats":
             stats = {"events": self.total, "posts": sum(self.statuses.values())}
-            return web.json_response(stats | {"distinct": len(self.taken), "first": self.first})
+            return web.json_response(stats | {"distinct": len(self.accepted), "first": self.first})
         if post.path == "/events":
             return web.json_response(
                 [
-                    [*name, self.taken[name], hashlib.sha256(event).hexdigest()]
+                    [*name, self.accepted[name], hashlib.sha256(event).hexdigest()]
                     for name, event in self.bytes.items()
                 ]
             )
-        answer = await self._answer(post)
+        response = await self._respond(post)
         if not self.fast:
             self.posts.append(post)
-        self.statuses[0 if answer.drop else answer.status] += 1
+        self.statuses[0 if response.drop else response.status] += 1
         self._changed.set()
-        if answer.drop and request.transport:
+        if response.drop and request.transport:
             request.transport.abort()
-        return web.Response(status=answer.status, headers=answer.headers, text=answer.body)
+        return web.Response(status=response.status, headers=response.headers, text=response.body)
 
-    async def _answer(self, post: Post) -> Answer:
-        chosen = self.answers.popleft() if self.answers else self.rule and self.rule(post)
-        answer = Answer(chosen) if isinstance(chosen, int) else chosen or Answer()
-        if answer.delay:
-            await asyncio.sleep(answer.delay)
-        if answer.drop or answer.status >= 300:
-            return answer
+    async def _respond(self, post: Post) -> Response:
+        chosen = self.responses.popleft() if self.responses else self.rule and self.rule(post)
+        response = Response(chosen) if isinstance(chosen, int) else chosen or Response()
+        if response.delay:
+            await asyncio.sleep(response.delay)
+        if response.drop or response.status >= 300:
+            return response
         if rejection := self._validate(post):
             return rejection
         if self.fast:
@@ -230,25 +230,25 @@ class Webhook:
                 events = self._parse(post.body)
                 keys = [key(event) for event in events]
             except msgspec.MsgspecError as error:
-                return Answer(400, body=str(error))
+                return Response(400, body=str(error))
             count = len(events)
             await self._serve(count)
-            if not answer.lose:
-                self.taken.update(keys)
+            if not response.discard:
+                self.accepted.update(keys)
                 for name, event in zip(keys, events, strict=True):
                     self.bytes.setdefault(name, event)
-        self.total += 0 if answer.lose else count
+        self.total += 0 if response.discard else count
         self.first = self.first or time.time()
         self.sizes.append(count)
-        return answer
+        return response
 
     def _parse(self, body: bytes) -> list[bytes]:
         if self.falco and _depth(body) >= _FALCO_LEVELS:
             return []
         events = [one for one in unpack(body) if not self.falco or len(one) <= _FALCO_BYTES]
-        if self.stamped:
+        if self.require_timestamp:
             for event in events:
-                _stamp.decode(event)
+                _timestamped_decoder.decode(event)
         return events
 
     async def _serve(self, events: int) -> None:
@@ -259,18 +259,18 @@ class Webhook:
                 self.busy += time.monotonic() - began
 
     @staticmethod
-    def _validate(post: Post) -> Answer | None:
+    def _validate(post: Post) -> Response | None:
         if post.method != "POST":
-            return Answer(405, body="POST only")
+            return Response(405, body="POST only")
         if post.headers.get("Content-Type") != "application/json":
-            return Answer(400, body="Content-Type must be application/json")
+            return Response(400, body="Content-Type must be application/json")
         if len(post.body) > MAX_BODY:
-            return Answer(400, body="above 12 MiB")
+            return Response(400, body="above 12 MiB")
         return None
 
 
 async def _serve(host: str, port: int) -> None:
-    async with Webhook(host=host, port=port, stamped=True) as webhook:
+    async with Webhook(host=host, port=port, require_timestamp=True) as webhook:
         print(webhook.url, flush=True)  # noqa: T201  the parent process reads it
         await asyncio.Event().wait()
 

@@ -191,7 +191,7 @@ async def test_each_entry_in_text_format_is_one_line_for_any_event(env: Environm
 def redirected(env: Environment, to: str, **settings: str) -> Forwarder:
     """Return a forwarder whose standard output is redirected by the shell."""
     return Forwarder(
-        env.settings(None, **settings), within=("sh", "-c", f'exec "$@" {to}', "forwarder")
+        env.settings(None, **settings), wrapper=("sh", "-c", f'exec "$@" {to}', "forwarder")
     )
 
 
@@ -203,7 +203,7 @@ async def test_a_log_that_nothing_reads_blocks_neither_delivery_nor_sigterm(
     reader = os.open(fifo, os.O_RDWR)  # held open, and never read
     async with redirected(env, f"> {fifo}", VerboseLevel="4") as forwarder:
         env.ledger.publish(30_000)
-        await env.webhook.until(lambda: len(env.webhook.taken) == 30_000)
+        await env.webhook.until(lambda: len(env.webhook.accepted) == 30_000)
         dropped = (await forwarder.metrics()).total("aks_audit_log_entries_dropped_total")
         assert 0 < dropped < 30_000
         forwarder.terminate()

@@ -3,9 +3,9 @@
 SIGUSR1 moves the wall clock (`time.time`) an hour ahead, SIGUSR2 an hour back. This affects every
 wait in the forwarder and its libraries that does not use the monotonic clock.
 
-With SYNC_WAITS_FOR, fsync waits while another process has a lock on the file of this name.
+With FSYNC_LOCK_FILE, fsync waits while another process has a lock on the file of this name.
 
-With DIES_OF, the JSON decoder crashes with SIGSEGV on a text that contains these characters.
+With CRASH_ON, the JSON decoder crashes with SIGSEGV on a text that contains these characters.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ time.time_ns = lambda: _real[1]() + _ahead * 10**9
 for _number in (signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, _jump)
 
-if _fatal_text := os.environ.get("DIES_OF", "").encode():
+if _fatal_text := os.environ.get("CRASH_ON", "").encode():
     import msgspec
 
     class _Decoder:
@@ -44,7 +44,7 @@ if _fatal_text := os.environ.get("DIES_OF", "").encode():
     _decoder: Any = msgspec.json.Decoder
     msgspec.json.Decoder = _Decoder  # type: ignore[assignment,misc]
 
-if _lock_file := os.environ.get("SYNC_WAITS_FOR", ""):
+if _lock_file := os.environ.get("FSYNC_LOCK_FILE", ""):
     _fsync = os.fsync
 
     def _sync(file: Any) -> None:

@@ -21,17 +21,17 @@ class Faults:
         self._left: list[float] = []  # remaining uses of each refusal
         self._quiet: set[str] = set()
         self.mute_next: Counter[str] = Counter()
-        """Number of next receivers that get no messages, by partition."""
-        self.text = "by order"
+        """Number of upcoming receivers that get no messages, by partition."""
+        self.error_description = "injected fault"
         """The description of every error."""
         self.silent = False
         self.delay = 0.0
         """Seconds before a message is delivered, from its enqueued time or from the client's last
         credit, whichever is later."""
-        self.clock = 0.0
+        self.clock_offset = 0.0
         """Seconds that the server's clock is ahead. Affects token expiry and HTTP dates."""
         self.duplicates = 0
-        """Number of next messages that are delivered twice."""
+        """Number of upcoming messages that are delivered twice."""
         self.drop_after: int | None = None
         """All connections drop after this number of transfer frames, counted over all of them."""
         self.cut_off: int | None = None
@@ -78,7 +78,7 @@ class Faults:
         for receiver in self._server.receivers:
             receiver.mute |= receiver.partition == str(partition)
 
-    def wake(self) -> None:
+    def resume(self) -> None:
         """Resume reading and delivering, for all partitions."""
         self.silent = False
         self._quiet.clear()
@@ -131,7 +131,7 @@ class Faults:
         """Detach the receivers of a hub or partition, all if neither is given, with an error."""
         for receiver in list(self._server.receivers):
             if hub in {None, receiver.hub} and partition in {None, int(receiver.partition)}:
-                receiver.detach(AmqpError(condition, self.text))
+                receiver.detach(AmqpError(condition, self.error_description))
 
     def refuse_connections(self) -> None:
         """Stop listening: new TCP connections are refused, open ones stay."""

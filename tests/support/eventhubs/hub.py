@@ -46,7 +46,7 @@ class Partition:
         self.last = -1  # sequence number
         self.last_offset = "-1"
         self.last_enqueued = _NEVER
-        self.refuses: dict[str, str] = {}
+        self.position_errors: dict[str, str] = {}
         """Errors for receivers that start at a position, by annotation, such as `x-opt-offset`."""
         self.readers: set[Reader] = set()
         self._end = _FIRST_OFFSET
@@ -95,7 +95,7 @@ class Partition:
             name, operator, literal = selector.split(" ", 2)
             value = literal.strip("'")
             if value not in {"-1", "@latest"} and (
-                refusal := self.refuses.get(name.rpartition(".")[2])
+                refusal := self.position_errors.get(name.rpartition(".")[2])
             ):
                 raise AmqpError(refusal, f"The supplied {name} '{value}' is invalid")
             if value in {"-1", "@latest"}:

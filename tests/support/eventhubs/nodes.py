@@ -52,10 +52,10 @@ def _put_token(session: "Session", request: Incoming) -> None:
     refusal = server.faults.refusal("put-token")
     if isinstance(refusal, str):
         for link in list(session.links.values()):
-            link.detach(AmqpError(refusal, server.faults.text))
+            link.detach(AmqpError(refusal, server.faults.error_description))
         return
     if refusal is not None:
-        raise _RequestError(refusal, server.faults.text)
+        raise _RequestError(refusal, server.faults.error_description)
     if request.application[b"type"] == b"jwt":  # of Entra ID: it cannot be verified here
         claims[_hub(request.application[b"name"].decode())] = _RIGHTS
     else:
@@ -72,7 +72,7 @@ def _claim(session: "Session", signed_token: bytes) -> None:
     digest = b64encode(hmac.digest(server.keys.get(key_name, "").encode(), signed, "sha256"))
     if key_name not in server.keys or digest != unquote(fields["sig"]).encode():
         raise _RequestError(401, f"InvalidSignature: The token has an invalid signature. {_TRACE}")
-    if int(fields["se"]) < time.time() + server.faults.clock:
+    if int(fields["se"]) < time.time() + server.faults.clock_offset:
         raise _RequestError(401, f"ExpiredToken: The token is expired. {_TRACE}")
     resource = unquote(fields["sr"])
     hub = _hub(resource)
@@ -85,7 +85,7 @@ def _read(session: "Session", request: Incoming) -> dict[str, Any]:
     server = session.connection.server
     refusal = server.faults.refusal("management")
     if refusal is not None:
-        raise _RequestError(int(refusal), server.faults.text)
+        raise _RequestError(int(refusal), server.faults.error_description)
     token = request.application.get(b"security_token", b"")
     if token.startswith(b"SharedAccessSignature "):  # the Java client does not use $cbs
         _claim(session, token)

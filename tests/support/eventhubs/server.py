@@ -65,7 +65,7 @@ class Server:
         return Connection(self)
 
     async def listen(self) -> None:
-        """Start to accept connections, on the same port as before."""
+        """Start accepting connections, on the same port as before."""
         if self._listener is None:
             self._listener = await asyncio.get_running_loop().create_server(
                 self.connection, self.host, self.port, ssl=self._tls

@@ -148,7 +148,7 @@ class Session:
     def _admit(self, right: str, hub: str, partition: str | None) -> None:
         refusal = self.connection.server.faults.refusal("attach", hub, partition)
         if refusal:
-            raise AmqpError(str(refusal), self.connection.server.faults.text)
+            raise AmqpError(str(refusal), self.connection.server.faults.error_description)
         if not self.connection.allows(right, hub):
             raise AmqpError(
                 "amqp:unauthorized-access",

@@ -17,7 +17,7 @@ def take_over(server: "Server", transport: asyncio.Transport, data: bytes) -> No
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
         if request.path != "/$servicebus/websocket":
-            date = formatdate(time.time() + server.faults.clock, usegmt=True)
+            date = formatdate(time.time() + server.faults.clock_offset, usegmt=True)
             return web.Response(status=404, headers={"Date": date})
         outer = web.WebSocketResponse(protocols=("AMQPWSB10",), max_msg_size=0)
         await outer.prepare(request)

@@ -9,26 +9,26 @@ import pytest
 
 from forwarder.checkpoints.quarantine import Quarantine
 from support.environment import environment
-from support.ledger import judge_sums
-from support.webhook import Answer
+from support.ledger import check_sums
+from support.webhook import Response
 
 
 async def test_kills_from_outside_quarantine_no_message(tmp_path: Path) -> None:
     """The sink hangs, so nothing is acknowledged, and the process is killed repeatedly."""
     async with environment(tmp_path, partitions=2) as env:
-        env.webhook.rule = lambda _: Answer(503, delay=math.inf)
+        env.webhook.rule = lambda _: Response(503, delay=math.inf)
         env.ledger.publish(2, per_message=1)
         for _ in range(8):
             async with env.forwarder() as forwarder:
                 await forwarder.wait_for("hub message")
                 await asyncio.sleep(0.3)
         assert forwarder.entries("the process died again and again")
-        env.webhook.rule = env.ledger.answer
+        env.webhook.rule = env.ledger.respond
         async with env.forwarder() as forwarder:
-            await env.ledger.settled()
+            await env.ledger.wait_until_settled()
             await forwarder.wait_for("messages are processed concurrently again")
-            judge_sums(await forwarder.metrics())
-        env.ledger.classify()
+            check_sums(await forwarder.metrics())
+        env.ledger.verify()
 
 
 async def test_restarts_without_messages_do_not_count_as_crashes(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ async def test_delivery_continues_if_the_quarantine_file_cannot_be_written(tmp_p
     (tmp_path / "poison.json").mkdir()
     async with environment(tmp_path) as env, env.forwarder() as forwarder:
         env.ledger.publish(100)
-        await env.ledger.settled()
+        await env.ledger.wait_until_settled()
         forwarder.terminate()
         assert await forwarder.wait() == 0
         assert forwarder.entries("starts cannot be counted")
-        env.ledger.classify()
+        env.ledger.verify()
 
 
 @pytest.mark.parametrize(

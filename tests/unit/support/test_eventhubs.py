@@ -303,7 +303,7 @@ async def test_expired_messages_are_skipped_and_sequence_numbers_continue(server
         await attached(server)
         partition.expire(3)
         assert (partition.begin, partition.last) == (3, 4)
-        server.faults.wake()
+        server.faults.resume()
         async with Reader(server, 0) as after:
             for reader in (behind, after):
                 await reader.receive(2)
@@ -557,7 +557,7 @@ async def test_a_silent_server_delivers_nothing_until_it_wakes(server: Server) -
         await asyncio.sleep(QUIET)
         assert not reader.events
         assert server.connections
-        server.faults.wake()
+        server.faults.resume()
         await reader.receive(3)
 
 
@@ -570,7 +570,7 @@ async def test_a_silent_server_responds_to_neither_old_nor_new_connections(serve
         writer.write(SASL)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), QUIET)
-    server.faults.wake()
+    server.faults.resume()
     for reader, writer in ((old, old_writer), (new, new_writer)):
         assert await asyncio.wait_for(reader.readexactly(8), DEADLINE) == SASL
         writer.close()
@@ -584,7 +584,7 @@ async def test_one_silent_partition_does_not_affect_the_others(server: Server) -
         await other.receive(2)
         await asyncio.sleep(QUIET)
         assert not silent.events
-        server.faults.wake()
+        server.faults.resume()
         await silent.receive(2)
 
 

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from support import events
-from support.webhook import MAX_BODY, Answer, Webhook
+from support.webhook import MAX_BODY, Response, Webhook
 
 JSON = {"Content-Type": "application/json"}
 FEW = list(events.real_events()[:3])
@@ -40,7 +40,7 @@ async def test_it_records_each_event_byte_for_byte_and_how_often_it_arrived(
     assert await post(client, webhook.url, event_list(FEW)) == 200
     assert await post(client, webhook.url, FEW[0]) == 200
     assert [webhook.bytes[events.key(event)] for event in FEW] == FEW
-    assert webhook.taken[events.key(FEW[0])] == 2
+    assert webhook.accepted[events.key(FEW[0])] == 2
     assert (webhook.total, webhook.duplicates, webhook.sizes) == (4, 1, [3, 1])
 
 
@@ -77,7 +77,7 @@ async def test_it_refuses_what_a_strict_sink_refuses(  # noqa: PLR0913, PLR0917 
 async def test_queued_answers_take_precedence_over_the_rule(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
-    webhook.answers.extend([Answer(429, {"Retry-After": "7"}), 503])
+    webhook.responses.extend([Response(429, {"Retry-After": "7"}), 503])
     webhook.rule = lambda post: 400 if FEW[1] in post.body else None
     async with client.post(webhook.url, data=FEW[0], headers=JSON) as response:
         assert (response.status, response.headers["Retry-After"]) == (429, "7")
@@ -91,7 +91,9 @@ async def test_queued_answers_take_precedence_over_the_rule(
 async def test_it_closes_the_connection_hangs_or_loses_events_on_request(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
-    webhook.answers.extend([Answer(drop=True), Answer(delay=math.inf), Answer(lose=True)])
+    webhook.responses.extend(
+        [Response(drop=True), Response(delay=math.inf), Response(discard=True)]
+    )
     with pytest.raises(aiohttp.ServerDisconnectedError):
         await post(client, webhook.url, FEW[0])
     with pytest.raises(TimeoutError):
@@ -104,9 +106,9 @@ async def test_it_stops_with_its_connections_and_restarts_on_the_same_port(
     webhook: Webhook, client: aiohttp.ClientSession
 ) -> None:
     assert await post(client, webhook.url, FEW[0]) == 200
-    webhook.answers.append(Answer(delay=math.inf))
+    webhook.responses.append(Response(delay=math.inf))
     hanging = asyncio.create_task(post(client, webhook.url, FEW[1]))
-    await webhook.until(lambda: not webhook.answers)
+    await webhook.until(lambda: not webhook.responses)
     await webhook.stop()
     with pytest.raises(aiohttp.ClientError):
         await hanging
@@ -123,7 +125,7 @@ async def test_until_wakes_up_with_a_post_and_reports_what_was_received(
     waiting = asyncio.create_task(webhook.until(lambda: webhook.total == 3))
     await post(client, webhook.url, event_list(FEW))
     await waiting
-    with pytest.raises(TimeoutError, match="3 events in 3 taken"):
+    with pytest.raises(TimeoutError, match="3 events in 3 deliveries"):
         await webhook.until(lambda: False, timeout=0.1)
 
 
@@ -161,7 +163,7 @@ async def test_the_fast_mode_counts_the_same(client: aiohttp.ClientSession) -> N
 async def test_it_refuses_an_event_without_a_stage_timestamp_if_configured(
     client: aiohttp.ClientSession,
 ) -> None:
-    async with Webhook(stamped=True) as webhook:
+    async with Webhook(require_timestamp=True) as webhook:
         assert await post(client, webhook.url, FEW[0]) == 200
         unstamped = FEW[1].replace(b'"stageTimestamp":', b'"stagetimestamp":')
         assert await post(client, webhook.url, event_list([FEW[0], unstamped])) == 400
