@@ -550,7 +550,7 @@ def test_a_file_that_another_process_locks_is_not_treated_as_damaged(path: Path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StateError, match=r"is on \w+, .* locked; use a disk"):
+        with pytest.raises(StateError, match=r"is on \w+: .* locked; use a disk"):
             EmbeddedCheckpointStore(path)
     assert stored(path) == [checkpoint(5)]
 
