@@ -369,6 +369,7 @@ def _cbs(text: str) -> AuthenticationError:
         (_link("amqp:not-found", "could not be found"), "key", "hub", "eventhub list"),
         (_link("amqp:not-found", "could not be found"), "group", "group", "consumer-group create"),
         (_link("com.microsoft:server-busy", f"Throttled. {TRACE}"), "key", "busy", "throughput"),
+        (_link("com.microsoft:server-busy", "Throttled."), "claims", "busy", "throughput"),
         (_link("com.microsoft:timeout", f"No answer. {TRACE}"), "key", "interrupted", "passes"),
         (_link("amqp:link:detach-forced", "by the broker"), "key", "interrupted", "passes"),
         (_cbs("429\nDescription: later"), "key", "busy", "none if it passes"),
@@ -399,6 +400,7 @@ def test_client_errors_are_diagnosed(error: Exception, login: str, kind: str, re
         "hub's key": {"EhubNamespaceConnectionString": f"{CONNECTION_STRING};EntityPath={HUB}"},
         "entra": {"EventHubNamespace": "ns.servicebus.windows.net"},
         "group": {"EhubNamespaceConnectionString": CONNECTION_STRING, "ConsumerGroup": "audit"},
+        "claims": {"EhubNamespaceConnectionString": CONNECTION_STRING, "ConsumerGroup": "claims"},
     }
     found = causes.of_hub(error, Settings.from_env(logins[login]))
     assert found.kind == kind

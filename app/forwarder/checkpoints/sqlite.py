@@ -87,20 +87,21 @@ class EmbeddedCheckpointStore:
             if self._closing:
                 raise sqlite3.OperationalError("the file is being closed")
             try:
-                with self._database:
-                    return self._database.execute(statement, values).fetchall()
+                return self._run(statement, *values)
             except sqlite3.OperationalError as error:
-                code = getattr(error, "sqlite_errorcode", None)
-                if code != sqlite3.SQLITE_READONLY_DBMOVED:
+                if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_DBMOVED:
                     raise
             self._replace()
-            with self._database:
-                return self._database.execute(statement, values).fetchall()
+            return self._run(statement, *values)
+
+    def _run(self, statement: str, *values: str) -> list[tuple[str, ...]]:
+        with self._database:
+            return self._database.execute(statement, values).fetchall()
 
     def _replace(self) -> None:
         """Recreate the file, which was deleted or replaced while it was open."""
         log.error("checkpoints were deleted or moved, they are written again", file=str(self._path))
-        rows = self._database.execute("SELECT key, value FROM checkpoint").fetchall()
+        rows = self._run("SELECT key, value FROM checkpoint")
         database = _open(self._path)
         with database:
             database.executemany(_WRITE, rows)

@@ -235,8 +235,11 @@ def _http(kind: str, host: str, port: int, proxy: str, **more: object) -> Diagno
 
 
 def _look_up(error: BaseException, part: str, names: Mapping[str, str], login: str) -> Diagnosis:
-    """Return the diagnosis by the patterns of a part, which can also match login and group."""
+    """Return the diagnosis by the patterns of a part.
+
+    The first line that they search is the kind of login, and `$Default` if that is the group.
+    """
     texts = {name: text.format_map(names) for name, text in TEXTS["texts"][login].items()}
-    kinds = f"{login} {names.get('group', '').lower()}".rstrip()
-    found = first_match(TEXTS[part], f"{kinds}\n{without_names(error)}", {**names, **texts})
+    kind = f"{login} $Default" if names.get("group", "").lower() == "$default" else login
+    found = first_match(TEXTS[part], f"{kind}\n{without_names(error)}", {**names, **texts})
     return found or Diagnosis("other", log.describe(error))
